@@ -1,0 +1,269 @@
+"""The ``mifuse`` command: every subcommand parses flags into a step's configuration, runs it, prints its result.
+
+The flags of a subcommand are the fields of its configuration dataclass; nothing is listed here a second time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+import mifuse_cli
+from mifuse_cli import config as configs
+from mifuse_cli import console
+from mifuse_cli.errors import MifuseError
+
+_EPILOG = (
+    "Every option can also be set by MIFUSE_OPTION or MIFUSE_COMMAND_OPTION in the environment, or in the YAML "
+    "file of --config; flags win over the environment, the environment over the file. Exit codes: 0 ok, 1 bug, "
+    "2 usage, 3 bad input, 4 schema or lineage mismatch, 5 remote service failed (answers are kept), "
+    "6 dependency or GPU missing, 130 interrupted."
+)
+
+app = typer.Typer(
+    help="Adapt a speech emotion model to unlabelled audio with the help of an audio-language model.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    if version:
+        print(f"mifuse {mifuse_cli.__version__}")
+        raise typer.Exit
+
+
+def command(name: str, example: str) -> Callable[[Callable[[Any], str]], None]:
+    """Register the step ``name`` as a subcommand; the decorated function writes its result for people."""
+
+    def register(report: Callable[[Any], str]) -> None:
+        module_name = name.replace("-", "_")
+        module = import_module(f"mifuse_cli.steps.{module_name}")
+        stem = "".join(part.capitalize() for part in name.split("-"))
+        config_type: type[configs.StepConfig] = getattr(module, f"{stem}Config")
+        step = getattr(module, module_name)
+
+        def run(json: bool, quiet: bool, config: Path | None, **values: Any) -> None:
+            try:
+                with console.progress_bar(quiet) as progress:
+                    result = step(config_type(**values), progress=progress)
+            except MifuseError as error:
+                console.error(str(error))
+                raise typer.Exit(error.exit_code) from None
+            except KeyboardInterrupt:
+                console.error("interrupted; run the same command again to go on")
+                raise typer.Exit(130) from None
+            if not quiet:
+                for text in getattr(result, "notes", ()):
+                    console.note(text)
+            if json:
+                print(console.as_json(result))
+            elif not quiet:
+                if getattr(result, "up_to_date", False):
+                    console.note(f"{result.out} is up to date")
+                print(report(result))
+
+        run.__signature__ = _signature(name, config_type)  # type: ignore[attr-defined]
+        run.__annotations__ = {}
+        app.command(name, help=inspect.getdoc(config_type), epilog=f"Example: {example}")(run)
+
+    return register
+
+
+def _signature(name: str, config_type: type[configs.StepConfig]) -> inspect.Signature:
+    """Keyword parameters of a command: the configuration's fields, then what every command has."""
+    hints = get_type_hints(config_type)
+    parameters = []
+    common = {field.name for field in dataclasses.fields(configs.StepConfig)}
+    for field in sorted(dataclasses.fields(config_type), key=lambda field: field.name in common):
+        required = field.default is dataclasses.MISSING
+        flag = "--" + field.name.replace("_", "-")
+        described: Any = typer.Option(
+            *([flag, "-o"] if field.name == "out" else [flag]),
+            help=field.metadata["help"],
+            envvar=[f"MIFUSE_{name.replace('-', '_')}_{field.name}".upper(), f"MIFUSE_{field.name}".upper()],
+            show_envvar=False,
+            show_default=not required and field.default not in ("", None) and field.default is not False,
+        )
+        if name == "show" and field.name == "file":
+            described = typer.Argument(help=field.metadata["help"], show_default=False)
+        default = inspect.Parameter.empty if required else field.default
+        parameters.append((field.name, Annotated[hints[field.name], described], default))
+    parameters.append(("config", Annotated[Path | None, _config_option(config_type)], None))
+    parameters.append(
+        ("json", Annotated[bool, typer.Option("--json", help="Print the result as JSON.")], False)
+    )
+    quiet_help = "Print nothing but errors and --json."
+    parameters.append(("quiet", Annotated[bool, typer.Option("--quiet", "-q", help=quiet_help)], False))
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Signature(
+        [inspect.Parameter(n, kind, annotation=annotation, default=d) for n, annotation, d in parameters]
+    )
+
+
+def _config_option(config_type: type[configs.StepConfig]) -> Any:
+    def read(ctx: typer.Context, path: Path | None) -> Path | None:
+        if path is not None:
+            try:
+                ctx.default_map = configs.read_yaml(path, config_type)
+            except MifuseError as error:
+                console.error(str(error))
+                raise typer.Exit(error.exit_code) from None
+        return path
+
+    help = "YAML file of options; unknown ones are an error."
+    return typer.Option("--config", "-c", is_eager=True, callback=read, help=help, show_default=False)
+
+
+@command(
+    "train-source", "mifuse train-source --manifest emodb/metadata.csv --encoder logmel --out exp/source"
+)
+def _(result) -> str:
+    return console.describe(
+        {
+            "checkpoint": result.out,
+            "trained on": f"{result.clips} clips",
+            "validation": f"{result.validation_clips} clips of {result.validation_speakers} speakers, before the last training",
+            "epochs": result.epochs,
+            "validation UA": f"{100 * result.validation_ua:.1f} %",
+            "temperature": result.temperature,
+        }
+    )
+
+
+@command("query-lalm", "mifuse query-lalm --wav-dir ravdess/audio --n-samples 5 --model gpt-audio --out lalm.h5")
+def _(result) -> str:
+    return console.describe(
+        {
+            "artifact": result.out,
+            "clips": f"{result.clips}, {result.without_answer} of them without a valid answer",
+            "answers": f"{result.clips * result.samples}, {result.asked} of them asked now",
+            "by outcome": result.statuses,
+            "mean MI": f"{result.mean_mi:.4f} nats",
+            "tokens": result.tokens,
+        }
+    )
+
+
+@command(
+    "sample-source", "mifuse sample-source --model exp/source --manifest ravdess/metadata.csv --out source.h5"
+)
+def _(result) -> str:
+    return console.describe(
+        {
+            "artifact": result.out,
+            "clips": result.clips,
+            "dropout passes": result.samples,
+            "mean MI": f"{result.mean_mi:.4f} nats",
+            "predicted marginal": result.marginal,
+        }
+    )
+
+
+@command("fuse", "mifuse fuse --lalm lalm.h5 --source source.h5 --weighting mi --out fused.h5")
+def _(result) -> str:
+    return console.describe(
+        {
+            "artifact": result.out,
+            "clips": f"{result.clips}, {result.fallbacks} of them without a LALM answer",
+            "mean MI (nats)": result.mean_mi,
+            "mean weight": result.mean_weight,
+            "teachers agree": f"{100 * result.agreement:.1f} % of clips",
+            "fused marginal": result.marginal,
+        }
+    )
+
+
+@command(
+    "train",
+    "mifuse train --fused fused.h5 --model exp/source --manifest ravdess/metadata.csv --out exp/student",
+)
+def _(result) -> str:
+    return console.describe(
+        {
+            "checkpoint": result.out,
+            "method": result.method,
+            "trained on": f"{result.clips} clips, {result.epochs} epochs, last epoch saved",
+            "last losses": result.losses,
+            "predicted marginal": result.marginal,
+        }
+    )
+
+
+@command("evaluate", "mifuse evaluate --model exp/student --manifest ravdess/metadata.csv --out eval.h5")
+def _(result) -> str:
+    m = result.metrics
+    scores = console.describe(
+        {
+            "UA": f"{100 * m['ua']:.2f} %  [{100 * m['ua_low']:.2f}, {100 * m['ua_high']:.2f}] "
+            f"95 % bootstrap over {m['interval']}",
+            "WA": f"{100 * m['wa']:.2f} %",
+            "macro F1": f"{100 * m['macro_f1']:.2f} %",
+            "ECE": m["ece"],
+            "protocol": result.signature,
+        }
+    )
+    names = [*result.classes, "none"] if m["missing"] else list(result.classes)
+    rows = [
+        [
+            name,
+            *map(str, counts[: len(names)]),
+            "-" if recall is None else f"{100 * recall:.1f} %",
+            f"{share:.3f}",
+        ]
+        for name, counts, recall, share in zip(
+            result.classes, result.confusion, m["recall"], m["marginal"], strict=True
+        )
+    ]
+    header = ["true, by predicted", *names, "recall", "marginal"]
+    return f"{scores}\n\n{console.table(header, rows)}"
+
+
+@command("show", "mifuse show fused.h5")
+def _(result) -> str:
+    general = console.describe(
+        {
+            "file": result.file,
+            "kind": f"{result.kind}, schema {result.schema_version}",
+            "classes": result.classes,
+            "made": f"{result.created} by mifuse {result.versions.get('mifuse', '?')}, seed {result.seed}",
+            "command": result.command,
+            "content": f"sha256 {result.sha256}",
+            **result.counts,
+        }
+    )
+    datasets = [
+        [name, d["axes"], " x ".join(map(str, d["shape"])), d["holds"]] for name, d in result.datasets.items()
+    ]
+    parts = [general, console.table(["dataset", "axes", "shape", "holds"], datasets)]
+    if result.parents:
+        rows = [[p["role"], p["path"], p["sha256"][:12], p["state"]] for p in result.parents]
+        parts.append(console.table(["parent", "path", "sha256", "state"], rows))
+    if result.parameters:
+        parts.append("parameters\n" + _indented(result.parameters))
+    if result.config:
+        parts.append("configuration\n" + _indented(result.config))
+    return "\n\n".join(parts)
+
+
+def _indented(pairs: dict[str, Any]) -> str:
+    return "\n".join(f"  {line}" for line in console.describe(pairs).splitlines())
+
+
+def main() -> None:
+    """Entry point of the ``mifuse`` console script."""
+    app()

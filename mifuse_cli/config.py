@@ -1,0 +1,140 @@
+"""Step configurations: one frozen dataclass is the flag list, the YAML keys and the stored provenance.
+
+A field made with `option` carries its help text; the command line, the check of ``--config`` files and
+the ``config`` attribute of every artifact are all read off the dataclass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from mifuse_cli.errors import UsageError
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many pieces are done, and how many there are."""
+
+
+def option(default: Any = dataclasses.MISSING, help: str = "", *, settles: bool = True) -> Any:
+    """Dataclass field that is a command-line option.
+
+    Args:
+        default: value when nothing is given; without it the option is required.
+        help: one sentence for ``--help``.
+        settles: whether the value has a say in the result (``--force`` has none). Only such options are
+            compared when ``--update`` asks whether an output is still what the configuration would give.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "settles": settles})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """Options that every step has."""
+
+    seed: int = option(0, "Seed of every random draw in this step.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.", settles=False)
+    force: bool = option(False, "Overwrite an existing --out.", settles=False)
+    update: bool = option(
+        False, "Do nothing if --out is what these settings and inputs give; else make it anew.", settles=False
+    )
+
+    def __post_init__(self) -> None:
+        """Turn path strings into paths, then let the subclass list what is wrong with its values."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if "Path" in str(field.type) and isinstance(value, str):
+                object.__setattr__(self, field.name, Path(value))
+        problems = list(self.problems())
+        if problems:
+            raise UsageError("; ".join(problems))
+
+    def problems(self) -> Iterable[str]:
+        """Sentences about values that make no sense, all of them."""
+        return ()
+
+
+def as_dict(config: StepConfig) -> dict[str, Any]:
+    """The resolved configuration as JSON types."""
+    return {
+        field.name: str(value) if isinstance(value := getattr(config, field.name), Path) else value
+        for field in dataclasses.fields(config)
+    }
+
+
+def settings(config: StepConfig) -> dict[str, Any]:
+    """The part of the configuration that settles the result; input files are compared by content instead."""
+    values = as_dict(config)
+    return {
+        field.name: values[field.name]
+        for field in dataclasses.fields(config)
+        if field.metadata.get("settles", True) and "Path" not in str(field.type)
+    }
+
+
+def one_of(flag: str, value: str, allowed: Iterable[str]) -> Iterable[str]:
+    """A problem sentence if ``value`` is not allowed, with the nearest allowed name."""
+    names = list(allowed)
+    if value not in names:
+        near = get_close_matches(value, names, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        yield f"{flag} {value!r}: expected one of {', '.join(names)}{hint}"
+
+
+def at_least(flag: str, value: float, lowest: float) -> Iterable[str]:
+    """A problem sentence if ``value`` is below ``lowest``."""
+    if not value >= lowest:
+        yield f"{flag} {value}: expected {lowest} or more"
+
+
+def between(flag: str, value: float, low: float, high: float) -> Iterable[str]:
+    """A problem sentence if ``value`` is not in [low, high)."""
+    if not low <= value < high:
+        yield f"{flag} {value}: expected at least {low} and below {high}"
+
+
+def above_zero(flag: str, value: float) -> Iterable[str]:
+    """A problem sentence if ``value`` is not positive."""
+    if not value > 0:
+        yield f"{flag} {value}: expected more than 0"
+
+
+def target_problems(manifest: Path | None, wav_dir: Path | None) -> Iterable[str]:
+    """A problem sentence unless exactly one source of clips is given."""
+    if (manifest is None) == (wav_dir is None):
+        yield "expected one of --manifest and --wav-dir" + (", not both" if manifest else "")
+
+
+def tune_problems(value: str, others: tuple[str, ...] = ()) -> Iterable[str]:
+    """A problem sentence unless ``value`` is head, all, top-N with N of at least 1, or one of ``others``."""
+    if value not in ("head", "all", *others) and not re.fullmatch(r"top-[1-9]\d*", value):
+        yield f"--tune {value!r}: expected {', '.join((*others, 'head', 'top-N', 'all'))}"
+
+
+def read_yaml(path: Path, config_type: type[StepConfig]) -> dict[str, Any]:
+    """Values of a ``--config`` file, keys as field names.
+
+    Raises:
+        UsageError: unreadable file, not a mapping, or keys that the step does not know (all are named).
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"--config {path}: cannot be read as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"--config {path}: expected a mapping of option names to values")
+    known = {field.name for field in dataclasses.fields(config_type)}
+    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    unknown = []
+    for key in sorted(values.keys() - known):
+        near = get_close_matches(key, known, n=1)
+        unknown.append(f"{key!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    if unknown:
+        raise UsageError(f"--config {path}: unknown option {', '.join(unknown)}")
+    return values

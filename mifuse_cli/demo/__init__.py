@@ -1,0 +1,1 @@
+"""A synthetic world in which the whole pipeline runs without a corpus, a download or an API key."""

@@ -1,0 +1,49 @@
+"""Errors that end a command, each with the exit code that the shell sees.
+
+    MifuseError            1   a bug in mifuse
+    ├── UsageError         2   options that make no sense
+    ├── InputError         3   input missing, unreadable or invalid; output exists already
+    ├── ArtifactError      4   artifact of another kind, schema, class order, clip set or parent
+    ├── RemoteError        5   the remote service failed; answers so far are in the journal
+    └── DependencyError    6   a package, model or GPU is missing
+
+A message says what was found, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+
+class MifuseError(Exception):
+    """Parent of every error that mifuse raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(MifuseError):
+    """Options or configuration values that are invalid or contradict each other."""
+
+    exit_code = 2
+
+
+class InputError(MifuseError):
+    """Input data that is missing, unreadable or invalid, or an output that must not be overwritten."""
+
+    exit_code = 3
+
+
+class ArtifactError(MifuseError):
+    """An artifact with another kind, schema, class order or clip set than needed, or a changed parent."""
+
+    exit_code = 4
+
+
+class RemoteError(MifuseError):
+    """The remote service failed for good; what it answered so far is kept in the journal."""
+
+    exit_code = 5
+
+
+class DependencyError(MifuseError):
+    """A Python package, a model or a GPU that the command needs is not there."""
+
+    exit_code = 6

@@ -1,0 +1,154 @@
+"""Scores of predictions against true labels; pure functions over arrays.
+
+Axes: U clips, K classes, S speakers. A clip without a prediction (NaN row) counts as wrong in every score
+that counts clips and is left out of those that need probabilities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+ECE_BINS = 15
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Score:
+    """What `score` found; all rates are in [0, 1].
+
+    Attributes:
+        ua: unweighted accuracy, the mean of the recalls of the classes that occur.
+        ua_low, ua_high: 95 % bootstrap interval of ua.
+        wa: weighted accuracy, the share of clips that are right.
+        macro_f1: mean F1 of the classes that occur.
+        ece: expected calibration error over 15 equal bins of confidence.
+        recall: by class; None where the class does not occur.
+        marginal: mean predicted probability by class.
+        confusion: (K, K + 1) counts, true by predicted class, last column for "no prediction".
+        n: clips; missing: clips without a prediction; speakers: number of speakers, 0 if unknown.
+        interval: what the interval was resampled over, "speakers" or "clips".
+    """
+
+    ua: float
+    ua_low: float
+    ua_high: float
+    wa: float
+    macro_f1: float
+    ece: float
+    recall: tuple[float | None, ...]
+    marginal: tuple[float, ...]
+    confusion: np.ndarray
+    n: int
+    missing: int
+    speakers: int
+    interval: str
+
+
+def score(
+    truth: np.ndarray,
+    probs: np.ndarray,
+    *,
+    speakers: list[str] | None = None,
+    resamples: int = RESAMPLES,
+    rng: np.random.Generator,
+) -> Score:
+    """Score predictions.
+
+    The interval is a percentile bootstrap that draws whole speakers where they are known (clips of one
+    speaker are not independent), else clips.
+
+    Args:
+        truth: (U,) true class indices.
+        probs: (U, K) predicted distributions, NaN rows where there is none.
+        speakers: name of the speaker of every clip, or None.
+        resamples: number of bootstrap draws.
+        rng: source of the draws.
+    """
+    from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
+
+    classes = probs.shape[1]
+    missing = np.isnan(probs).any(axis=1)
+    predicted = np.where(missing, classes, np.where(missing[:, None], 0, probs).argmax(axis=1))
+    present = np.unique(truth)
+    recalls = recall_score(truth, predicted, labels=np.arange(classes), average=None, zero_division=0)
+    groups = np.unique(speakers, return_inverse=True)[1] if speakers else np.arange(len(truth))
+    low, high = _interval(truth, predicted, classes, groups, resamples, rng)
+    return Score(
+        ua=float(recalls[present].mean()),
+        ua_low=low,
+        ua_high=high,
+        wa=float(accuracy_score(truth, predicted)),
+        macro_f1=float(f1_score(truth, predicted, labels=present, average="macro", zero_division=0)),
+        ece=expected_calibration_error(truth[~missing], probs[~missing]),
+        recall=tuple(float(recalls[k]) if k in present else None for k in range(classes)),
+        marginal=tuple(map(float, probs[~missing].mean(axis=0))) if (~missing).any() else (),
+        confusion=confusion_matrix(truth, predicted, labels=np.arange(classes + 1))[:classes],
+        n=len(truth),
+        missing=int(missing.sum()),
+        speakers=len(set(speakers)) if speakers else 0,
+        interval="speakers" if speakers else "clips",
+    )
+
+
+def expected_calibration_error(truth: np.ndarray, probs: np.ndarray, bins: int = ECE_BINS) -> float:
+    """ECE = sum_b |B_b| / U * |accuracy(B_b) - confidence(B_b)| over equal-width bins of confidence.
+
+    Args:
+        truth: (U,) class indices.
+        probs: (U, K) distributions without NaN.
+        bins: number of bins over [0, 1].
+    """
+    if len(truth) == 0:
+        return float("nan")
+    confidence = probs.max(axis=1)
+    right = probs.argmax(axis=1) == truth
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    gap = np.bincount(index, right - confidence, bins)
+    return float(np.abs(gap).sum() / len(truth))
+
+
+def signature(**parts: object) -> str:
+    """Protocol in one line, ``key:value`` joined by ``|``; lists are joined by ``+``. Printed beside a score."""
+    texts = (
+        f"{key}:{'+'.join(map(str, v)) if isinstance(v, list | tuple) else v}" for key, v in parts.items()
+    )
+    return "|".join(("UA", *texts))
+
+
+def _interval(
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    classes: int,
+    groups: np.ndarray,
+    resamples: int,
+    rng: np.random.Generator,
+) -> tuple[float, float]:
+    """95 % percentile interval of UA when groups of clips are drawn with replacement."""
+    from scipy.stats import bootstrap
+
+    count = groups.max() + 1
+    if count < 2:
+        return float("nan"), float("nan")
+    support = np.zeros((count, classes))
+    hits = np.zeros((count, classes))
+    np.add.at(support, (groups, truth), 1)
+    np.add.at(hits, (groups, truth), predicted == truth)
+
+    def unweighted_accuracy(drawn: np.ndarray, axis: int = -1) -> np.ndarray:
+        drawn = np.moveaxis(drawn.astype(int), axis, -1)
+        n = support[drawn].sum(axis=-2)
+        recalls = np.where(n > 0, hits[drawn].sum(axis=-2) / np.maximum(n, 1), np.nan)
+        return np.nanmean(recalls, axis=-1)
+
+    found = bootstrap(
+        (np.arange(count),),
+        unweighted_accuracy,
+        n_resamples=resamples,
+        batch=100,
+        method="percentile",
+        vectorized=True,
+        rng=rng,
+    ).confidence_interval
+    return float(found.low), float(found.high)

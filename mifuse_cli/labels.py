@@ -1,0 +1,37 @@
+"""Emotion classes: the canonical order and the check of a class list."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from mifuse_cli.errors import InputError, UsageError
+
+CLASSES = ("angry", "happy", "neutral", "sad")
+
+
+def parse_classes(text: str) -> tuple[str, ...]:
+    """Class names in order from a comma-separated list.
+
+    Raises:
+        UsageError: fewer than two names, an empty name or a repeated one.
+    """
+    classes = tuple(name.strip() for name in text.split(","))
+    if len(classes) < 2 or "" in classes or len(set(classes)) != len(classes):
+        raise UsageError(f"--classes {text!r}: expected two or more different names separated by commas")
+    return classes
+
+
+def class_index(label: str, classes: tuple[str, ...], where: str) -> int:
+    """Position of ``label`` in ``classes``; ``where`` names the row for the error message.
+
+    Raises:
+        InputError: the label is not one of the classes.
+    """
+    if label in classes:
+        return classes.index(label)
+    near = get_close_matches(label, classes, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(
+        f"{where}: unknown label {label!r}, expected one of {', '.join(classes)}{hint} "
+        "Remove the row, rename the label, or pass --classes."
+    )

@@ -1,0 +1,1 @@
+"""Asking a large audio-language model for emotion distributions: prompts, requests, journal, parsing."""

@@ -1,0 +1,106 @@
+"""Who was made from what: content hashes of inputs, stale parents, and outputs that are still current."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from mifuse_cli import artifacts, manifest
+from mifuse_cli.artifacts import Artifact, Header, Parent
+from mifuse_cli.audio import file_sha256
+from mifuse_cli.config import StepConfig, as_dict, settings
+from mifuse_cli.errors import ArtifactError, InputError, MifuseError
+from mifuse_cli.manifest import Clip
+
+_MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.bin")
+
+
+def digest(path: Path) -> str:
+    """Content hash of an artifact, or of a model directory (its configuration and weights).
+
+    Raises:
+        InputError: there is nothing at ``path``, or no model in the directory.
+        ArtifactError: a file that is no artifact.
+    """
+    if not path.is_dir():
+        return artifacts.read(path).digest()
+    files = sorted(file for pattern in _MODEL_FILES for file in path.rglob(pattern))
+    if not files:
+        raise InputError(f"{path}: holds no model (config.json and *.safetensors). Check the path.")
+    lines = [f"{file.relative_to(path).as_posix()} {file_sha256(file)}" for file in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def parent(role: str, path: Path, out: Path) -> Parent:
+    """The input at ``path`` as a parent of the output ``out``."""
+    return Parent(role, relative(path, out), digest(path))
+
+
+def relative(path: Path, out: Path) -> str:
+    """``path`` as seen from the directory that holds the output ``out``."""
+    return os.path.relpath(path, out.parent)
+
+
+def clips_parent(clips: Sequence[Clip], path: Path, out: Path) -> Parent:
+    """The clips read from ``path`` (a manifest or a directory) as a parent, hashed without their labels."""
+    return Parent("clips", relative(path, out), manifest.digest(clips))
+
+
+def header(config: StepConfig, classes: tuple[str, ...], parents: Sequence[Parent], **parameters) -> Header:
+    """Root attributes of an artifact that this configuration makes."""
+    return Header(
+        classes=classes,
+        seed=config.seed,
+        config={**as_dict(config), "settings": settings(config)},
+        parameters=parameters,
+        parents=tuple(parents),
+    )
+
+
+def refuse_overwrite(config: StepConfig, out: Path) -> None:
+    """Stop early where the output exists and neither --force nor --update was given.
+
+    Raises:
+        InputError: it exists.
+    """
+    if out.exists() and not config.force and not config.update:
+        raise InputError(
+            f"{out}: exists already. Choose another --out, or pass --force to overwrite it "
+            "(--update to do so only if its settings or inputs changed)."
+        )
+
+
+def is_current(config: StepConfig, out: Path, parents: Sequence[Parent]) -> bool:
+    """Whether, under --update, ``out`` is whole and just what these settings and inputs give."""
+    if not config.update or config.force:
+        return False
+    try:
+        made = artifacts.read(out / "train.h5" if out.is_dir() else out)
+        if out.is_dir() and digest(out) != made.header.parameters["model_sha256"]:
+            return False
+    except (MifuseError, KeyError):
+        return False
+    same_settings = made.header.config.get("settings") == settings(config)
+    return same_settings and {(p.role, p.sha256) for p in made.header.parents} == {
+        (p.role, p.sha256) for p in parents
+    }
+
+
+def check_parents(artifact: Artifact, path: Path) -> None:
+    """Refuse an artifact whose parents, where they are still in place, have changed since it was made.
+
+    Raises:
+        ArtifactError: naming the changed parent and the command that makes the artifact anew.
+    """
+    for one in artifact.header.parents:
+        place = path.parent / one.path
+        if one.role in ("clips", "labels", "encoder") or not place.exists():
+            continue
+        if digest(place) != one.sha256:
+            raise ArtifactError(
+                f"{path}: is stale: its {one.role} {place} has changed since. Make it anew: {artifact.header.command}"
+            )
+        if place.suffix == ".h5":
+            check_parents(artifacts.read(place), place)

@@ -1,0 +1,51 @@
+"""LALM-only adaptation: a student of the audio-language model's mean answers, with the diversity loss.
+
+The paper's strongest baseline; its recipe there is unknown, this is ours: cross-entropy to the mean of the
+answers, no classifier teacher, the student starting from the source weights. Clips without a valid answer
+take part in the diversity term only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mifuse_cli.methods.losses import diversity, soft_cross_entropy
+from mifuse_cli.model.classifier import Classifier, Features, Waveforms
+
+
+class LalmLabels:
+    """Targets and loss of LALM-only adaptation.
+
+    Args:
+        mean: (U, K) mean answers, NaN rows where there is none.
+        diversity_weight: of the diversity term.
+        diversity_prior: "uniform", or "labels" for the mean of the answers.
+    """
+
+    terms: tuple[str, ...] = ("cross_entropy", "diversity")
+    teacher = False
+
+    def __init__(self, mean: np.ndarray, diversity_weight: float, diversity_prior: str) -> None:
+        answered = ~np.isnan(mean).any(axis=1)
+        self.answered = torch.from_numpy(answered.astype(np.float32))
+        self.labels = torch.from_numpy(np.where(answered[:, None], mean, 0).astype(np.float32))
+        classes = mean.shape[1]
+        marginal = (
+            mean[answered].mean(axis=0) if diversity_prior == "labels" else np.full(classes, 1 / classes)
+        )
+        self.prior = torch.from_numpy(marginal.astype(np.float32))
+        self.diversity_weight = diversity_weight
+        self.targets: dict[str, Tensor] = {}
+
+    def begin_epoch(self, epoch: int, model: Classifier, inputs: Features | Waveforms) -> None:
+        """The answers do not change."""
+
+    def loss(self, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy to the answers and the weighted diversity term."""
+        labels, weights = self.labels[index].to(logits), self.answered[index].to(logits)
+        return {
+            "cross_entropy": soft_cross_entropy(logits, labels, weights),
+            "diversity": self.diversity_weight * diversity(logits, self.prior.to(logits)),
+        }

@@ -1,0 +1,152 @@
+"""The one training loop: batches, optimiser, EMA teacher, epochs, and state to resume from.
+
+A method (one file beside this one) gives the targets at the start of an epoch and the loss terms of a batch.
+Everything random in an epoch comes from the seed and the epoch's number, so that a run resumed from the state
+after any epoch goes on exactly as it would have (on the CPU).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mifuse_cli import provenance
+from mifuse_cli.errors import MifuseError
+from mifuse_cli.model.classifier import Classifier, Features, Waveforms, dropout_active, seeded
+
+
+class Method(Protocol):
+    """What a training method supplies.
+
+    Attributes:
+        terms: names of its loss terms.
+        teacher: whether it needs an EMA teacher.
+        targets: tensors that last over epochs and are saved for resuming.
+    """
+
+    terms: tuple[str, ...]
+    teacher: bool
+    targets: dict[str, Tensor]
+
+    def begin_epoch(self, epoch: int, model: Classifier, inputs: Features | Waveforms) -> None:
+        """Renew the targets; ``model`` is the EMA teacher if the method has one, else the student."""
+
+    def loss(self, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """Weighted loss terms, by name, of logits (B, K) for the clips at positions ``index`` (B,)."""
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How to train; epochs are counted from 1."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    encoder_learning_rate: float
+    weight_decay: float
+    ema: float
+    seed: int
+
+
+@dataclass
+class State:
+    """All that an epoch hands to the next one.
+
+    Attributes:
+        epoch: last finished epoch, 0 before the first.
+        student, teacher: classifiers; the teacher is None for methods without one.
+        optimizer: of the student's parameters.
+        history: a row an epoch, one value for each of the method's terms.
+    """
+
+    epoch: int
+    student: Classifier
+    teacher: Classifier | None
+    optimizer: torch.optim.Optimizer
+    history: list[list[float]] = field(default_factory=list)
+
+
+def start(student: Classifier, method: Method, options: LoopOptions) -> State:
+    """State before the first epoch; the teacher starts as a copy of the student."""
+    head = [p for p in student.head.parameters() if p.requires_grad]
+    encoder = [p for p in student.encoder.parameters() if p.requires_grad] if student.encoder else []
+    groups = [{"params": head, "lr": options.learning_rate}]
+    if encoder:
+        groups.append({"params": encoder, "lr": options.encoder_learning_rate})
+    optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay)
+    teacher = copy.deepcopy(student).requires_grad_(False) if method.teacher else None
+    return State(0, student, teacher, optimizer)
+
+
+def run(
+    state: State,
+    inputs: Features | Waveforms,
+    method: Method,
+    options: LoopOptions,
+    *,
+    index: np.ndarray | None = None,
+    after_epoch: Callable[[State], None] | None = None,
+) -> State:
+    """Train from ``state`` to the last epoch.
+
+    Args:
+        state: from `start`, or as it was after an earlier epoch.
+        inputs: U clips.
+        method: targets and loss.
+        options: how.
+        index: positions of the clips to train on, all if None.
+        after_epoch: called with the state after every epoch.
+
+    Raises:
+        MifuseError: the loss is NaN or infinite.
+    """
+    index = np.arange(len(inputs)) if index is None else index
+    while state.epoch < options.epochs:
+        epoch = state.epoch + 1
+        inputs.refresh(state.student)
+        method.begin_epoch(epoch, state.teacher or state.student, inputs)
+        order = provenance.rng(options.seed, "batches", epoch).permutation(index)
+        # Equal batches: a small last one would make the batch marginal of the diversity loss meaningless.
+        batches = np.array_split(order, -(-len(order) // options.batch_size))
+        sums = np.zeros(len(method.terms))
+        with seeded(options.seed, "dropout", epoch), dropout_active(state.student):
+            for batch in batches:
+                terms = _step(state, inputs, method, torch.from_numpy(batch), options.ema)
+                sums += np.array([terms[name] for name in method.terms]) * len(batch)
+        state.epoch = epoch
+        state.history.append((sums / len(order)).tolist())
+        if after_epoch:
+            after_epoch(state)
+    return state
+
+
+def _step(
+    state: State, inputs: Features | Waveforms, method: Method, batch: Tensor, ema: float
+) -> dict[str, float]:
+    terms = method.loss(state.student(inputs, batch), batch)
+    loss = torch.stack(list(terms.values())).sum()
+    if not torch.isfinite(loss):
+        raise MifuseError(
+            f"the loss became {loss.item()} in epoch {state.epoch + 1}; try a lower --learning-rate"
+        )
+    state.optimizer.zero_grad()
+    loss.backward()
+    state.optimizer.step()
+    if state.teacher is not None:
+        follow(state.teacher, state.student, ema)
+    return {name: value.item() for name, value in terms.items()}
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Exponential moving average: teacher <- m teacher + (1 - m) student; buffers are copied."""
+    for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
+        mine.lerp_(theirs, 1 - momentum)
+    for kept, new in zip(teacher.buffers(), student.buffers(), strict=True):
+        kept.copy_(new)

@@ -1,0 +1,180 @@
+"""The emotion classifier: an encoder, a standardisation, and a head over a learned mix of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mifuse_cli import audio, provenance
+from mifuse_cli.errors import InputError
+from mifuse_cli.manifest import Clip
+from mifuse_cli.model.encoder import Encoder
+from mifuse_cli.model.standard import Standard, Statistics, fit_standard, statistics
+
+
+class Head(nn.Module):
+    """Softmax-weighted sum over layers, one hidden layer with dropout, class logits.
+
+    Logits are divided by ``temperature``, a buffer that is 1 unless calibrated predictions were asked for.
+    """
+
+    temperature: Tensor
+
+    def __init__(self, layers: int, width: int, classes: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(torch.zeros(layers))
+        self.hidden = nn.Linear(width, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(hidden, classes)
+        self.register_buffer("temperature", torch.ones(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, K) of standardised features (B, L, D)."""
+        mixed = torch.einsum("l,bld->bd", self.mix.softmax(dim=0), features)
+        return self.out(self.dropout(torch.relu(self.hidden(mixed)))) / self.temperature
+
+
+class Classifier(nn.Module):
+    """A head, with the encoder if that is trained too.
+
+    Attributes:
+        encoder: None while it is frozen: its features then come in through `Features`.
+        head: the `Head`.
+        layers: positions of the encoder's hidden states that the head sees.
+    """
+
+    def __init__(self, encoder: Encoder | None, head: Head, layers: Sequence[int]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.layers = list(layers)
+
+    def forward(self, inputs: Features | Waveforms, index: Tensor) -> Tensor:
+        """Logits (B, K) of the clips at positions ``index`` (B,) of ``inputs``."""
+        return self.head(inputs.batch(self, index))
+
+
+@dataclass
+class Features:
+    """U clips as standardised features (U, L, D) of a frozen encoder."""
+
+    values: Tensor
+    statistics: Statistics
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def refresh(self, model: Classifier) -> None:
+        """Nothing to do: a frozen encoder's statistics stay as they are."""
+
+    def batch(self, model: Classifier, index: Tensor) -> Tensor:
+        """Features (B, L, D) of the clips at positions ``index``."""
+        return self.values[index]
+
+    def everything(self, model: Classifier) -> Tensor:
+        """Features (U, L, D) of all clips."""
+        return self.values
+
+
+class Waveforms:
+    """U clips as audio, for an encoder that is trained: read, encoded and standardised when asked for.
+
+    The statistics follow the encoder: `refresh` measures them anew, once an epoch.
+    """
+
+    statistics: Statistics
+    standard: Standard
+
+    def __init__(
+        self, clips: Sequence[Clip], device: torch.device, normalize: str, stored: Statistics | None
+    ) -> None:
+        self.clips, self.device = clips, device
+        self.normalize, self.stored = normalize, stored
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def refresh(self, model: Classifier) -> None:
+        """Measure the statistics of all clips under the model's encoder as it is now."""
+        features = self._encode_all(model)
+        self.statistics = statistics(features)
+        speakers = [clip.speaker for clip in self.clips]
+        self.standard = fit_standard(self.normalize, features, stored=self.stored, speakers=speakers)
+
+    def batch(self, model: Classifier, index: Tensor) -> Tensor:
+        """Features (B, L, D) of the clips at positions ``index``, with gradients."""
+        return self.standard(self._encode(model, index), index)
+
+    def everything(self, model: Classifier) -> Tensor:
+        """Features (U, L, D) of all clips, without gradients."""
+        return self.standard(self._encode_all(model), torch.arange(len(self)))
+
+    @torch.no_grad()
+    def _encode_all(self, model: Classifier) -> Tensor:
+        model.eval()
+        return torch.cat([self._encode(model, index) for index in torch.arange(len(self)).split(64)])
+
+    def _encode(self, model: Classifier, index: Tensor) -> Tensor:
+        assert model.encoder is not None
+        samples = (torch.from_numpy(audio.read(self.clips[i].path)).to(self.device) for i in index.tolist())
+        return torch.stack([model.encoder(one)[model.layers] for one in samples])
+
+
+@contextmanager
+def seeded(seed: int, *names: str | int) -> Iterator[None]:
+    """Torch's draws within come from the seed and the names; those after it are as if it had not been."""
+    with torch.random.fork_rng():
+        torch.manual_seed(provenance.named_seed(seed, *names))
+        yield
+
+
+@contextmanager
+def dropout_active(model: nn.Module) -> Iterator[None]:
+    """Switch on the `nn.Dropout` modules alone: no masking of inputs, layer drop or running statistics."""
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.train()
+    try:
+        yield
+    finally:
+        model.eval()
+
+
+@torch.no_grad()
+def predict(model: Classifier, inputs: Features | Waveforms) -> np.ndarray:
+    """Probabilities (U, K) without dropout."""
+    model.eval()
+    return model.head(inputs.everything(model)).softmax(dim=-1).cpu().numpy()
+
+
+@torch.no_grad()
+def sample(model: Classifier, inputs: Features | Waveforms, passes: int, seed: int) -> np.ndarray:
+    """Probabilities (U, M, K) of M passes with the head's dropout active (MC dropout).
+
+    The encoder runs once, without dropout: passes cost next to nothing.
+
+    Args:
+        model: the classifier.
+        inputs: U clips.
+        passes: M, at least 2.
+        seed: of the dropout masks.
+
+    Raises:
+        InputError: two passes are identical, so the model has no dropout at work.
+    """
+    features = inputs.everything(model)
+    with seeded(seed), dropout_active(model):
+        drawn = torch.stack([model.head(features).softmax(dim=-1) for _ in range(passes)], dim=1)
+    if any(torch.equal(a, b) for a, b in pairwise(drawn.unbind(dim=1))):
+        raise InputError(
+            "two dropout passes are identical: the model has no active dropout, so its uncertainty would be 0. "
+            "Train the source model with --dropout above 0."
+        )
+    return drawn.cpu().numpy()

@@ -1,0 +1,250 @@
+"""Audio encoders: a waveform in, one time-averaged vector a hidden layer out.
+
+An encoder is a directory in transformers format (``config.json``, weights, ``preprocessor_config.json``) of
+the wav2vec2, HuBERT, WavLM or Whisper family, a hub name of one, or ``logmel``, a small network trained from
+scratch. Clips are encoded one at a time at their own length, so that no result depends on padding or on
+which clips share a batch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mifuse_cli.audio import RATE
+from mifuse_cli.errors import DependencyError, InputError
+
+LOGMEL = "logmel"
+_LOGMEL_TYPE = "mifuse-logmel"
+_SHORTEST_S = 0.1
+
+
+class Encoder(nn.Module):
+    """Common face of all encoders.
+
+    Attributes:
+        layers: L, the number of hidden states given out, the input to the first block among them.
+        width: D, the length of each.
+        blocks: the blocks that ``--tune top-N`` counts from the end.
+    """
+
+    layers: int
+    width: int
+    blocks: nn.ModuleList
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """Mean over time of every hidden state (L, D) of one clip, samples (S,) at 16 kHz."""
+        shortest = int(_SHORTEST_S * RATE)
+        if len(samples) < shortest:
+            samples = nn.functional.pad(samples, (0, shortest - len(samples)))
+        return self.states(samples)
+
+    def states(self, samples: Tensor) -> Tensor:
+        """As `forward`, for clips of at least 0.1 s."""
+        raise NotImplementedError
+
+    def save(self, directory: Path) -> None:
+        """Write configuration and weights so that `load_encoder` reads them back."""
+        raise NotImplementedError
+
+
+class WhisperEncoder(Encoder):
+    """Encoder of a Whisper model, run at the clip's own length instead of padded to 30 s.
+
+    Longer clips are cut into windows of 30 s, whose means are averaged by length.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        from transformers import AutoFeatureExtractor, WhisperForAudioClassification
+
+        super().__init__()
+        self.wrapper: Any = _pretrained(WhisperForAudioClassification, directory, part="encoder")
+        self.extractor = AutoFeatureExtractor.from_pretrained(directory)
+        encoder = self.wrapper.encoder
+        self.blocks = encoder.layers
+        self.layers, self.width = len(encoder.layers) + 1, encoder.config.d_model
+
+    def states(self, samples: Tensor) -> Tensor:
+        window = self.extractor.n_samples
+        parts = [part for part in samples.split(window) if len(part) >= min(len(samples), _SHORTEST_S * RATE)]
+        lengths = torch.tensor([float(len(part)) for part in parts], device=samples.device)
+        states = torch.stack([self._window(part) for part in parts])
+        return (states * (lengths / lengths.sum())[:, None, None]).sum(dim=0)
+
+    def _window(self, samples: Tensor) -> Tensor:
+        encoder = self.wrapper.encoder
+        mel = self.extractor(
+            samples.cpu().numpy(), sampling_rate=RATE, padding="longest", return_tensors="pt"
+        ).input_features.to(encoder.conv1.weight)
+        gelu = nn.functional.gelu
+        hidden = gelu(encoder.conv2(gelu(encoder.conv1(mel)))).transpose(1, 2)
+        hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+        states = [hidden]
+        for block in encoder.layers:
+            hidden = block(hidden, None)
+            states.append(hidden)
+        states[-1] = encoder.layer_norm(states[-1])
+        return torch.cat(states).mean(dim=1).float()
+
+    def save(self, directory: Path) -> None:
+        self.wrapper.save_pretrained(directory)
+        self.extractor.save_pretrained(directory)
+
+
+class SelfSupervisedEncoder(Encoder):
+    """wav2vec2, HuBERT or WavLM; masking of the input and layer drop stay off, in training too."""
+
+    def __init__(self, directory: Path) -> None:
+        from transformers import AutoFeatureExtractor, AutoModel
+
+        super().__init__()
+        self.model: Any = _pretrained(AutoModel, directory)
+        self.extractor = AutoFeatureExtractor.from_pretrained(directory)
+        self.blocks = self.model.encoder.layers
+        self.layers, self.width = len(self.blocks) + 1, self.model.config.hidden_size
+
+    def states(self, samples: Tensor) -> Tensor:
+        values = self.extractor(samples.cpu().numpy(), sampling_rate=RATE, return_tensors="pt").input_values
+        weight = next(self.model.parameters())
+        states = self.model(values.to(weight), output_hidden_states=True).hidden_states
+        return torch.cat(states).mean(dim=1).float()
+
+    def save(self, directory: Path) -> None:
+        self.model.save_pretrained(directory)
+        self.extractor.save_pretrained(directory)
+
+
+class LogMelEncoder(Encoder):
+    """Three strided convolutions over log-mel frames; mean and deviation over time of each one's output."""
+
+    def __init__(self, n_mels: int = 64, channels: int = 96, dropout: float = 0.1) -> None:
+        from torchaudio.transforms import MelSpectrogram
+
+        super().__init__()
+        self.options = {"n_mels": n_mels, "channels": channels, "dropout": dropout}
+        self.mel = MelSpectrogram(RATE, n_fft=400, hop_length=160, n_mels=n_mels)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv1d(inputs, channels, kernel_size=5, stride=2, padding=2),
+                nn.ReLU(),
+                nn.Dropout(dropout),
+            )
+            for inputs in (n_mels, channels, channels)
+        )
+        self.layers, self.width = len(self.blocks), 2 * channels
+
+    def states(self, samples: Tensor) -> Tensor:
+        # Log energies of speech lie around -5 with a deviation of about 5.
+        hidden = (torch.log(self.mel(samples) + 1e-6) + 5) / 5
+        states = []
+        for block in self.blocks:
+            hidden = block(hidden)
+            states.append(torch.cat([hidden.mean(dim=-1), hidden.std(dim=-1)]))
+        return torch.stack(states)
+
+    def save(self, directory: Path) -> None:
+        from safetensors.torch import save_file
+
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, directory / "model.safetensors")
+        _write_json(directory / "config.json", {"model_type": _LOGMEL_TYPE, **self.options})
+        _write_json(directory / "preprocessor_config.json", {"sampling_rate": RATE})
+
+
+def find_encoder(name: str) -> Path:
+    """Local directory of an encoder given as a directory or a hub name (downloaded if it is not cached).
+
+    Raises:
+        DependencyError: no such directory, and the hub has no such model or cannot be reached.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=["*.json", "model*.safetensors", "pytorch_model*.bin"])
+        )
+    except Exception as error:  # the hub client raises a dozen unrelated types; the text says which
+        raise DependencyError(
+            f"--encoder {name!r}: is no directory here and cannot be had from the model hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
+            "Give a local directory in transformers format, a hub name, or 'logmel'."
+        ) from None
+
+
+def load_encoder(directory: Path) -> Encoder:
+    """The encoder in a directory, in evaluation mode.
+
+    Raises:
+        InputError: not a model directory, an unsupported family, or weights that do not fit.
+    """
+    try:
+        config: dict[str, Any] = json.loads((directory / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{directory}: has no readable config.json ({error}).") from None
+    family = config.get("model_type")
+    if family == _LOGMEL_TYPE:
+        encoder: Encoder = LogMelEncoder(**{k: config[k] for k in ("n_mels", "channels", "dropout")})
+        _load_safetensors(encoder, directory / "model.safetensors")
+    elif family == "whisper":
+        encoder = WhisperEncoder(directory)
+    elif family in ("wav2vec2", "hubert", "wavlm"):
+        encoder = SelfSupervisedEncoder(directory)
+    else:
+        raise InputError(
+            f"{directory}: holds a {family!r} model; expected wav2vec2, hubert, wavlm, whisper or {_LOGMEL_TYPE}."
+        )
+    return encoder.eval()
+
+
+def copy_encoder(source: Path, target: Path) -> None:
+    """Copy an unchanged encoder's files, by hard link where the file system allows it."""
+    target.mkdir()
+    names = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
+    if not any(source.glob("*.safetensors")):
+        names += ["pytorch_model*"]
+    for file in (file for name in names for file in source.glob(name)):
+        try:
+            os.link(file.resolve(), target / file.name)
+        except OSError:
+            shutil.copyfile(file, target / file.name)
+
+
+def _pretrained(model_class: Any, directory: Path, part: str = "") -> Any:
+    """A transformers model with its weights, refusing weights that leave the wanted part at random."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, info = model_class.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{directory}: cannot be loaded as an encoder ({error}).") from None
+    missing = sorted(
+        key for key in info["missing_keys"] if key.startswith(part) and "masked_spec_embed" not in key
+    )
+    if missing:
+        raise InputError(
+            f"{directory}: has no weights for {len(missing)} encoder tensors, first {missing[0]!r}."
+        )
+    return model
+
+
+def _load_safetensors(module: nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        module.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{path}: weights cannot be loaded ({error}).") from None
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,79 @@
+"""Clips made ready for a classifier: features of a frozen encoder, or audio for one that is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mifuse_cli.config import Progress
+from mifuse_cli.errors import UsageError
+from mifuse_cli.manifest import Clip
+from mifuse_cli.model.checkpoint import Checkpoint
+from mifuse_cli.model.classifier import Classifier, Features
+from mifuse_cli.model.encoder import Encoder
+from mifuse_cli.model.features import pooled_features
+from mifuse_cli.model.standard import fit_standard, statistics
+
+
+def frozen_inputs(
+    checkpoint: Checkpoint,
+    clips: Sequence[Clip],
+    *,
+    normalize: str,
+    device: torch.device,
+    cache: Path | None,
+    progress: Progress | None,
+) -> Features:
+    """Standardised features of clips under a checkpoint's encoder as it is.
+
+    Args:
+        checkpoint: the model.
+        clips: U clips.
+        normalize: one of `standard.MODES`, or "" for the checkpoint's own.
+        device: where to encode and keep them.
+        cache: directory of the feature cache, None for the default.
+        progress: called as clips are encoded.
+    """
+    shape = checkpoint.shape
+    encoded = pooled_features(
+        clips,
+        checkpoint.encoder_dir,
+        checkpoint.encoder_digest(),
+        device=device,
+        cache=cache,
+        progress=progress,
+    )
+    features = torch.from_numpy(encoded[:, list(shape.layers)]).to(device)
+    mode = effective_mode(normalize or shape.normalize, shape.statistics_of)
+    speakers = [clip.speaker for clip in clips]
+    standard = fit_standard(mode, features, stored=checkpoint.statistics, speakers=speakers)
+    return Features(standard(features, torch.arange(len(clips))), statistics(features))
+
+
+def effective_mode(mode: str, statistics_of: str) -> str:
+    """``target`` on a model that was adapted to the target means the statistics stored in it."""
+    return "source" if mode == statistics_of == "target" else mode
+
+
+def trainable_part(checkpoint_encoder: Encoder, tune: str) -> Encoder:
+    """The encoder with gradients for its last N blocks (``top-N``) or all of it (``all``).
+
+    Raises:
+        UsageError: N is more than the encoder has.
+    """
+    if tune == "all":
+        return checkpoint_encoder.requires_grad_(True)
+    count = int(tune.removeprefix("top-"))
+    if count > len(checkpoint_encoder.blocks):
+        raise UsageError(f"--tune {tune}: the encoder has {len(checkpoint_encoder.blocks)} blocks")
+    checkpoint_encoder.requires_grad_(False)
+    for block in checkpoint_encoder.blocks[-count:]:
+        block.requires_grad_(True)
+    return checkpoint_encoder
+
+
+def frozen_classifier(checkpoint: Checkpoint, device: torch.device) -> Classifier:
+    """The checkpoint's classifier over features of its frozen encoder."""
+    return Classifier(None, checkpoint.head, checkpoint.shape.layers).to(device)

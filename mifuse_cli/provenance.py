@@ -1,0 +1,68 @@
+"""Where numbers come from: seeded generators, versions, and the command line without secrets."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+
+import numpy as np
+
+_PACKAGES = (
+    "mifuse",
+    "numpy",
+    "h5py",
+    "torch",
+    "torchaudio",
+    "transformers",
+    "openai",
+    "scikit-learn",
+    "scipy",
+)
+_SECRET_IN_URL = re.compile(r"(?<=://)[^/@\s]+@|(?<=\?)\S+")
+
+
+def rng(seed: int, *names: str | int) -> np.random.Generator:
+    """Generator of one named use of the seed, so that one step's draws do not move another's."""
+    return np.random.default_rng(named_seed(seed, *names))
+
+
+def named_seed(seed: int, *names: str | int) -> int:
+    """A 63-bit seed made from ``seed`` and the names of what it is for."""
+    text = "\0".join(map(str, (seed, *names)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def versions() -> dict[str, str]:
+    """Python, platform and package versions; packages that are not installed are left out."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def now() -> str:
+    """UTC time to the second, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def command_line() -> str:
+    """The running command; user names, passwords and queries in URLs are starred out."""
+    program = "mifuse" if "mifuse" in sys.argv[0] else sys.argv[0].rsplit("/", 1)[-1]
+    return without_secrets(" ".join([program, *sys.argv[1:]]))
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with the user, password and query of every URL replaced by ``***``."""
+    return _SECRET_IN_URL.sub(lambda match: "***@" if match[0].endswith("@") else "***", text)
+
+
+def text_digest(text: str) -> str:
+    """Hex SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,208 @@
+"""``mifuse evaluate``: score a model or stored predictions against labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mifuse_cli import __version__, artifacts, evaluation, fusion, lineage, manifest, provenance
+from mifuse_cli.artifacts import Artifact, Evaluation, Fused, Lalm, Parent, Predictions, Source, Training
+from mifuse_cli.config import Progress, StepConfig, at_least, one_of, option
+from mifuse_cli.errors import ArtifactError
+from mifuse_cli.manifest import LabelledClip, read_labelled
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(StepConfig):
+    """Score a model, or the distributions in any artifact, against the labels of a manifest."""
+
+    model: Path | None = option(None, "Checkpoint directory to score.")
+    predictions: Path | None = option(
+        None, "Artifact to score instead: of query-lalm, sample-source, fuse or train."
+    )
+    manifest: Path = option(help="CSV of the clips with their labels in the column emotion.")
+    out: Path = option(help="Artifact to write.")
+    normalize: str = option("", "source, target or speaker; default: as the checkpoint says.")
+    resamples: int = option(evaluation.RESAMPLES, "Bootstrap draws of the 95 % interval.")
+    cache_dir: Path | None = option(
+        None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache.", settles=False
+    )
+
+    def problems(self) -> Iterable[str]:
+        """Values that make no sense."""
+        if (self.model is None) == (self.predictions is None):
+            yield "expected one of --model and --predictions" + (", not both" if self.model else "")
+        yield from at_least("--resamples", self.resamples, 100)
+        if self.normalize:
+            yield from one_of("--normalize", self.normalize, ("source", "target", "speaker"))
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """The score; rates are in [0, 1].
+
+    Attributes:
+        out: the artifact.
+        signature: the protocol in one line.
+        classes: names in order.
+        metrics: fields of `evaluation.Score` but the confusion matrix.
+        confusion: K rows of K + 1 counts, true by predicted class, last column: no prediction.
+        up_to_date: nothing was done, since --update found the output current.
+        notes: what the user should know.
+    """
+
+    out: Path
+    signature: str
+    classes: tuple[str, ...]
+    metrics: dict[str, Any]
+    confusion: list[list[int]]
+    up_to_date: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> EvaluateResult:
+    """Score predictions by unweighted accuracy with its interval, and by further metrics.
+
+    Raises:
+        InputError: input that cannot be read, labels that are missing or unknown, an output that exists.
+        ArtifactError: predictions for other clips than the manifest's.
+    """
+    lineage.refuse_overwrite(config, config.out)
+    system = config.model or config.predictions
+    assert system is not None
+    made = artifacts.read(system / "train.h5" if config.model else system)
+    labelled = read_labelled(config.manifest, made.header.classes, need_audio=config.model is not None)
+    ids = np.array([one.clip.utt_id for one in labelled])
+    text = " ".join(f"{one.clip.utt_id}={one.label}={one.clip.speaker}" for one in labelled)
+    parents = [
+        lineage.parent("model" if config.model else "predictions", system, config.out),
+        Parent("labels", lineage.relative(config.manifest, config.out), provenance.text_digest(text)),
+    ]
+    clips = [one.clip for one in labelled]
+    if config.model:
+        parents.append(lineage.clips_parent(clips, config.manifest, config.out))
+    if lineage.is_current(config, config.out, parents):
+        return _result(config.out, Evaluation.load(config.out), up_to_date=True)
+    if config.model:
+        probs, notes = _predict(config, clips, progress), ()
+    else:
+        artifacts.check_same_utterances(made.utt_id, str(system), ids, str(config.manifest))
+        probs, notes = distributions(made, str(system)), ()
+    truth = np.array([one.label for one in labelled])
+    found = evaluation.score(
+        truth,
+        probs.astype(float),
+        speakers=_speakers(labelled),
+        resamples=config.resamples,
+        rng=provenance.rng(config.seed, "evaluate"),
+    )
+    metrics = {key: value for key, value in asdict(found).items() if key != "confusion"}
+    artifact = Evaluation(
+        header=lineage.header(
+            config,
+            made.header.classes,
+            parents,
+            metrics=metrics,
+            signature=_signature(config, made, found, ids),
+        ),
+        utt_id=ids,
+        probs=probs.astype(np.float32),
+        truth=truth.astype(np.uint8),
+        confusion=found.confusion,
+    )
+    artifact.save(config.out)
+    return _result(config.out, artifact, notes=notes)
+
+
+def distributions(artifact: Artifact, where: str) -> np.ndarray:
+    """One distribution a clip (U, K) of any artifact that holds them, NaN where there is none.
+
+    Raises:
+        ArtifactError: the artifact holds no predictions.
+    """
+    match artifact:
+        case Lalm():
+            return fusion.mean_and_mi(artifact.probs.astype(float))[0]
+        case Source():
+            return artifact.point
+        case Fused() | Predictions() | Evaluation():
+            return artifact.probs
+    raise ArtifactError(f"{where}: is of kind {artifact.kind!r}, which holds no predictions to score.")
+
+
+def _predict(config: EvaluateConfig, clips: list[manifest.Clip], progress: Progress | None) -> np.ndarray:
+    from mifuse_cli.model import checkpoint
+    from mifuse_cli.model.classifier import predict
+    from mifuse_cli.model.device import find_device
+    from mifuse_cli.model.prepare import frozen_classifier, frozen_inputs
+
+    assert config.model is not None
+    device = find_device(config.device)
+    loaded = checkpoint.load(config.model)
+    inputs = frozen_inputs(
+        loaded, clips, normalize=config.normalize, device=device, cache=config.cache_dir, progress=progress
+    )
+    return predict(frozen_classifier(loaded, device), inputs)
+
+
+def _speakers(labelled: list[LabelledClip]) -> list[str] | None:
+    """Speaker of every clip, or None unless at least two are known and no clip lacks one."""
+    names = [one.clip.speaker for one in labelled if one.clip.speaker]
+    return names if len(names) == len(labelled) and len(set(names)) > 1 else None
+
+
+def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, ids: np.ndarray) -> str:
+    parameters = made.header.parameters
+    system = parameters.get("method") or {"training": "source-only", "source": "source-only"}.get(
+        made.kind, made.kind
+    )
+    seen = np.isin(ids, made.utt_id).mean()
+    parts: dict[str, object] = {"system": system}
+    if "method" in parameters:
+        parts["protocol"] = {1.0: "transductive", 0.0: "inductive"}.get(float(seen), "mixed")
+        parts["checkpoint"] = parameters["checkpoint"]
+    elif isinstance(made, Training):
+        parts["protocol"] = "unseen" if seen == 0 else "seen-in-training"
+        parts["checkpoint"] = "source-validation"
+    if normalize := config.normalize or parameters.get("normalize") or made.header.config.get("normalize"):
+        parts["norm"] = normalize
+    if isinstance(made, Lalm):
+        parts |= {"lalm": parameters["model"], "samples": made.probs.shape[1]}
+    if isinstance(made, Fused):
+        parts["weighting"] = (
+            f"{parameters['weighting']}({parameters['tau']:g})"
+            if (parameters["weighting"] == "mi")
+            else parameters["weighting"]
+        )
+        parts["pool"] = parameters["pool"]
+    return evaluation.signature(
+        **parts,
+        classes=list(made.header.classes),
+        n=found.n,
+        missing=f"{found.missing}(wrong)",
+        ci=f"95%/{found.interval}/{config.resamples}",
+        seed=made.header.seed,
+        v=__version__,
+    )
+
+
+def _result(
+    out: Path, artifact: Evaluation, *, up_to_date: bool = False, notes: tuple[str, ...] = ()
+) -> EvaluateResult:
+    parameters = artifact.header.parameters
+    missing = parameters["metrics"]["missing"]
+    if missing:
+        notes = (*notes, f"{missing} clips have no prediction and count as wrong")
+    return EvaluateResult(
+        out=out,
+        signature=parameters["signature"],
+        classes=artifact.header.classes,
+        metrics=parameters["metrics"],
+        confusion=artifact.confusion.tolist(),
+        up_to_date=up_to_date,
+        notes=notes,
+    )

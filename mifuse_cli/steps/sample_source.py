@@ -1,0 +1,121 @@
+"""``mifuse sample-source``: MC-dropout predictions of the source classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mifuse_cli import fusion, lineage, provenance
+from mifuse_cli.artifacts import Source
+from mifuse_cli.config import Progress, StepConfig, at_least, one_of, option, target_problems
+from mifuse_cli.manifest import clips_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSourceConfig(StepConfig):
+    """Draw MC-dropout predictions of the source classifier for unlabelled clips."""
+
+    model: Path = option(help="Checkpoint directory of the source classifier.")
+    manifest: Path | None = option(None, "CSV of target clips; labels in it are not read.")
+    wav_dir: Path | None = option(None, "Directory of target clips, instead of --manifest.")
+    out: Path = option(help="Artifact to write.")
+    n_samples: int = option(10, "Dropout passes.")
+    normalize: str = option("", "source, target or speaker; default: as the checkpoint says.")
+    calibrate: bool = option(
+        False, "Divide logits by the temperature fitted on the source's validation clips."
+    )
+    cache_dir: Path | None = option(
+        None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache.", settles=False
+    )
+
+    def problems(self) -> Iterable[str]:
+        """Values that make no sense."""
+        yield from target_problems(self.manifest, self.wav_dir)
+        yield from at_least("--n-samples", self.n_samples, 2)
+        if self.normalize:
+            yield from one_of("--normalize", self.normalize, ("source", "target", "speaker"))
+
+
+@dataclass(frozen=True)
+class SampleSourceResult:
+    """What was drawn.
+
+    Attributes:
+        out: the artifact.
+        clips, samples: U and M.
+        mean_mi: mean mutual information over clips, in nats.
+        marginal: mean predicted probability by class.
+        up_to_date: nothing was done, since --update found the output current.
+        notes: what the user should know.
+    """
+
+    out: Path
+    clips: int
+    samples: int
+    mean_mi: float
+    marginal: dict[str, float]
+    up_to_date: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def sample_source(config: SampleSourceConfig, *, progress: Progress | None = None) -> SampleSourceResult:
+    """Draw M predictions with the head's dropout active, and one without, for every clip.
+
+    Raises:
+        InputError: model, manifest or audio that cannot be used; a model without dropout; an output that
+            exists.
+        ArtifactError: the model is no mifuse checkpoint.
+    """
+    lineage.refuse_overwrite(config, config.out)
+    clips, where = clips_of(config.manifest, config.wav_dir)
+
+    from mifuse_cli.model import checkpoint
+
+    shape = checkpoint.read_shape(config.model)
+    parents = [
+        lineage.parent("model", config.model, config.out),
+        lineage.clips_parent(clips, where, config.out),
+    ]
+    if lineage.is_current(config, config.out, parents):
+        return _result(config.out, Source.load(config.out), up_to_date=True)
+
+    import numpy as np
+
+    from mifuse_cli.model.classifier import predict, sample
+    from mifuse_cli.model.device import find_device
+    from mifuse_cli.model.prepare import frozen_classifier, frozen_inputs
+
+    device = find_device(config.device)
+    loaded = checkpoint.load(config.model)
+    if config.calibrate:
+        loaded.calibrate()
+    normalize = config.normalize or shape.normalize
+    inputs = frozen_inputs(
+        loaded, clips, normalize=normalize, device=device, cache=config.cache_dir, progress=progress
+    )
+    model = frozen_classifier(loaded, device)
+    seed = provenance.named_seed(config.seed, "sample-source")
+    artifact = Source(
+        header=lineage.header(
+            config, shape.classes, parents, normalize=normalize, calibrate=config.calibrate
+        ),
+        utt_id=np.array([clip.utt_id for clip in clips]),
+        probs=sample(model, inputs, config.n_samples, seed),
+        point=predict(model, inputs),
+    )
+    artifact.save(config.out)
+    return _result(config.out, artifact)
+
+
+def _result(out: Path, artifact: Source, *, up_to_date: bool = False) -> SampleSourceResult:
+    _, mi = fusion.mean_and_mi(artifact.probs.astype(float))
+    marginal = artifact.point.mean(axis=0)
+    return SampleSourceResult(
+        out=out,
+        clips=artifact.probs.shape[0],
+        samples=artifact.probs.shape[1],
+        mean_mi=float(mi.mean()),
+        marginal=dict(zip(artifact.header.classes, map(float, marginal), strict=True)),
+        up_to_date=up_to_date,
+    )

@@ -1,0 +1,116 @@
+"""``mifuse show``: what an artifact or a checkpoint is and where it came from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mifuse_cli import artifacts, lineage
+from mifuse_cli.artifacts import SCHEMA_VERSION, Artifact, Lalm
+from mifuse_cli.config import Progress, StepConfig, option
+from mifuse_cli.errors import MifuseError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowConfig(StepConfig):
+    """Show kind, schema, counts, lineage and parameters of an artifact or a checkpoint directory."""
+
+    file: Path = option(help="Artifact, or checkpoint directory.")
+
+
+@dataclass(frozen=True)
+class ShowResult:
+    """What is known of it.
+
+    Attributes:
+        file: as given.
+        kind: kind of artifact, or "checkpoint".
+        schema_version: of the artifact's schema.
+        classes: names in order.
+        sizes: length of every axis by letter.
+        datasets: axes, shape and meaning of every dataset.
+        counts: further counts, such as LALM answers by outcome.
+        parents: role, path, hash, and state: "unchanged", "changed", "absent" or "not compared".
+        parameters: what the step recorded.
+        config: the resolved configuration.
+        seed, created, command, versions: of the run that made it.
+        sha256: content hash.
+    """
+
+    file: Path
+    kind: str
+    schema_version: int
+    classes: tuple[str, ...]
+    sizes: dict[str, int]
+    datasets: dict[str, dict[str, Any]]
+    counts: dict[str, int]
+    parents: list[dict[str, str]]
+    parameters: dict[str, Any]
+    config: dict[str, Any]
+    seed: int
+    created: str
+    command: str
+    sha256: str
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def show(config: ShowConfig, *, progress: Progress | None = None) -> ShowResult:
+    """Read and check an artifact, and compare its parents with what stands in their place now.
+
+    Raises:
+        InputError: no such file, or not readable.
+        ArtifactError: no valid artifact.
+    """
+    is_checkpoint = config.file.is_dir()
+    path = config.file / "train.h5" if is_checkpoint else config.file
+    made = artifacts.read(path)
+    header = made.header
+    return ShowResult(
+        file=config.file,
+        kind="checkpoint" if is_checkpoint else made.kind,
+        schema_version=SCHEMA_VERSION,
+        classes=header.classes,
+        sizes=made.sizes(),
+        datasets={
+            name: {"axes": "".join(f"{a} " for a in made.columns()[name]["axes"]).strip(),
+                   "shape": list(array.shape), "holds": made.columns()[name]["holds"]}
+            for name, array in made.arrays().items()
+        },
+        counts=_counts(made),
+        parents=[
+            {"role": one.role, "path": one.path, "sha256": one.sha256, "state": _state(config.file, one)}
+            for one in header.parents
+        ],
+        parameters=header.parameters,
+        config={key: value for key, value in header.config.items() if key != "settings"},
+        seed=header.seed,
+        created=header.created,
+        command=header.command,
+        sha256=lineage.digest(config.file),
+        versions=header.versions,
+    )  # fmt: skip
+
+
+def _counts(made: Artifact) -> dict[str, int]:
+    if not isinstance(made, Lalm):
+        return {}
+    names = {int(code): name for name, code in made.header.parameters["status_codes"].items()}
+    found = Counter(names[int(code)] for code in made.status.ravel())
+    without = int(np.isnan(made.probs).any(axis=-1).all(axis=1).sum())
+    return {**dict(found.most_common()), "clips without a valid answer": without}
+
+
+def _state(file: Path, parent: artifacts.Parent) -> str:
+    if parent.role in ("clips", "labels", "encoder"):
+        return "not compared"
+    place = file.parent / parent.path
+    if not place.exists():
+        return "absent"
+    try:
+        return "unchanged" if lineage.digest(place) == parent.sha256 else "changed"
+    except MifuseError:
+        return "changed"

@@ -1,0 +1,344 @@
+"""``mifuse train-source``: train the source classifier on labelled clips."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mifuse_cli import lineage, provenance
+from mifuse_cli.artifacts import Parent, Training
+from mifuse_cli.config import (
+    Progress,
+    StepConfig,
+    above_zero,
+    at_least,
+    between,
+    one_of,
+    option,
+    tune_problems,
+)
+from mifuse_cli.errors import InputError, UsageError
+from mifuse_cli.labels import CLASSES, parse_classes
+from mifuse_cli.manifest import LabelledClip, read_labelled
+
+if TYPE_CHECKING:
+    from mifuse_cli.model.checkpoint import Shape
+    from mifuse_cli.model.classifier import Classifier, Features, Waveforms
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSourceConfig(StepConfig):
+    """Train the source classifier on a labelled manifest."""
+
+    manifest: Path = option(help="CSV of labelled source clips: file, emotion, and where known speaker.")
+    encoder: str = option(
+        help="Local directory or hub name of a wav2vec2, HuBERT, WavLM or Whisper model, or logmel."
+    )
+    out: Path = option(help="Checkpoint directory to write.")
+    classes: str = option(",".join(CLASSES), "Emotion classes, in the order of every probability.")
+    layers: str = option(
+        "all", "Hidden layers that the head sees, as 0,2,4 (0: input of the first block), or all."
+    )
+    normalize: str = option(
+        "source", "Statistics that standardise the head's input: source, target or speaker."
+    )
+    tune: str = option(
+        "auto", "What to train: head, top-N blocks of the encoder too, all; auto: all for logmel."
+    )
+    hidden: int = option(128, "Units of the head's hidden layer.")
+    dropout: float = option(0.3, "Dropout in the head; MC dropout needs more than 0.")
+    epochs: int = option(30, "Epochs at most; the number with the lowest validation loss is used.")
+    batch_size: int = option(32, "Clips a batch.")
+    learning_rate: float = option(5e-4, "AdamW learning rate of the head.")
+    encoder_learning_rate: float = option(
+        0.0, "Learning rate of the encoder where it is trained; 0: 2e-5, logmel 1e-3."
+    )
+    weight_decay: float = option(0.01, "AdamW weight decay.")
+    label_smoothing: float = option(0.1, "Share of each label that is spread evenly over all classes.")
+    validation: float = option(0.2, "Share of clips held out to choose the epochs, by whole speakers; 0: train for --epochs.")
+    cache_dir: Path | None = option(
+        None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache.", settles=False
+    )
+
+    def problems(self) -> Iterable[str]:
+        """Values that make no sense."""
+        try:
+            parse_classes(self.classes)
+        except UsageError as error:
+            yield str(error)
+        yield from one_of("--normalize", self.normalize, ("source", "target", "speaker"))
+        yield from tune_problems(self.tune, ("auto",))
+        for flag, number in (
+            ("--epochs", self.epochs),
+            ("--batch-size", self.batch_size),
+            ("--hidden", self.hidden),
+        ):
+            yield from at_least(flag, number, 1)
+        yield from between("--dropout", self.dropout, 0, 1)
+        yield from between("--label-smoothing", self.label_smoothing, 0, 1)
+        yield from between("--validation", self.validation, 0, 0.9)
+        yield from above_zero("--learning-rate", self.learning_rate)
+        yield from at_least("--weight-decay", self.weight_decay, 0)
+        if self.layers != "all" and not all(part.strip().isdigit() for part in self.layers.split(",")):
+            yield f"--layers {self.layers!r}: expected all, or numbers separated by commas"
+
+
+@dataclass(frozen=True)
+class TrainSourceResult:
+    """What was trained.
+
+    Attributes:
+        out: checkpoint directory.
+        clips: how many were trained on in the end.
+        validation_clips, validation_speakers: how many of them were held out to choose the epochs.
+        epochs: number of epochs, as chosen.
+        validation_ua: unweighted accuracy on the held-out clips then, in [0, 1]; NaN without any.
+        temperature: fitted there.
+        up_to_date: nothing was done, since --update found the output current.
+        notes: what the user should know.
+    """
+
+    out: Path
+    clips: int
+    validation_clips: int
+    validation_speakers: int
+    epochs: int
+    validation_ua: float
+    temperature: float
+    up_to_date: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def train_source(config: TrainSourceConfig, *, progress: Progress | None = None) -> TrainSourceResult:
+    """Train the source classifier and save it as a checkpoint directory.
+
+    Cross-entropy with label smoothing and class weights. A first training without the validation speakers
+    finds the number of epochs with the lowest loss on them, and the temperature (Guo et al., ICML 2017); a
+    second one, as long, takes all clips.
+
+    Raises:
+        InputError: manifest, audio or encoder that cannot be used, or an output that exists.
+        UsageError: layers that the encoder does not have.
+    """
+    lineage.refuse_overwrite(config, config.out)
+    classes = parse_classes(config.classes)
+    labelled = read_labelled(config.manifest, classes)
+    clips = [one.clip for one in labelled]
+
+    from mifuse_cli.model.encoder import LOGMEL, find_encoder
+
+    encoder_dir = None if config.encoder == LOGMEL else find_encoder(config.encoder)
+    labels = np.array([one.label for one in labelled])
+    label_digest = provenance.text_digest(
+        " ".join(f"{c.utt_id}={n}" for c, n in zip(clips, labels, strict=True))
+    )
+    parents = [
+        lineage.clips_parent(clips, config.manifest, config.out),
+        Parent("labels", lineage.relative(config.manifest, config.out), label_digest),
+    ]
+    if encoder_dir is not None:
+        parents.append(lineage.parent("encoder", encoder_dir, config.out))
+    if lineage.is_current(config, config.out, parents):
+        return _result(config.out, up_to_date=True)
+    held_out, notes = split_speakers(labelled, config.validation, config.seed)
+    return _train(config, classes, labelled, encoder_dir, held_out, parents, notes, progress)
+
+
+def split_speakers(labelled: list[LabelledClip], share: float, seed: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Which clips to hold out for validation: whole speakers, until ``share`` of the clips is reached.
+
+    Without two known speakers, clips are drawn at random, which a note says.
+
+    Returns:
+        held_out (U,) bool, and notes.
+
+    Raises:
+        InputError: too few clips to hold one out.
+    """
+    rng = provenance.rng(seed, "train-source", "validation")
+    held_out = np.zeros(len(labelled), dtype=bool)
+    if share == 0:
+        return held_out, ()
+    if len(labelled) < 2:
+        raise InputError("a single clip cannot be split into training and validation. Use --validation 0.")
+    speakers = [one.clip.speaker for one in labelled]
+    if None in speakers or len(set(speakers)) < 2:
+        count = min(max(1, round(share * len(labelled))), len(labelled) - 1)
+        held_out[rng.permutation(len(labelled))[:count]] = True
+        return held_out, ("fewer than two speakers are known: validation clips were drawn at random",)
+    names = np.unique(np.asarray(speakers, dtype=str))
+    for name in rng.permutation(names)[: len(names) - 1]:
+        held_out |= np.asarray(speakers) == name
+        if held_out.mean() >= share:
+            break
+    return held_out, ()
+
+
+def _train(
+    config: TrainSourceConfig,
+    classes: tuple[str, ...],
+    labelled: list[LabelledClip],
+    encoder_dir: Path | None,
+    held_out: np.ndarray,
+    parents: list[Parent],
+    notes: tuple[str, ...],
+    progress: Progress | None,
+) -> TrainSourceResult:
+    import torch
+
+    from mifuse_cli.methods import loop
+    from mifuse_cli.methods.supervised import Supervised, choose_epoch
+    from mifuse_cli.model import checkpoint
+    from mifuse_cli.model.device import find_device
+
+    device = find_device(config.device)
+    model, inputs, shape = _model_and_inputs(config, classes, labelled, encoder_dir, device, progress)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    labels = torch.tensor([one.label for one in labelled])
+    options = loop.LoopOptions(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        encoder_learning_rate=config.encoder_learning_rate or (1e-3 if encoder_dir is None else 2e-5),
+        weight_decay=config.weight_decay,
+        ema=0.0,
+        seed=config.seed,
+    )
+
+    def told(what: str):
+        return lambda state: progress(what, state.epoch, config.epochs) if progress else None
+
+    epochs, temperature, history = config.epochs, 1.0, np.empty((0, 3))
+    if held_out.any():
+        validated = choose_epoch(
+            model, inputs, labels, held_out, config.label_smoothing, options, after_epoch=told("validating")
+        )
+        history, epochs = validated.history, validated.epoch
+        temperature = fit_temperature(validated.logits, labels.numpy()[held_out])
+        model.load_state_dict(start)
+    method = Supervised(labels, len(classes), config.label_smoothing)
+    loop.run(
+        loop.start(model, method, options),
+        inputs,
+        method,
+        dataclasses.replace(options, epochs=epochs),
+        after_epoch=told("training"),
+    )
+    speakers = {one.clip.speaker for one, out in zip(labelled, held_out, strict=True) if out}
+    header = lineage.header(
+        config,
+        classes,
+        parents,
+        epochs=epochs,
+        temperature=temperature,
+        validation_clips=int(held_out.sum()),
+        validation_speakers=sorted(name for name in speakers if name),
+    )
+    training = Training(
+        header=header,
+        utt_id=np.array([one.clip.utt_id for one in labelled]),
+        columns_of_history=np.array(["cross_entropy", "validation_cross_entropy", "validation_ua"]),
+        history=history,
+    )
+    shape = dataclasses.replace(shape, temperature=temperature)
+    checkpoint.save(config.out, shape, model, inputs.statistics, encoder_dir or Path(), training)
+    return _result(config.out, notes=notes)
+
+
+def _model_and_inputs(
+    config: TrainSourceConfig,
+    classes: tuple[str, ...],
+    labelled: list[LabelledClip],
+    encoder_dir: Path | None,
+    device,
+    progress: Progress | None,
+) -> tuple[Classifier, Features | Waveforms, Shape]:
+    import torch
+
+    from mifuse_cli.model import checkpoint
+    from mifuse_cli.model.classifier import Classifier, Features, Waveforms, seeded
+    from mifuse_cli.model.encoder import LogMelEncoder, load_encoder
+    from mifuse_cli.model.features import pooled_features
+    from mifuse_cli.model.prepare import trainable_part
+    from mifuse_cli.model.standard import fit_standard, statistics
+
+    clips = [one.clip for one in labelled]
+    tune = config.tune if config.tune != "auto" else ("all" if encoder_dir is None else "head")
+    if encoder_dir is None and tune != "all":
+        raise UsageError("--encoder logmel is trained from scratch: use --tune all")
+    encoder = None
+    if tune == "head":
+        assert encoder_dir is not None
+        found = pooled_features(
+            clips,
+            encoder_dir,
+            lineage.digest(encoder_dir),
+            device=device,
+            cache=config.cache_dir,
+            progress=progress,
+        )
+        count, width = found.shape[1:]
+    else:
+        with seeded(config.seed, "train-source", "encoder"):
+            encoder = trainable_part(
+                LogMelEncoder() if encoder_dir is None else load_encoder(encoder_dir), tune
+            )
+        count, width = encoder.layers, encoder.width
+    layers = (
+        tuple(range(count)) if config.layers == "all" else tuple(int(n) for n in config.layers.split(","))
+    )
+    if not layers or max(layers) >= count:
+        raise UsageError(f"--layers {config.layers}: the encoder has hidden layers 0 to {count - 1}")
+    shape = checkpoint.Shape(
+        classes=classes,
+        layers=layers,
+        width=width,
+        hidden=config.hidden,
+        dropout=config.dropout,
+        normalize=config.normalize,
+        statistics_of="source",
+        tune=tune,
+        encoder=config.encoder,
+        temperature=1.0,
+    )
+    with seeded(config.seed, "train-source", "head"):
+        model = Classifier(encoder, checkpoint.new_head(shape), layers).to(device)
+    speakers = [clip.speaker for clip in clips]
+    if encoder is not None:
+        return model, Waveforms(clips, device, config.normalize, None), shape
+    features = torch.from_numpy(found[:, list(layers)]).to(device)
+    standard = fit_standard(config.normalize, features, stored=None, speakers=speakers)
+    return model, Features(standard(features, torch.arange(len(clips))), statistics(features)), shape
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Temperature in [0.05, 20] with the lowest negative log-likelihood of labels (U,) given logits (U, K)."""
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    def loss(log_temperature: float) -> float:
+        scaled = log_softmax(logits / np.exp(log_temperature), axis=1)
+        return -float(scaled[np.arange(len(labels)), labels].mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+
+
+def _result(out: Path, *, up_to_date: bool = False, notes: tuple[str, ...] = ()) -> TrainSourceResult:
+    made = Training.load(out / "train.h5")
+    parameters = made.header.parameters
+    return TrainSourceResult(
+        out=out,
+        clips=len(made.utt_id),
+        validation_clips=parameters["validation_clips"],
+        validation_speakers=len(parameters["validation_speakers"]),
+        epochs=parameters["epochs"],
+        validation_ua=float(made.history[parameters["epochs"] - 1, 2]) if len(made.history) else float("nan"),
+        temperature=parameters["temperature"],
+        up_to_date=up_to_date,
+        notes=notes,
+    )
