@@ -42,7 +42,7 @@ class TrainSourceConfig(StepConfig):
     out: Path = option(help="Checkpoint directory to write.")
     classes: str = option(",".join(CLASSES), "Emotion classes, in the order of every probability.")
     layers: str = option(
-        "all", "Hidden layers that the head sees, as 0,2,4 (0: input of the first block), or all."
+        "all", "Hidden layers that the head sees: all, middle (the one half-way up), or as 0,2,4 (0: input of block 1)."
     )
     normalize: str = option(
         "source", "Statistics that standardise the head's input: source, target or speaker."
@@ -84,8 +84,8 @@ class TrainSourceConfig(StepConfig):
         yield from between("--validation", self.validation, 0, 0.9)
         yield from above_zero("--learning-rate", self.learning_rate)
         yield from at_least("--weight-decay", self.weight_decay, 0)
-        if self.layers != "all" and not all(part.strip().isdigit() for part in self.layers.split(",")):
-            yield f"--layers {self.layers!r}: expected all, or numbers separated by commas"
+        if self.layers not in ("all", "middle") and not all(part.strip().isdigit() for part in self.layers.split(",")):
+            yield f"--layers {self.layers!r}: expected all, middle, or numbers separated by commas"
 
 
 @dataclass(frozen=True)
@@ -289,11 +289,7 @@ def _model_and_inputs(
                 LogMelEncoder() if encoder_dir is None else load_encoder(encoder_dir), tune
             )
         count, width = encoder.layers, encoder.width
-    layers = (
-        tuple(range(count)) if config.layers == "all" else tuple(int(n) for n in config.layers.split(","))
-    )
-    if not layers or max(layers) >= count:
-        raise UsageError(f"--layers {config.layers}: the encoder has hidden layers 0 to {count - 1}")
+    layers = pick_layers(config.layers, count)
     shape = checkpoint.Shape(
         classes=classes,
         layers=layers,
@@ -314,6 +310,22 @@ def _model_and_inputs(
     features = torch.from_numpy(found[:, list(layers)]).to(device)
     standard = fit_standard(config.normalize, features, stored=None, speakers=speakers)
     return model, Features(standard(features, torch.arange(len(clips))), statistics(features)), shape
+
+
+def pick_layers(layers: str, count: int) -> tuple[int, ...]:
+    """Positions among ``count`` hidden states that ``--layers`` names.
+
+    Raises:
+        UsageError: a position that the encoder does not have.
+    """
+    if layers == "all":
+        return tuple(range(count))
+    if layers == "middle":
+        return (count // 2,)
+    picked = tuple(int(number) for number in layers.split(","))
+    if max(picked) >= count:
+        raise UsageError(f"--layers {layers}: the encoder has hidden layers 0 to {count - 1}")
+    return picked
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -1,0 +1,83 @@
+"""Collect the scores of all transfers into results.json and results.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from mifuse_cli.artifacts import Evaluation
+from mifuse_cli.files import atomic_file
+
+ROWS = {
+    "source-only": "source-only",
+    "LALM": "lalm",
+    "fused": "fused",
+    "LALM-SFUDA": "lalm-sfuda",
+    "MI-Fuse": "mifuse",
+}
+
+
+def main() -> None:
+    """Read EXPDIR/SOURCE-TARGET/seedN/eval-ROW.h5 and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--expdir", type=Path, required=True)
+    parser.add_argument("--names", required=True, help="corpora, separated by spaces")
+    parser.add_argument("--seeds", required=True, help="seeds, separated by spaces")
+    options = parser.parse_args()
+    names, seeds = options.names.split(), options.seeds.split()
+    transfers = [(a, b) for a in names for b in names if a != b]
+    rows = {}
+    for row, file in ROWS.items():
+        found = [
+            [Evaluation.load(options.expdir / f"{a}-{b}" / f"seed{seed}" / f"eval-{file}.h5") for seed in seeds]
+            for a, b in transfers
+        ]
+        rows[row] = summary(transfers, 100 * np.array([[one.header.parameters["metrics"]["ua"] for one in column] for column in found]))
+        signature = found[0][0].header.parameters["signature"]
+    protocol = (
+        f"unweighted accuracy in per cent, mean and standard deviation over seeds {' '.join(seeds)}; students: "
+        f"transductive, last epoch; one evaluation reads: {signature}"
+    )
+    results = {"protocol": protocol, "rows": rows}
+    with atomic_file(options.expdir / "results.json") as path:
+        path.write_text(json.dumps(results, indent=2) + "\n")
+    text = markdown(results)
+    with atomic_file(options.expdir / "results.md") as path:
+        path.write_text(text)
+    print(text, end="")
+
+
+def summary(transfers: list[tuple[str, str]], ua: np.ndarray) -> dict:
+    """Mean and deviation over seeds of every transfer and of their average, from UA in per cent (transfers, seeds)."""
+
+    def both(values: np.ndarray) -> dict[str, float]:
+        std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        return {"mean": round(float(values.mean()), 4), "std": round(std, 4)}
+
+    return {
+        "transfers": {f"{a}>{b}": both(values) for (a, b), values in zip(transfers, ua, strict=True)},
+        "average": both(ua.mean(axis=0)),
+    }
+
+
+def markdown(results: dict) -> str:
+    """The table as Markdown, the best mean of each column in bold."""
+    rows = results["rows"]
+    columns = [*next(iter(rows.values()))["transfers"], "average"]
+    cells = {row: {**values["transfers"], "average": values["average"]} for row, values in rows.items()}
+    best = {column: max(cell[column]["mean"] for cell in cells.values()) for column in columns}
+    lines = ["| UA in % | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for row, cell in cells.items():
+        texts = []
+        for column in columns:
+            text = f"{cell[column]['mean']:.1f} ± {cell[column]['std']:.1f}"
+            texts.append(f"**{text}**" if cell[column]["mean"] == best[column] else text)
+        lines.append(f"| {row} | " + " | ".join(texts) + " |")
+    return "\n".join(lines) + f"\n\nProtocol: {results['protocol']}.\n"
+
+
+if __name__ == "__main__":
+    main()
