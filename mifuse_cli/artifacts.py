@@ -101,8 +101,10 @@ class Artifact:
         )
         for name, array in sorted(self.arrays().items()):
             total.update(f"{name}{array.shape}".encode())
-            is_text = self.columns()[name]["dtype"] == "str"
-            total.update("\0".join(array).encode() if is_text else np.ascontiguousarray(array).tobytes())
+            dtype = self.columns()[name]["dtype"]
+            total.update(
+                "\0".join(array).encode() if dtype == "str" else np.ascontiguousarray(array, dtype).tobytes()
+            )
         return total.hexdigest()
 
     def check(self, where: str) -> Self:
@@ -292,15 +294,17 @@ def read(path: Path) -> Artifact:
             arrays = {}
             for name, spec in KINDS[kind].columns().items():
                 if name in file:
-                    arrays[name] = (
-                        file[name].asstr()[:].astype(str) if spec["dtype"] == "str" else file[name][:]
-                    )
+                    text = spec["dtype"] == "str"
+                    values = file[name].asstr() if text else file[name]
+                    arrays[name] = values[:].astype(spec["dtype"])
                 elif spec["required"]:
                     raise ArtifactError(f"{path}: has no dataset {name!r}. Make it anew.")
     except (OSError, RuntimeError, KeyError) as error:
         raise InputError(
             f"{path}: is no readable HDF5 file ({error}); it may be truncated. Make it anew."
         ) from None
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"{path}: is damaged or no mifuse artifact ({error}). Make it anew.") from None
     try:
         header = Header(
             classes=tuple(map(str, attrs["classes"])),

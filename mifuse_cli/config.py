@@ -124,9 +124,11 @@ def read_yaml(path: Path, config_type: type[StepConfig]) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"--config {path}: cannot be read as YAML: {error}") from None
+    if values is None:
+        values = {}
     if not isinstance(values, dict):
         raise UsageError(f"--config {path}: expected a mapping of option names to values")
     known = {field.name for field in dataclasses.fields(config_type)}

@@ -16,8 +16,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends well, and goes if it fails.
 
     Raises:
-        InputError: the directory cannot be written.
+        InputError: the directory cannot be written, or ``path`` is a directory.
     """
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory, but a file is to be written. Choose another --out.")
     temporary = _temporary(path)
     try:
         yield temporary
@@ -50,6 +52,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             os.replace(path, old)
         os.replace(temporary, path)
         _sync_directory(path.parent)
+        if old.is_file():
+            old.unlink()
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

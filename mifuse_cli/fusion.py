@@ -92,7 +92,7 @@ def rank_mi_weights(mean: np.ndarray, mi: np.ndarray, tau: float) -> np.ndarray:
 def z_mi_weights(mean: np.ndarray, mi: np.ndarray, tau: float) -> np.ndarray:
     """exp(-z), z the z-score of I within the same teacher's clips."""
     spread = np.nanstd(mi, axis=0)
-    return np.exp(-(mi - np.nanmean(mi, axis=0)) / np.where(spread > 0, spread, 1.0))
+    return np.exp(-(mi - np.nanmean(mi, axis=0)) / np.where(spread > 1e-9, spread, 1.0))
 
 
 Weighting = Callable[[np.ndarray, np.ndarray, float], np.ndarray]

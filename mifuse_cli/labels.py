@@ -30,7 +30,7 @@ def class_index(label: str, classes: tuple[str, ...], where: str) -> int:
     if label in classes:
         return classes.index(label)
     near = get_close_matches(label, classes, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     raise InputError(
         f"{where}: unknown label {label!r}, expected one of {', '.join(classes)}{hint} "
         "Remove the row, rename the label, or pass --classes."

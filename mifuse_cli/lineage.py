@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mifuse_cli import artifacts, manifest
 from mifuse_cli.artifacts import Artifact, Header, Parent
@@ -13,6 +14,7 @@ from mifuse_cli.audio import file_sha256
 from mifuse_cli.config import StepConfig, as_dict, settings
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError
 from mifuse_cli.manifest import Clip
+from mifuse_cli.provenance import without_secrets
 
 _MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.bin")
 
@@ -53,10 +55,14 @@ def header(config: StepConfig, classes: tuple[str, ...], parents: Sequence[Paren
     return Header(
         classes=classes,
         seed=config.seed,
-        config={**as_dict(config), "settings": settings(config)},
+        config={**_public(as_dict(config)), "settings": _public(settings(config))},
         parameters=parameters,
         parents=tuple(parents),
     )
+
+
+def _public(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: without_secrets(v) if isinstance(v, str) else v for key, v in values.items()}
 
 
 def refuse_overwrite(config: StepConfig, out: Path) -> None:
@@ -82,7 +88,7 @@ def is_current(config: StepConfig, out: Path, parents: Sequence[Parent]) -> bool
             return False
     except (MifuseError, KeyError):
         return False
-    same_settings = made.header.config.get("settings") == settings(config)
+    same_settings = made.header.config.get("settings") == _public(settings(config))
     return same_settings and {(p.role, p.sha256) for p in made.header.parents} == {
         (p.role, p.sha256) for p in parents
     }

@@ -83,6 +83,7 @@ def scan(wav_dir: Path) -> list[Clip]:
     if not files:
         raise InputError(f"{wav_dir}: holds no audio ({', '.join(audio.SUFFIXES)}). Check the directory.")
     ids = _utterance_ids([path.relative_to(wav_dir).as_posix() for path in files])
+    _refuse_repeated(ids, wav_dir)
     return sorted((Clip(i, p) for i, p in zip(ids, files, strict=True)), key=lambda clip: clip.utt_id)
 
 
@@ -118,14 +119,13 @@ def _read(manifest: Path, need_audio: bool) -> list[tuple[Clip, dict[str, str]]]
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values():
             raise InputError(f"{manifest}, line {number}: expected {len(columns)} values, one a column.")
-        if not row["file"].strip():
-            raise InputError(f"{manifest}, line {number}: the column 'file' is empty.")
+        for name in ("file", "utt_id"):
+            if name in row and not row[name].strip():
+                raise InputError(f"{manifest}, line {number}: the column {name!r} is empty.")
     ids = (
         [row["utt_id"] for row in rows] if "utt_id" in columns else _utterance_ids([r["file"] for r in rows])
     )
-    repeated = [name for name, count in Counter(ids).items() if count > 1]
-    if repeated:
-        raise InputError(f"{manifest}: {len(repeated)} clips stand more than once, first {repeated[0]!r}.")
+    _refuse_repeated(ids, manifest)
     clips = [_clip(manifest, utt_id, row) for utt_id, row in zip(ids, rows, strict=True)]
     missing = [clip.path for clip in clips if need_audio and not clip.path.is_file()]
     if missing:
@@ -134,6 +134,12 @@ def _read(manifest: Path, need_audio: bool) -> list[tuple[Clip, dict[str, str]]]
             "Paths in the column 'file' are relative to the CSV."
         )
     return sorted(zip(clips, rows, strict=True), key=lambda pair: pair[0].utt_id)
+
+
+def _refuse_repeated(ids: Sequence[str], where: Path) -> None:
+    repeated = [name for name, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise InputError(f"{where}: {len(repeated)} clips stand more than once, first {repeated[0]!r}.")
 
 
 def _clip(manifest: Path, utt_id: str, row: dict[str, str]) -> Clip:

@@ -22,7 +22,7 @@ _PACKAGES = (
     "scikit-learn",
     "scipy",
 )
-_SECRET_IN_URL = re.compile(r"(?<=://)[^/@\s]+@|(?<=\?)\S+")
+_SECRET_IN_URL = re.compile(r"(?<=://)[^/?\s]+@|(?<=\?)\S+")
 
 
 def rng(seed: int, *names: str | int) -> np.random.Generator:

@@ -37,7 +37,8 @@ def commands(out: Path, base_url: str) -> list[list[str]]:
     lines = [
         f"{train_source} --cache-dir {out}/cache",
         f"query-lalm --manifest {target} --n-samples 5 --base-url {base_url} --model standin --out {lalm}",
-        f"sample-source --model {source} --manifest {target} --n-samples 10 --out {samples} --cache-dir {out}/cache",
+        f"sample-source --model {source} --manifest {target} --n-samples 10 --normalize target "
+        f"--out {samples} --cache-dir {out}/cache",
         f"fuse --lalm {lalm} --source {samples} --weighting mi --out {fused}",
     ]
     for method in ("lalm-sfuda", "mifuse"):
@@ -46,7 +47,7 @@ def commands(out: Path, base_url: str) -> list[list[str]]:
             f"--out {out}/{method} --cache-dir {out}/cache"
         )
     scored = {
-        "source": f"--model {source}",
+        "source": f"--model {source} --normalize target",
         "lalm": f"--predictions {lalm}",
         "fused": f"--predictions {fused}",
         "lalm-sfuda": f"--model {out}/lalm-sfuda",

@@ -28,21 +28,21 @@ def draw(path: Path, scores: dict[str, Evaluation], students: dict[str, Path]) -
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure = plt.figure(figsize=(15, 7.5), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.1])
-    for number, (axes, (name, score)) in enumerate(
-        zip(top.subplots(1, len(scores)), scores.items(), strict=True)
-    ):
-        _confusion(axes, name, score, first=number == 0)
-    curves, bars = bottom.subplots(1, 2)
-    for name, directory in students.items():
+    figure = plt.figure(figsize=(15, 8))
+    matrices = figure.add_gridspec(1, len(scores), left=0.06, right=0.98, top=0.92, bottom=0.58, wspace=0.1)
+    below = figure.add_gridspec(1, 2, left=0.06, right=0.98, top=0.44, bottom=0.08, wspace=0.28)
+    for number, (name, score) in enumerate(scores.items()):
+        _confusion(figure.add_subplot(matrices[number]), name, score, first=number == 0)
+    curves, bars = figure.add_subplot(below[0]), figure.add_subplot(below[1])
+    for (name, directory), colour in zip(students.items(), ("tab:orange", "tab:blue"), strict=True):
         training = Training.load(directory / "train.h5")
         epochs = np.arange(1, len(training.history) + 1)
-        for column, style in zip(training.columns_of_history, ("-", "--"), strict=True):
-            values = training.history[:, list(training.columns_of_history).index(column)]
-            curves.plot(epochs, values, style, label=f"{name}: {str(column).replace('_', ' ')}")
+        for term, values, style in zip(
+            training.columns_of_history, training.history.T, ("-", "--"), strict=True
+        ):
+            curves.plot(epochs, values, style, color=colour, label=f"{name}: {str(term).replace('_', ' ')}")
     curves.set(xlabel="epoch", ylabel="loss (nats)", title="Training curves")
-    curves.legend()
+    curves.legend(loc="center right", bbox_to_anchor=(1, 0.36))
     _bars(bars, scores)
     figure.savefig(path, dpi=110)
     plt.close(figure)

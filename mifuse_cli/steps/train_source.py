@@ -83,6 +83,7 @@ class TrainSourceConfig(StepConfig):
         yield from between("--label-smoothing", self.label_smoothing, 0, 1)
         yield from between("--validation", self.validation, 0, 0.9)
         yield from above_zero("--learning-rate", self.learning_rate)
+        yield from at_least("--encoder-learning-rate", self.encoder_learning_rate, 0)
         yield from at_least("--weight-decay", self.weight_decay, 0)
         if self.layers not in ("all", "middle") and not all(part.strip().isdigit() for part in self.layers.split(",")):
             yield f"--layers {self.layers!r}: expected all, middle, or numbers separated by commas"
