@@ -28,7 +28,7 @@ _HOME = {
     for name in (step, f"{stem}Config", f"{stem}Result")
 }
 
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str):

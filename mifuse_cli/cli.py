@@ -137,7 +137,8 @@ def _(result) -> str:
         {
             "checkpoint": result.out,
             "trained on": f"{result.clips} clips",
-            "validation": f"{result.validation_clips} clips of {result.validation_speakers} speakers, before the last training",
+            "validation": f"{result.validation_clips} clips of {result.validation_speakers} speakers "
+            "(held out at first, to choose the epochs)",
             "epochs": result.epochs,
             "validation UA": f"{100 * result.validation_ua:.1f} %",
             "temperature": result.temperature,
@@ -145,7 +146,9 @@ def _(result) -> str:
     )
 
 
-@command("query-lalm", "mifuse query-lalm --wav-dir ravdess/audio --n-samples 5 --model gpt-audio --out lalm.h5")
+@command(
+    "query-lalm", "mifuse query-lalm --wav-dir ravdess/audio --n-samples 5 --model gpt-audio --out lalm.h5"
+)
 def _(result) -> str:
     return console.describe(
         {

@@ -32,7 +32,9 @@ ROWS = {
 def commands(out: Path, base_url: str) -> list[list[str]]:
     """The ``mifuse`` commands of the demo, in order."""
     target, labels = str(out / "target" / "manifest.csv"), str(out / "target" / "labels.csv")
-    source, lalm, samples, fused = (str(out / name) for name in ("source-model", "lalm.h5", "source.h5", "fused.h5"))
+    source, lalm, samples, fused = (
+        str(out / name) for name in ("source-model", "lalm.h5", "source.h5", "fused.h5")
+    )
     train_source = f"train-source --manifest {out}/source/manifest.csv --encoder logmel --out {source}"
     lines = [
         f"{train_source} --cache-dir {out}/cache",
@@ -54,7 +56,9 @@ def commands(out: Path, base_url: str) -> list[list[str]]:
         "mifuse": f"--model {out}/mifuse",
     }
     for name, what in scored.items():
-        lines.append(f"evaluate {what} --manifest {labels} --out {out}/eval-{name}.h5 --cache-dir {out}/cache")
+        lines.append(
+            f"evaluate {what} --manifest {labels} --out {out}/eval-{name}.h5 --cache-dir {out}/cache"
+        )
     return [shlex.split(line) for line in lines]
 
 
@@ -67,7 +71,9 @@ def run(out: Path) -> int:
     with StandIn() as standin:
         for command in commands(out, standin.base_url):
             print(f"\n$ mifuse {shlex.join(command)}", flush=True)
-            done = subprocess.run([sys.executable, "-m", "mifuse_cli", *command], env=environment, check=False)
+            done = subprocess.run(
+                [sys.executable, "-m", "mifuse_cli", *command], env=environment, check=False
+            )
             if done.returncode:
                 return done.returncode
     scores = {row: Evaluation.load(out / file) for row, file in ROWS.items()}
@@ -90,11 +96,15 @@ def table(scores: dict[str, Evaluation]) -> str:
     for row, score in scores.items():
         m = score.header.parameters["metrics"]
         interval = f"[{100 * m['ua_low']:.1f}, {100 * m['ua_high']:.1f}]"
-        rows.append([row, f"{100 * m['ua']:.1f}", interval, f"{100 * m['wa']:.1f}", f"{100 * m['macro_f1']:.1f}"])
+        rows.append(
+            [row, f"{100 * m['ua']:.1f}", interval, f"{100 * m['wa']:.1f}", f"{100 * m['macro_f1']:.1f}"]
+        )
     return console.table(["", "UA %", "95 % interval", "WA %", "macro F1 %"], rows)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("exp/demo"), help="directory, emptied first")
     sys.exit(run(parser.parse_args().out))

@@ -72,4 +72,8 @@ def _bars(axes, scores: dict[str, Evaluation]) -> None:
     axes.barh(positions, ua, xerr=np.abs(bounds - ua), capsize=4, color="tab:blue", alpha=0.75)
     axes.set_yticks(positions, list(scores))
     axes.invert_yaxis()
-    axes.set(xlabel="unweighted accuracy in %, with 95 % interval over speakers", title="Target corpus", xlim=(0, 100))
+    axes.set(
+        xlabel="unweighted accuracy in %, with 95 % interval over speakers",
+        title="Target corpus",
+        xlim=(0, 100),
+    )

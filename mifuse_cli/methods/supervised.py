@@ -27,9 +27,7 @@ class Supervised:
     terms: tuple[str, ...] = ("cross_entropy",)
     teacher = False
 
-    def __init__(
-        self, labels: Tensor, classes: int, smoothing: float, counted: Tensor | None = None
-    ) -> None:
+    def __init__(self, labels: Tensor, classes: int, smoothing: float, counted: Tensor | None = None) -> None:
         known = labels if counted is None else labels[counted]
         counts = torch.bincount(known, minlength=classes).clamp_min(1).float()
         self.weights = (len(known) / (classes * counts))[labels]
@@ -99,7 +97,8 @@ def choose_epoch(
     classes = model.head.out.out_features
     training = np.flatnonzero(~held_out)
     method = Supervised(labels, classes, smoothing, counted=torch.from_numpy(~held_out))
-    loop.run(loop.start(model, method, options), inputs, method, options, index=training, after_epoch=validate)
+    loop.run(
+        loop.start(model, method, options), inputs, method, options, index=training, after_epoch=validate
+    )
     losses = [row[1] for row in rows]
     return Validated(len(losses) - int(np.argmin(losses[::-1])), best[0], np.array(rows))
-

@@ -127,7 +127,7 @@ def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> 
     if config.out.exists() and not config.force:
         _refuse_other_questions(config.out, spec)
     utterances = _utterances(clips, progress)
-    asks = _asks(utterances, spec_hash(spec), config.n_samples, len(classes))
+    asks = _asks(utterances, spec_hash(spec), config.n_samples, classes)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     with Journal(journal_path(config.out)) as journal:
         journal.add_spec(spec)
@@ -208,14 +208,20 @@ def _utterances(clips: list[Clip], progress: Progress | None) -> list[Utterance]
     return found
 
 
-def _asks(utterances: list[Utterance], spec: str, samples: int, classes: int) -> list[_Ask]:
-    """All questions, those about one clip together; clips with the same audio share keys."""
-    return [
-        _Ask(number, sample, order, question_key(one.sha256, spec, sample, order))
-        for number, one in enumerate(utterances)
-        for sample in range(samples)
-        for order in [prompts.label_order(one.sha256, sample, classes)]
-    ]
+def _asks(utterances: list[Utterance], spec: str, samples: int, classes: tuple[str, ...]) -> list[_Ask]:
+    """All questions, those about one clip together; clips with the same audio share keys.
+
+    Label orders, and so keys, are made over the sorted class names: the order of --classes settles how
+    probabilities are stored, not what is asked.
+    """
+    position = [classes.index(name) for name in sorted(classes)]
+    asks = []
+    for number, one in enumerate(utterances):
+        for sample in range(samples):
+            order = prompts.label_order(one.sha256, sample, len(classes))
+            key = question_key(one.sha256, spec, sample, order)
+            asks.append(_Ask(number, sample, tuple(position[k] for k in order), key))
+    return asks
 
 
 def _missing(asks: list[_Ask], journal: Journal) -> list[_Ask]:

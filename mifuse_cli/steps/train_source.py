@@ -42,7 +42,7 @@ class TrainSourceConfig(StepConfig):
     out: Path = option(help="Checkpoint directory to write.")
     classes: str = option(",".join(CLASSES), "Emotion classes, in the order of every probability.")
     layers: str = option(
-        "all", "Hidden layers that the head sees: all, middle (the one half-way up), or as 0,2,4 (0: input of block 1)."
+        "all", "Hidden layers that the head sees: all, middle (the one half-way up), or as 0,2,4."
     )
     normalize: str = option(
         "source", "Statistics that standardise the head's input: source, target or speaker."
@@ -60,7 +60,9 @@ class TrainSourceConfig(StepConfig):
     )
     weight_decay: float = option(0.01, "AdamW weight decay.")
     label_smoothing: float = option(0.1, "Share of each label that is spread evenly over all classes.")
-    validation: float = option(0.2, "Share of clips held out to choose the epochs, by whole speakers; 0: train for --epochs.")
+    validation: float = option(
+        0.2, "Share of clips held out to choose the epochs, by whole speakers; 0: train for --epochs."
+    )
     cache_dir: Path | None = option(
         None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache.", settles=False
     )
@@ -85,7 +87,9 @@ class TrainSourceConfig(StepConfig):
         yield from above_zero("--learning-rate", self.learning_rate)
         yield from at_least("--encoder-learning-rate", self.encoder_learning_rate, 0)
         yield from at_least("--weight-decay", self.weight_decay, 0)
-        if self.layers not in ("all", "middle") and not all(part.strip().isdigit() for part in self.layers.split(",")):
+        if self.layers not in ("all", "middle") and not all(
+            part.strip().isdigit() for part in self.layers.split(",")
+        ):
             yield f"--layers {self.layers!r}: expected all, middle, or numbers separated by commas"
 
 
@@ -150,7 +154,9 @@ def train_source(config: TrainSourceConfig, *, progress: Progress | None = None)
     return _train(config, classes, labelled, encoder_dir, held_out, parents, notes, progress)
 
 
-def split_speakers(labelled: list[LabelledClip], share: float, seed: int) -> tuple[np.ndarray, tuple[str, ...]]:
+def split_speakers(
+    labelled: list[LabelledClip], share: float, seed: int
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """Which clips to hold out for validation: whole speakers, until ``share`` of the clips is reached.
 
     Without two known speakers, clips are drawn at random, which a note says.

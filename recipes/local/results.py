@@ -32,10 +32,14 @@ def main() -> None:
     rows = {}
     for row, file in ROWS.items():
         found = [
-            [Evaluation.load(options.expdir / f"{a}-{b}" / f"seed{seed}" / f"eval-{file}.h5") for seed in seeds]
+            [
+                Evaluation.load(options.expdir / f"{a}-{b}" / f"seed{seed}" / f"eval-{file}.h5")
+                for seed in seeds
+            ]
             for a, b in transfers
         ]
-        rows[row] = summary(transfers, 100 * np.array([[one.header.parameters["metrics"]["ua"] for one in column] for column in found]))
+        ua = [[one.header.parameters["metrics"]["ua"] for one in column] for column in found]
+        rows[row] = summary(transfers, 100 * np.array(ua))
         signature = found[0][0].header.parameters["signature"]
     protocol = (
         f"unweighted accuracy in per cent, mean and standard deviation over seeds {' '.join(seeds)}; students: "
@@ -76,7 +80,13 @@ def markdown(results: dict) -> str:
             text = f"{cell[column]['mean']:.1f} ± {cell[column]['std']:.1f}"
             texts.append(f"**{text}**" if cell[column]["mean"] == best[column] else text)
         lines.append(f"| {row} | " + " | ".join(texts) + " |")
-    return "\n".join(lines) + f"\n\nProtocol: {results['protocol']}.\n"
+    ours = rows["MI-Fuse"]["average"]["mean"]
+    gains = ", ".join(
+        f"{ours - values['average']['mean']:+.1f} over {row}"
+        for row, values in rows.items()
+        if row != "MI-Fuse"
+    )
+    return "\n".join(lines) + f"\n\nMI-Fuse on average: {gains}.\n\nProtocol: {results['protocol']}.\n"
 
 
 if __name__ == "__main__":
