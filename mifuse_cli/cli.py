@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -36,15 +37,20 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mifuse {mifuse_cli.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit."),
     ] = False,
 ) -> None:
-    if version:
-        print(f"mifuse {mifuse_cli.__version__}")
-        raise typer.Exit
+    """Hold the options of the program itself; its help is that of `app`."""
 
 
 def command(name: str, example: str) -> Callable[[Callable[[Any], str]], None]:
@@ -269,4 +275,6 @@ def _indented(pairs: dict[str, Any]) -> str:
 
 def main() -> None:
     """Entry point of the ``mifuse`` console script."""
+    # Threads of small operations that spin while they wait slow a busy machine down many times over.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()

@@ -8,8 +8,8 @@ import json
 import os
 import random
 import re
+import shutil
 import threading
-import wave
 from collections import Counter
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -326,16 +326,5 @@ def pipeline(tmp_path_factory, corpora, encoders) -> Run:
 @pytest.fixture
 def copy(pipeline, tmp_path) -> Run:
     """The pipeline's outputs in a directory of the test's own."""
-    import shutil
-
     root = shutil.copytree(pipeline.root, tmp_path / "run")
     return Run(root, pipeline.results)
-
-
-def seconds_of_silence(path: Path, seconds: float) -> Path:
-    with wave.open(str(path), "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(RATE)
-        out.writeframes(bytes(2 * int(seconds * RATE)))
-    return path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import glob
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mifuse_cli.files import atomic_directory
+from mifuse_cli.files import atomic_file
 from mifuse_cli.methods.loop import Method, State
 
 
-def keep(directory: Path, identity: str, state: State, method: Method) -> None:
+def keep(path: Path, identity: str, state: State, method: Method) -> None:
     """Write the state after an epoch, in place of the one before.
 
     Args:
-        directory: where.
+        path: one file, so that the replacement is atomic and a killed run always leaves a whole state.
         identity: hash of the configuration and the inputs; `restore` takes only a state with the same one.
         state: to be kept.
         method: its targets are kept too.
@@ -33,27 +33,25 @@ def keep(directory: Path, identity: str, state: State, method: Method) -> None:
     for number, slots in optimizer["state"].items():
         tensors |= {f"optimizer.{number}.{slot}": value for slot, value in slots.items()}
     tensors["history"] = torch.tensor(np.array(state.history))
-    with atomic_directory(directory) as temporary:
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / "state.safetensors"
-        )
-        (temporary / "state.json").write_text(json.dumps({"identity": identity, "epoch": state.epoch}))
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"identity": identity, "epoch": str(state.epoch)})
 
 
-def restore(directory: Path, identity: str, state: State, method: Method) -> int:
+def restore(path: Path, identity: str, state: State, method: Method) -> int:
     """Bring ``state`` and the method's targets to where the kept run was; returns its epoch.
 
     Returns 0, and leaves everything as it is, where nothing of this identity was kept.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        about = json.loads((directory / "state.json").read_text())
-        if about["identity"] != identity:
-            return 0
-        tensors = load_file(directory / "state.safetensors")
-    except (OSError, ValueError, KeyError, SafetensorError):
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            if about.get("identity") != identity:
+                return 0
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError):
         return 0
     state.student.load_state_dict(_part(tensors, "student."))
     if state.teacher is not None:
@@ -65,8 +63,14 @@ def restore(directory: Path, identity: str, state: State, method: Method) -> int
         optimizer["state"].setdefault(int(number), {})[slot] = value
     state.optimizer.load_state_dict(optimizer)
     state.history[:] = tensors["history"].tolist()
-    state.epoch = about["epoch"]
+    state.epoch = int(about["epoch"])
     return state.epoch
+
+
+def forget(path: Path) -> None:
+    """Remove the kept state, and what killed runs left half-written beside it."""
+    for file in (path, *path.parent.glob(f".{glob.escape(path.name)}.*.tmp")):
+        file.unlink(missing_ok=True)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -31,12 +31,15 @@ class Encoder(nn.Module):
     Attributes:
         layers: L, the number of hidden states given out, the input to the first block among them.
         width: D, the length of each.
-        blocks: the blocks that ``--tune top-N`` counts from the end.
     """
 
     layers: int
     width: int
-    blocks: nn.ModuleList
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks that ``--tune top-N`` counts from the end."""
+        raise NotImplementedError
 
     def forward(self, samples: Tensor) -> Tensor:
         """Mean over time of every hidden state (L, D) of one clip, samples (S,) at 16 kHz."""
@@ -61,14 +64,16 @@ class WhisperEncoder(Encoder):
     """
 
     def __init__(self, directory: Path) -> None:
-        from transformers import AutoFeatureExtractor, WhisperForAudioClassification
+        from transformers import WhisperForAudioClassification
 
         super().__init__()
         self.wrapper: Any = _pretrained(WhisperForAudioClassification, directory, part="encoder")
-        self.extractor = AutoFeatureExtractor.from_pretrained(directory)
-        encoder = self.wrapper.encoder
-        self.blocks = encoder.layers
-        self.layers, self.width = len(encoder.layers) + 1, encoder.config.d_model
+        self.extractor = _extractor(directory)
+        self.layers, self.width = len(self.blocks) + 1, self.wrapper.encoder.config.d_model
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.wrapper.encoder.layers
 
     def states(self, samples: Tensor) -> Tensor:
         window = self.extractor.n_samples
@@ -101,13 +106,16 @@ class SelfSupervisedEncoder(Encoder):
     """wav2vec2, HuBERT or WavLM; masking of the input and layer drop stay off, in training too."""
 
     def __init__(self, directory: Path) -> None:
-        from transformers import AutoFeatureExtractor, AutoModel
+        from transformers import AutoModel
 
         super().__init__()
         self.model: Any = _pretrained(AutoModel, directory)
-        self.extractor = AutoFeatureExtractor.from_pretrained(directory)
-        self.blocks = self.model.encoder.layers
+        self.extractor = _extractor(directory)
         self.layers, self.width = len(self.blocks) + 1, self.model.config.hidden_size
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.model.encoder.layers
 
     def states(self, samples: Tensor) -> Tensor:
         values = self.extractor(samples.cpu().numpy(), sampling_rate=RATE, return_tensors="pt").input_values
@@ -129,7 +137,7 @@ class LogMelEncoder(Encoder):
         super().__init__()
         self.options = {"n_mels": n_mels, "channels": channels, "dropout": dropout}
         self.mel = MelSpectrogram(RATE, n_fft=400, hop_length=160, n_mels=n_mels)
-        self.blocks = nn.ModuleList(
+        self.convolutions = nn.ModuleList(
             nn.Sequential(
                 nn.Conv1d(inputs, channels, kernel_size=5, stride=2, padding=2),
                 nn.ReLU(),
@@ -138,6 +146,10 @@ class LogMelEncoder(Encoder):
             for inputs in (n_mels, channels, channels)
         )
         self.layers, self.width = len(self.blocks), 2 * channels
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.convolutions
 
     def states(self, samples: Tensor) -> Tensor:
         # Log energies of speech lie around -5 with a deviation of about 5.
@@ -218,13 +230,14 @@ def copy_encoder(source: Path, target: Path) -> None:
 
 def _pretrained(model_class: Any, directory: Path, part: str = "") -> Any:
     """A transformers model with its weights, refusing weights that leave the wanted part at random."""
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         model, info = model_class.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{directory}: cannot be loaded as an encoder ({error}).") from None
     missing = sorted(
         key for key in info["missing_keys"] if key.startswith(part) and "masked_spec_embed" not in key
@@ -234,6 +247,15 @@ def _pretrained(model_class: Any, directory: Path, part: str = "") -> Any:
             f"{directory}: has no weights for {len(missing)} encoder tensors, first {missing[0]!r}."
         )
     return model
+
+
+def _extractor(directory: Path) -> Any:
+    from transformers import AutoFeatureExtractor
+
+    try:
+        return AutoFeatureExtractor.from_pretrained(directory)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{directory}: its preprocessor_config.json cannot be loaded ({error}).") from None
 
 
 def _load_safetensors(module: nn.Module, path: Path) -> None:

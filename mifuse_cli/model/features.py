@@ -84,12 +84,15 @@ def _encode(
     progress: Progress | None,
 ) -> None:
     encoder = load_encoder(encoder_dir).to(device)
-    for done, (key, clip) in enumerate(todo, start=1):
-        with torch.inference_mode():
-            states = encoder(torch.from_numpy(audio.read(clip.path)).to(device)).cpu().numpy()
-        row = (key, *states.shape, np.ascontiguousarray(states, "<f4").tobytes())
-        store.execute("INSERT OR REPLACE INTO feature VALUES (?, ?, ?, ?)", row)
-        if done % _COMMIT_EVERY == 0 or done == len(todo):
-            store.commit()
-        if progress:
-            progress("encoding", done, len(todo))
+    try:
+        for done, (key, clip) in enumerate(todo, start=1):
+            with torch.inference_mode():
+                states = encoder(torch.from_numpy(audio.read(clip.path)).to(device)).cpu().numpy()
+            row = (key, *states.shape, np.ascontiguousarray(states, "<f4").tobytes())
+            store.execute("INSERT OR REPLACE INTO feature VALUES (?, ?, ?, ?)", row)
+            if done % _COMMIT_EVERY == 0:
+                store.commit()
+            if progress:
+                progress("encoding", done, len(todo))
+    finally:
+        store.commit()

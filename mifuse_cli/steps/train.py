@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,7 +209,7 @@ def _train(
     statistics = inputs.statistics if adapted else source.statistics
     predictions = Predictions(header=header, utt_id=utt_id, probs=predict(model, inputs))
     checkpoint.save(config.out, shape, model, statistics, source.encoder_dir, history, predictions)
-    shutil.rmtree(partial, ignore_errors=True)
+    resume.forget(partial)
     return _result(config.out, resumed_from=resumed_from)
 
 

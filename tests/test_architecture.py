@@ -1,0 +1,219 @@
+"""The laws of the house, read off the source: see the table of rooms in docs/architecture.md."""
+
+import ast
+import dataclasses
+import inspect
+import json
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import mifuse_cli
+from mifuse_cli.config import StepConfig
+
+ROOT = Path(mifuse_cli.__file__).parent
+
+FLOORS = [
+    # From the ground up. A room may import from floors below, and within itself.
+    {"mifuse_cli"},  # the package itself: its version, and names that it finds when asked
+    {"errors"},
+    {"labels"},
+    {"files", "config", "provenance", "audio"},
+    {"manifest", "artifacts"},
+    {"lineage", "fusion", "evaluation"},
+    {"lalm", "model"},
+    {"methods"},
+    {"steps"},
+    {"console"},
+    {"cli"},
+    {"__main__", "demo"},
+]
+
+DEEP = {"torch", "torchaudio", "transformers", "safetensors"}
+SCREEN = {"typer", "click", "rich"}
+FORBIDDEN = {
+    # What a room knows nothing of, though it may lie below or beside.
+    "lalm": {"artifacts", "manifest", "fusion", "evaluation", "h5py"} | DEEP,
+    "model": {"fusion", "evaluation", "openai"} | SCREEN,
+    "methods": {"artifacts", "lineage", "evaluation", "h5py", "openai"} | SCREEN,
+    "evaluation": {"h5py", "soundfile"} | DEEP,
+    "artifacts": {"soundfile", "openai"} | DEEP,
+    "manifest": {"artifacts", "h5py"} | DEEP,
+    "steps": {"console"} | SCREEN,
+    "cli": {"artifacts", "numpy", "h5py", "openai"} | DEEP,
+    "console": {"artifacts", "numpy", "h5py", "openai"} | DEEP,
+}
+
+LABELS_ARE_READ_IN = {"manifest.py", "steps/train_source.py", "steps/evaluate.py"}
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Path of every module below ``root`` by its name, packages by theirs."""
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = (root.name, *path.relative_to(root).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path, known: dict[str, Path]) -> set[str]:
+    """Full names of what a module imports anywhere in it; ``from package import module`` names the module."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in known else node.module for name in names}
+    return found
+
+
+def room(name: str) -> str:
+    """Room of one of our modules, top-level package of any other."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == ROOT.name and len(parts) > 1 else parts[0]
+
+
+MODULES = modules(ROOT)
+IMPORTS = {name: imports(path, MODULES) for name, path in MODULES.items()}
+INSIDE = {name: {other for other in found if other in MODULES} for name, found in IMPORTS.items()}
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+
+
+def test_imports_are_found_wherever_they_stand(tmp_path):
+    (tmp_path / "house").mkdir()
+    (tmp_path / "house/__init__.py").touch()
+    (tmp_path / "house/cellar.py").touch()
+    (tmp_path / "house/attic.py").write_text(
+        "import torch.nn\nfrom house import cellar, door\n"
+        "if x:\n    import numpy as np\n\ndef f():\n    from house.cellar import wine\n    import h5py\n"
+    )
+    known = modules(tmp_path / "house")
+    assert known.keys() == {"house", "house.attic", "house.cellar"}
+    assert imports(known["house.attic"], known) == {"torch.nn", "house.cellar", "house", "numpy", "h5py"}
+
+
+def test_every_room_has_a_floor_and_every_floor_a_room():
+    assert {room(name) for name in MODULES} == FLOOR.keys()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_room_calls_upstairs(name):
+    here = room(name)
+    up = {o for o in INSIDE[name] if room(o) != here and FLOOR[room(o)] >= FLOOR[here]}
+    assert not up
+
+
+def test_no_circles():
+    try:
+        TopologicalSorter(INSIDE).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_steps_do_not_know_each_other():
+    steps = {name for name in MODULES if room(name) == "steps"}
+    assert {name: others for name in steps if (others := INSIDE[name] & steps)} == {}
+
+
+def test_nobody_imports_the_demo():
+    assert {n for n, found in INSIDE.items() if room(n) != "demo" and "demo" in map(room, found)} == set()
+
+
+@pytest.mark.parametrize("here", FORBIDDEN)
+def test_rooms_do_not_know_what_is_not_theirs(here):
+    inside = [name for name in MODULES if room(name) == here]
+    assert inside
+    assert {
+        name: known for name in inside if (known := set(map(room, IMPORTS[name])) & FORBIDDEN[here])
+    } == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"), [("fusion", {"numpy"}), ("evaluation", {"numpy", "scipy", "sklearn"})]
+)
+def test_the_maths_stands_alone(name, allowed):
+    assert set(map(room, IMPORTS[f"mifuse_cli.{name}"])) - sys.stdlib_module_names == allowed
+
+
+def names_in(path: Path) -> set[str]:
+    """Names, attributes and imported names in the code of a module; not those in text."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.alias):
+            found.add(node.name)
+    return found
+
+
+def test_labels_are_read_by_two_steps_alone():
+    labels = {"read_labelled", "LabelledClip"}
+    found = {path.relative_to(ROOT).as_posix() for path in MODULES.values() if names_in(path) & labels}
+    assert found == LABELS_ARE_READ_IN
+
+
+def test_modules_are_short():
+    lines = {name: path.read_text(encoding="utf-8").count("\n") for name, path in MODULES.items()}
+    assert {name: count for name, count in lines.items() if count >= 400} == {}
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Top-level packages that a fresh interpreter has loaded after ``statement``."""
+    code = f"{statement}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    return {name.split(".")[0] for name in json.loads(done.stdout)}
+
+
+def test_help_does_not_load_what_is_slow():
+    slow = {"openai", "h5py", "sklearn", "scipy", "soundfile", "matplotlib"} | DEEP
+    loaded = loaded_after("import mifuse_cli.cli")
+    assert "typer" in loaded and not loaded & slow
+
+
+def test_the_package_itself_loads_nothing():
+    loaded = loaded_after("import mifuse_cli")
+    assert "mifuse_cli" in loaded and not loaded & ({"numpy", "yaml"} | SCREEN | DEEP)
+
+
+STEPS = sorted(path.stem for path in (ROOT / "steps").glob("*.py") if path.stem != "__init__")
+
+
+def test_every_step_and_its_types_are_exported():
+    stems = {step: "".join(map(str.capitalize, step.split("_"))) for step in STEPS}
+    types = {f"{stem}{kind}" for stem in stems.values() for kind in ("Config", "Result")}
+    assert set(mifuse_cli.__all__) == {"__version__", *STEPS, *types}
+    assert sorted(mifuse_cli.__all__) == dir(mifuse_cli)
+
+
+@pytest.mark.parametrize("name", mifuse_cli.__all__)
+def test_every_exported_name_is_there(name):
+    assert getattr(mifuse_cli, name).__doc__
+
+
+def test_other_names_are_not():
+    with pytest.raises(AttributeError, match="no attribute 'evaluat'"):
+        mifuse_cli.evaluat  # noqa: B018
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_every_step_takes_a_config_and_gives_a_result(name):
+    step = getattr(mifuse_cli, name)
+    signature = inspect.signature(step, eval_str=True)
+    config, progress = signature.parameters.values()
+    assert (config.name, config.kind) == ("config", config.POSITIONAL_OR_KEYWORD)
+    assert (progress.name, progress.kind, progress.default) == ("progress", progress.KEYWORD_ONLY, None)
+    stem = "".join(map(str.capitalize, name.split("_")))
+    assert config.annotation is getattr(mifuse_cli, f"{stem}Config")
+    assert signature.return_annotation is getattr(mifuse_cli, f"{stem}Result")
+    assert issubclass(config.annotation, StepConfig)
+    for made in (config.annotation, signature.return_annotation):
+        assert dataclasses.is_dataclass(made) and made.__dataclass_params__.frozen

@@ -1,0 +1,400 @@
+import json
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from mifuse_cli import artifacts, files, lineage, provenance
+from mifuse_cli.artifacts import Evaluation, Fused, Header, Lalm, Parent, Predictions, Source, Training
+from mifuse_cli.config import StepConfig, option
+from mifuse_cli.errors import ArtifactError, InputError
+
+IDS = np.array(["a", "b"])
+HEADER = Header(
+    classes=("angry", "sad"),
+    seed=3,
+    config={"tau": 0.1},
+    parameters={"teachers": ["lalm", "source"], "rate": None},
+    parents=(Parent("lalm", "../l.h5", "0" * 64),),
+)
+
+
+def f32(values):
+    return np.array(values, dtype=np.float32)
+
+
+TWO = f32([[0.25, 0.75], [1, 0]])
+NONE = [np.nan, np.nan]
+
+
+def maker(kind, **values):
+    return lambda **changes: kind(**{"header": HEADER, "utt_id": IDS, **values, **changes})
+
+
+predictions = maker(Predictions, probs=TWO)
+source = maker(Source, probs=np.stack([TWO, TWO[::-1]], axis=1), point=TWO)
+fused = maker(
+    Fused,
+    probs=TWO,
+    weights=f32([[0.5, 0.5], [0, 1]]),
+    mean=f32([[[0.25, 0.75]] * 2, [NONE, [1, 0]]]),
+    mi=f32([[0.1, 0.1], [np.nan, 0.2]]),
+)
+lalm = maker(
+    Lalm,
+    audio_sha256=np.array(["0f", "f0"]),
+    probs=f32([[[0.5, 0.5], NONE, [1, 0]], [NONE, NONE, [0.1, 0.9]]]),
+    status=np.array([[0, 2, 0], [2, 2, 1]], np.uint8),
+    order=np.array([[[0, 1], [1, 0], [0, 1]]] * 2, np.uint8),
+    usage=np.full((2, 3, 5), -1, np.int32),
+    raw=np.frombuffer("jañein".encode(), np.uint8),
+    raw_end=np.array([[2, 2, 4], [4, 4, 7]]),
+)
+truth, confusion = np.array([1, 0], np.uint8), np.array([[1, 0, 0], [0, 1, 0]])
+evaluation = maker(Evaluation, probs=TWO, truth=truth, confusion=confusion)
+history = np.array([[1, 0.5], [2, np.nan], [3, 0.25]])
+training = maker(Training, columns_of_history=np.array(["epoch", "lösung"]), history=history)
+
+ALL = (lalm, source, fused, predictions, evaluation, training)
+MAKERS = {make().kind: make for make in ALL}
+
+
+def test_every_kind_is_made_here():
+    assert artifacts.KINDS.keys() == MAKERS.keys()
+
+
+class TestRoundTrip:
+    @pytest.mark.parametrize("kind", MAKERS)
+    def test_what_is_saved_is_loaded(self, tmp_path, kind):
+        made = MAKERS[kind]()
+        sha256 = made.save(tmp_path / "deep/er/x.h5")
+        found = type(made).load(tmp_path / "deep/er/x.h5")
+        assert found.header == HEADER and found.digest() == sha256
+        assert found.arrays().keys() == made.arrays().keys()
+        for name, array in made.arrays().items():
+            np.testing.assert_array_equal(found.arrays()[name], array)
+            assert found.arrays()[name].dtype.kind == array.dtype.kind
+        assert [path.name for path in (tmp_path / "deep/er").iterdir()] == ["x.h5"]
+
+    def test_other_programs_find_everything_in_the_file(self, tmp_path):
+        sha256 = fused().save(tmp_path / "x.h5")
+        with h5py.File(tmp_path / "x.h5") as file:
+            attributes = dict(file.attrs)
+            assert attributes.pop("classes").tolist() == ["angry", "sad"]
+            for name, expected in (("config", HEADER.config), ("parameters", HEADER.parameters)):
+                assert json.loads(attributes.pop(name)) == expected
+            parents = json.loads(attributes.pop("parents"))
+            assert parents == [{"role": "lalm", "path": "../l.h5", "sha256": "0" * 64}]
+            assert json.loads(attributes.pop("versions"))["numpy"] == np.__version__
+            assert attributes.pop("command") and attributes.pop("created").endswith("+00:00")
+            assert attributes == {"kind": "fused", "schema_version": 1, "seed": 3, "sha256": sha256}
+            assert file["mean"].attrs["axes"] == "U T K" and file["mean"].attrs["holds"]
+            assert file["mean"].dtype == np.float32 and file["utt_id"].asstr()[1] == "b"
+
+    def test_other_number_types_are_saved_as_the_schema_says(self, tmp_path):
+        predictions(probs=np.array([[0.1, 0.9], [1, 0]])).save(tmp_path / "x.h5")
+        found = Predictions.load(tmp_path / "x.h5")
+        assert found.probs.dtype == np.float32
+        np.testing.assert_allclose(found.probs, [[0.1, 0.9], [1, 0]], rtol=1e-6)
+
+    def test_raw_answers_are_cut_at_their_ends(self):
+        answers = [[lalm().raw_answer(u, n) for n in range(3)] for u in range(2)]
+        assert answers == [["ja", "", "ñ"], ["", "", "ein"]]
+
+
+class TestDigest:
+    def test_follows_content(self):
+        base = predictions().digest()
+        assert predictions(probs=TWO[::-1]).digest() != base
+        assert predictions(utt_id=np.array(["a", "c"])).digest() != base
+        assert predictions(header=replace(HEADER, classes=("sad", "angry"))).digest() != base
+        assert predictions(header=replace(HEADER, parameters={})).digest() != base
+        assert type("Other", (Predictions,), {"kind": "other"})(HEADER, IDS, TWO).digest() != base
+
+    def test_does_not_follow_circumstances(self):
+        later = replace(
+            HEADER, created="2001-01-01", versions={}, command="other", seed=9, parents=(), config={}
+        )
+        assert predictions(header=later).digest() == predictions().digest()
+
+
+BROKEN = {
+    "NaN in part of a row": (predictions, {"probs": f32([[0.5, np.nan], [1, 0]])}, "part of a row"),
+    "infinite": (predictions, {"probs": f32([[np.inf, 0], [1, 0]])}, "infinity"),
+    "not normalised": (predictions, {"probs": f32([[0.5, 0.6], [1, 0]])}, "do not sum to 1"),
+    "negative": (predictions, {"probs": f32([[1.5, -0.5], [1, 0]])}, "negative"),
+    "weights": (fused, {"weights": f32([[0.5, 0.4], [0, 1]])}, "weights: .*do not sum to 1"),
+    "unsorted": (predictions, {"utt_id": IDS[::-1]}, "not sorted"),
+    "repeated": (predictions, {"utt_id": np.array(["a", "a"])}, "not sorted and unique"),
+    "no clips": (predictions, {"utt_id": IDS[:0], "probs": TWO[:0]}, "not sorted and unique"),
+    "more clips": (predictions, {"utt_id": np.array(["a", "b", "c"])}, "probs has 2 along U, .* 3"),
+    "more classes": (predictions, {"probs": f32([[0.5, 0.5, 0]] * 2)}, "probs has 3 along K, .* 2"),
+    "samples": (lalm, {"status": np.zeros((2, 4), np.uint8)}, "status has 4 along N, .* 3"),
+    "axes": (predictions, {"probs": TWO[0]}, "1 axes, expected U x K"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_content_is_refused_and_leaves_no_file(tmp_path, case):
+    make, changes, message = BROKEN[case]
+    with pytest.raises(ArtifactError, match=message):
+        make(**changes).save(tmp_path / "x.h5")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_while_writing_leaves_the_old_file(tmp_path):
+    predictions().save(tmp_path / "x.h5")
+    with pytest.raises(TypeError):
+        predictions(header=replace(HEADER, config={"not JSON": object()})).save(tmp_path / "x.h5")
+    assert Predictions.load(tmp_path / "x.h5").header == HEADER
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def edit(change):
+    def damage(path):
+        with h5py.File(path, "a") as file:
+            change(file)
+
+    return damage
+
+
+def replaced(name, values):
+    def change(file):
+        del file[name]
+        file[name] = values
+
+    return edit(change)
+
+
+DAMAGED = {
+    # what is done to a saved artifact, which error, what it says
+    "missing": (Path.unlink, InputError, "no such file"),
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]), InputError, "truncated"),
+    "empty": (lambda p: p.write_bytes(b""), InputError, "no readable HDF5"),
+    "text": (lambda p: p.write_text("file,emotion\n"), InputError, "no readable HDF5"),
+    "tampered": (edit(lambda f: f["probs"].write_direct(TWO[::-1].copy())), ArtifactError, "recorded hash"),
+    "unnormalised": (edit(lambda f: f["probs"].write_direct(TWO * 2)), ArtifactError, "do not sum to 1"),
+    "no hash": (edit(lambda f: f.attrs.pop("sha256")), ArtifactError, "recorded hash"),
+    "foreign": (edit(lambda f: f.attrs.clear()), ArtifactError, r"no mifuse artifact \(kind None\)"),
+    "foreign kind": (edit(lambda f: f.attrs.update(kind="movie")), ArtifactError, "kind 'movie'"),
+    "strange kind": (edit(lambda f: f.attrs.update(kind=[1, 2])), ArtifactError, "no mifuse artifact"),
+    "newer": (edit(lambda f: f.attrs.update(schema_version=2)), ArtifactError, "schema 2, .* up to 1"),
+    "no seed": (edit(lambda f: f.attrs.pop("seed")), ArtifactError, "root attributes are damaged"),
+    "no JSON": (edit(lambda f: f.attrs.update(parents="{")), ArtifactError, "root attributes are damaged"),
+    "no dataset": (edit(lambda f: f.pop("probs")), ArtifactError, "no dataset 'probs'"),
+    "scalar": (replaced("probs", 1.0), ArtifactError, "damaged"),
+    "words for numbers": (replaced("probs", [["a", "b"]] * 2), ArtifactError, "damaged"),
+    "numbers for words": (replaced("utt_id", [1, 2]), ArtifactError, "damaged"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_files_are_refused(tmp_path, case):
+    damage, error, message = DAMAGED[case]
+    predictions().save(tmp_path / "x.h5")
+    damage(tmp_path / "x.h5")
+    with pytest.raises(error, match=message) as caught:
+        Predictions.load(tmp_path / "x.h5")
+    assert type(caught.value) is error and "x.h5" in str(caught.value)
+
+
+def test_another_kind_is_refused(tmp_path):
+    predictions().save(tmp_path / "x.h5")
+    with pytest.raises(ArtifactError, match="is of kind 'predictions', expected 'fused'"):
+        Fused.load(tmp_path / "x.h5")
+
+
+def test_joins_are_refused_over_other_classes_or_clips():
+    one, turned = predictions(), predictions(header=replace(HEADER, classes=("sad", "angry")))
+    artifacts.check_same_clips(one, "one", lalm(), "two")
+    with pytest.raises(ArtifactError, match="one: classes are angry, sad but two has sad, angry"):
+        artifacts.check_same_clips(one, "one", turned, "two")
+    more = predictions(utt_id=np.array(["a", "b", "c", "d"]), probs=TWO[[0, 1, 0, 1]])
+    for pair in ((one, "one", more, "more"), (more, "more", one, "one")):
+        with pytest.raises(ArtifactError, match="more has 2 clips that one has not, first 'c'"):
+            artifacts.check_same_clips(*pair)
+
+
+class TestAtomicWriting:
+    def test_a_file_takes_its_place_at_the_end(self, tmp_path):
+        (tmp_path / "x").write_text("old")
+        with files.atomic_file(tmp_path / "x") as temporary:
+            temporary.write_text("new")
+            assert (tmp_path / "x").read_text() == "old"
+        assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x", "new")]
+
+    @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+    def test_a_failure_leaves_the_old_file(self, tmp_path, failure):
+        (tmp_path / "x").write_text("old")
+        with pytest.raises(failure), files.atomic_file(tmp_path / "x") as temporary:
+            temporary.write_text("half")
+            raise failure
+        assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x", "old")]
+
+    def test_a_directory_takes_the_place_of_a_file_or_a_directory(self, tmp_path):
+        (tmp_path / "x").write_text("a file")
+        for name in ("1", "2"):
+            with files.atomic_directory(tmp_path / "x") as temporary:
+                (temporary / name).touch()
+        assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["x", "x/2"]
+
+    def test_a_failure_leaves_the_old_directory(self, tmp_path):
+        (tmp_path / "x").mkdir()
+        with pytest.raises(RuntimeError), files.atomic_directory(tmp_path / "x") as temporary:
+            (temporary / "half").touch()
+            raise RuntimeError
+        assert [p.name for p in tmp_path.rglob("*")] == ["x"]
+
+    def test_places_that_cannot_be_written(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(InputError, match="file: cannot be created"):
+            predictions().save(tmp_path / "file/x.h5")
+        (tmp_path / "directory").mkdir()
+        with pytest.raises(InputError, match="directory: is a directory"):
+            predictions().save(tmp_path / "directory")
+        assert {p.name for p in tmp_path.iterdir()} == {"file", "directory"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixConfig(StepConfig):
+    out: Path = option(help="Out.")
+    tau: float = option(0.1, "Tau.")
+    url: str = option("", "Where.")
+
+
+@pytest.fixture
+def family(tmp_path):
+    """Directory with a model, its source samples, LALM answers, and what was fused from them."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    (tmp_path / "model/model.safetensors").write_bytes(b"weights")
+    header = Header(classes=HEADER.classes, command="mifuse fuse --tau 0.1")
+    model = lineage.parent("model", tmp_path / "model", tmp_path / "source.h5")
+    source(header=replace(header, parents=(model,))).save(tmp_path / "source.h5")
+    lalm(header=header).save(tmp_path / "lalm.h5")
+    made_of = (*parents(tmp_path), Parent("clips", "model", "not compared"))
+    fused(header=replace(header, parents=made_of)).save(tmp_path / "fused.h5")
+    return tmp_path
+
+
+def parents(directory):
+    out = directory / "out.h5"
+    return [lineage.parent(role, directory / f"{role}.h5", out) for role in ("lalm", "source")]
+
+
+class TestLineage:
+    def check(self, family):
+        lineage.check_parents(Fused.load(family / "fused.h5"), family / "fused.h5")
+
+    def test_parents_are_relative_and_hashed(self, family):
+        found = lineage.parent("lalm", family / "lalm.h5", family / "exp/a/out.h5")
+        assert found == Parent("lalm", "../../lalm.h5", Lalm.load(family / "lalm.h5").digest())
+
+    def test_the_digest_of_a_model_is_that_of_its_configuration_and_weights(self, family):
+        before = lineage.digest(family / "model")
+        (family / "model/predictions.h5").touch()
+        assert lineage.digest(family / "model") == before
+        (family / "model/config.json").write_text('{"dropout": 0}')
+        assert lineage.digest(family / "model") != before
+        (family / "empty").mkdir()
+        with pytest.raises(InputError, match="holds no model"):
+            lineage.digest(family / "empty")
+
+    def test_unchanged_parents_pass_and_so_do_absent_ones(self, family):
+        self.check(family)
+        shutil.rmtree(family / "model")
+        (family / "lalm.h5").unlink()
+        self.check(family)
+
+    def test_a_changed_parent_is_refused_with_the_command(self, family):
+        source(header=HEADER, point=TWO[::-1]).save(family / "source.h5")
+        with pytest.raises(ArtifactError, match=r"stale: its source .*\.h5 .*: mifuse fuse --tau 0\.1$"):
+            self.check(family)
+
+    def test_a_changed_grandparent_is_refused(self, family):
+        (family / "model/model.safetensors").write_bytes(b"other weights")
+        with pytest.raises(ArtifactError, match=r"source\.h5: is stale: its model"):
+            self.check(family)
+
+    def test_an_output_is_overwritten_only_when_told(self, family):
+        out = family / "fused.h5"
+        with pytest.raises(InputError, match=r"exists already.*--force"):
+            lineage.refuse_overwrite(MixConfig(out=out), out)
+        lineage.refuse_overwrite(MixConfig(out=out, force=True), out)
+        lineage.refuse_overwrite(MixConfig(out=out, update=True), out)
+        lineage.refuse_overwrite(MixConfig(out=family / "new.h5"), family / "new.h5")
+
+
+class TestIsCurrent:
+    def make(self, family, **values):
+        config = MixConfig(out=family / "out.h5", update=True, **values)
+        fused(header=lineage.header(config, HEADER.classes, parents(family), tau=config.tau)).save(config.out)
+        return config
+
+    def test_while_nothing_changed(self, family):
+        config = self.make(family)
+        assert lineage.is_current(config, config.out, parents(family))
+        assert lineage.is_current(config, config.out, parents(family)[::-1])
+        assert lineage.is_current(replace(config, device="cpu"), config.out, parents(family))
+
+    @pytest.mark.parametrize("changes", [{"tau": 0.2}, {"seed": 1}, {"update": False}, {"force": True}])
+    def test_not_under_other_settings(self, family, changes):
+        config = self.make(family)
+        assert not lineage.is_current(replace(config, **changes), config.out, parents(family))
+
+    def test_not_with_other_parents(self, family):
+        config = self.make(family)
+        assert not lineage.is_current(config, config.out, parents(family)[:1])
+        source(header=HEADER, point=TWO[::-1]).save(family / "source.h5")
+        assert not lineage.is_current(config, config.out, parents(family))
+
+    def test_not_if_it_is_damaged_or_absent(self, family):
+        config = self.make(family)
+        config.out.write_bytes(config.out.read_bytes()[:1000])
+        assert not lineage.is_current(config, config.out, parents(family))
+        config.out.unlink()
+        assert not lineage.is_current(config, config.out, parents(family))
+
+    def test_a_checkpoint_is_current_only_with_the_weights_it_was_saved_with(self, family):
+        config = MixConfig(out=family / "model", update=True)
+        sha256 = lineage.digest(config.out)
+        header = lineage.header(config, HEADER.classes, [], model_sha256=sha256)
+        training(header=header).save(config.out / "train.h5")
+        assert lineage.is_current(config, config.out, [])
+        (config.out / "model.safetensors").write_bytes(b"other")
+        assert not lineage.is_current(config, config.out, [])
+
+
+SECRETS = [
+    ("--base-url https://me:pa55@host/v1", "--base-url https://***@host/v1"),
+    ("--base-url=http://token@host:80/v1 -o x", "--base-url=http://***@host:80/v1 -o x"),
+    ("https://me:p@55@host/v1", "https://***@host/v1"),
+    ("https://host/v1?key=pa55&n=1 -o x", "https://host/v1?*** -o x"),
+    ("https://host?mail=me@pa55", "https://host?***"),
+    ("http://a:b@one http://c:d@two", "http://***@one http://***@two"),
+    ("mifuse fuse --out me@home/x.h5", "mifuse fuse --out me@home/x.h5"),
+]
+
+
+class TestProvenance:
+    @pytest.mark.parametrize(("text", "public"), SECRETS)
+    def test_secrets_are_starred(self, text, public):
+        assert provenance.without_secrets(text) == public
+
+    def test_no_secret_reaches_an_artifact(self, family, monkeypatch):
+        url = "https://me:pa55@host/v1?key=pa55"
+        monkeypatch.setattr(sys, "argv", ["/usr/bin/mifuse", "query-lalm", "--url", url])
+        config = TestIsCurrent().make(family, url=url)
+        with h5py.File(config.out) as file:
+            assert file.attrs["command"] == "mifuse query-lalm --url https://***@host/v1?***"
+            assert "pa55" not in str(dict(file.attrs))
+        assert lineage.is_current(config, config.out, parents(family))
+
+    def test_draws_depend_on_seed_and_name(self):
+        keys = ((0, "a"), (0, "a"), (0, "b"), (1, "a"), (0, "a", 1))
+        draws = [provenance.rng(*key).random() for key in keys]
+        assert draws[0] == draws[1] and len(set(draws)) == 4

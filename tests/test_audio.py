@@ -1,0 +1,104 @@
+import io
+import math
+import wave
+
+import numpy as np
+import pytest
+import soundfile
+
+from mifuse_cli import audio
+from mifuse_cli.errors import InputError
+
+
+def tone(rate, hertz=440.0, seconds=0.5):
+    return 0.5 * np.sin(2 * math.pi * hertz * np.arange(int(rate * seconds)) / rate)
+
+
+def pitch(samples):
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples)), n=audio.RATE))  # one bin a hertz
+    return int(spectrum.argmax())
+
+
+@pytest.mark.parametrize("suffix", audio.SUFFIXES)
+def test_every_format_is_read(tmp_path, suffix):
+    soundfile.write(tmp_path / f"a{suffix}", tone(16_000), 16_000)
+    samples = audio.read(tmp_path / f"a{suffix}")
+    assert samples.dtype == np.float32 and samples.ndim == 1
+    assert len(samples) == pytest.approx(8_000, abs=1_200)  # mp3 comes in frames of 576
+    assert pitch(samples) == pytest.approx(440, abs=2)
+    assert np.abs(samples).max() == pytest.approx(0.5, abs=0.05)
+
+
+def test_channels_are_averaged(tmp_path):
+    left, right = np.array([0.5, 0.25, -0.5]), np.array([0.25, -0.25, -0.5])
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), 16_000)
+    np.testing.assert_array_equal(audio.read(tmp_path / "a.wav"), np.float32([0.375, 0, -0.5]))
+
+
+@pytest.mark.parametrize("rate", [48_000, 44_100, 8_000])
+def test_other_rates_are_resampled(tmp_path, rate):
+    soundfile.write(tmp_path / "a.wav", tone(rate), rate)
+    samples = audio.read(tmp_path / "a.wav")
+    assert samples.dtype == np.float32 and samples.flags.c_contiguous
+    assert len(samples) == 8_000
+    assert pitch(samples) == pytest.approx(440, abs=2)
+    assert np.abs(samples[1000:-1000]).max() == pytest.approx(0.5, abs=0.01)
+
+
+def test_what_16_khz_cannot_hold_is_filtered_out(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(48_000, hertz=12_000), 48_000)
+    assert np.abs(audio.read(tmp_path / "a.wav")[500:-500]).max() < 0.01  # not folded down to 4 kHz
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_samples_that_are_no_numbers_are_refused(tmp_path, bad):
+    soundfile.write(tmp_path / "a.wav", np.array([0.0, bad, 0.0]), 16_000, subtype="FLOAT")
+    with pytest.raises(InputError, match=r"a\.wav: holds NaN or infinite samples"):
+        audio.read(tmp_path / "a.wav")
+
+
+def test_no_samples_are_refused(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(0), 16_000)
+    with pytest.raises(InputError, match=r"a\.wav: holds no audio samples"):
+        audio.read(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("content", [b"", b"no audio at all", b"RIFF\x10\0\0\0WAVEfmt "])
+def test_corrupt_files_are_refused(tmp_path, content):
+    (tmp_path / "a.wav").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.wav: cannot be decoded"):
+        audio.read(tmp_path / "a.wav")
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"none\.wav"):
+        audio.read(tmp_path / "none.wav")
+    with pytest.raises(InputError, match=r"none\.wav"):
+        audio.file_sha256(tmp_path / "none.wav")
+
+
+def pcm_of(content):
+    with wave.open(io.BytesIO(content)) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 16_000)
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2")
+
+
+def test_16_bit_audio_is_sent_as_it_was(tmp_path):
+    every = np.arange(-32768, 32768).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", every, 16_000, subtype="PCM_16")
+    np.testing.assert_array_equal(pcm_of(audio.wav_bytes(audio.read(tmp_path / "a.wav"))), every)
+
+
+def test_loud_samples_are_clipped_and_do_not_wrap():
+    assert pcm_of(audio.wav_bytes(np.array([1.5, 1.0, -1.0, -1.5, 0.5]))).tolist() == [
+        32767,
+        32767,
+        -32768,
+        -32768,
+        16384,
+    ]
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert audio.file_sha256(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")

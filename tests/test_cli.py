@@ -1,0 +1,449 @@
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+from conftest import CLASSES, KEY, read_rows, write_csv
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+import mifuse_cli
+from mifuse_cli.artifacts import KINDS, Lalm, Training
+from mifuse_cli.cli import app
+from mifuse_cli.files import atomic_directory
+
+COMMANDS = ("train-source", "query-lalm", "sample-source", "fuse", "train", "evaluate", "show")
+
+
+def mifuse(*arguments, **env):
+    """Run a command in this process; a crash is raised."""
+    result = CliRunner(env=env).invoke(app, list(map(str, arguments)))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def start(*arguments, **env):
+    """The command line in a process of its own."""
+    command = [sys.executable, "-m", "mifuse_cli", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**os.environ, **env}, **pipes)
+
+
+def refused(result, code, *words):
+    """The run ended with one line that says what is wrong, and nothing else but progress."""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.exit_code == code, result.stderr
+    assert len(lines) == 1 and "Traceback" not in result.stderr and not result.stdout
+    assert all(line == lines[0] or ": " in line.partition("/")[0] for line in result.stderr.splitlines())
+    for word in words:
+        assert word in lines[0]
+    return lines[0]
+
+
+def until(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return found
+
+
+@pytest.fixture
+def fuse_args(pipeline, tmp_path):
+    return ["fuse", "--lalm", pipeline.lalm, "--source", pipeline.source, "--out", tmp_path / "fused.h5"]
+
+
+class TestHelp:
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_every_command_shows_an_example(self, name):
+        for flag in ("-h", "--help"):
+            result = mifuse(name, flag)
+            assert result.exit_code == 0 and f"Example: mifuse {name} " in " ".join(result.stdout.split())
+            assert "--json" in result.stdout and "--config" in result.stdout
+
+    def test_commands_are_listed(self):
+        result = mifuse("-h")
+        assert result.exit_code == 0
+        assert all(name in result.stdout for name in COMMANDS)
+        assert "Exit codes: 0 ok" in " ".join(result.stdout.split())
+        assert mifuse().exit_code == 2
+
+    def test_version(self):
+        process = start("--version")
+        assert process.communicate()[0] == f"mifuse {mifuse_cli.__version__}\n"
+        assert process.returncode == 0
+
+    def test_help_is_quick(self):
+        code = "import sys, mifuse_cli.cli; print([m for m in ('torch', 'transformers', 'openai') if m in sys.modules])"
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert found.stdout == "[]\n"
+
+
+class TestPrecedence:
+    @pytest.fixture
+    def tau(self, fuse_args, tmp_path):
+        def tau(*arguments, **env):
+            result = mifuse(*fuse_args, "--force", *arguments, **env)
+            assert result.exit_code == 0, result.stderr
+            made = KINDS["fused"].load(tmp_path / "fused.h5")
+            assert made.header.config["tau"] == made.header.parameters["tau"]
+            return made.header.config["tau"]
+
+        return tau
+
+    def test_flag_environment_file_default(self, tau, tmp_path):
+        (tmp_path / "c.yaml").write_text("tau: 0.2\nmi-estimator: plugin\n")
+        file = ["--config", tmp_path / "c.yaml"]
+        assert tau() == 0.1
+        assert tau(*file) == 0.2
+        assert tau(*file, MIFUSE_TAU="0.3") == 0.3
+        assert tau(*file, MIFUSE_TAU="0.3", MIFUSE_FUSE_TAU="0.4") == 0.4
+        assert tau(*file, "--tau", "0.5", MIFUSE_TAU="0.3", MIFUSE_FUSE_TAU="0.4") == 0.5
+        assert tau(MIFUSE_TRAIN_TAU="0.6") == 0.1
+
+    def test_file_may_hold_required_options(self, pipeline, tmp_path):
+        values = {"lalm": pipeline.lalm, "source": pipeline.source, "out": tmp_path / "f.h5", "force": True}
+        text = "".join(f"{name}: {value}\n" for name, value in values.items())
+        (tmp_path / "c.yaml").write_text(text.replace("True", "true"))
+        assert mifuse("fuse", "-c", tmp_path / "c.yaml").exit_code == 0
+        assert (tmp_path / "f.h5").exists()
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("tua: 0.2\nweihgting: mi\n", ["'tua' (did you mean 'tau'?)", "'weihgting'"]),
+            ("- tau\n", ["mapping"]),
+            ("tau: [", ["YAML"]),
+        ],
+    )
+    def test_bad_file(self, fuse_args, tmp_path, text, words):
+        (tmp_path / "c.yaml").write_text(text)
+        result = mifuse(*fuse_args, "--config", tmp_path / "c.yaml")
+        assert result.exit_code == 2 and "Traceback" not in result.stderr and not result.stdout
+        assert result.stderr.startswith("error: ") and all(word in result.stderr for word in words)
+        assert not (tmp_path / "fused.h5").exists()
+
+
+class TestOutput:
+    def test_json(self, fuse_args, tmp_path):
+        result = mifuse(*fuse_args, "--json")
+        found = json.loads(result.stdout)
+        assert result.exit_code == 0 and found["out"] == str(tmp_path / "fused.h5") and found["clips"] == 24
+        assert result.stdout.count("\n") == 1
+
+    @pytest.mark.parametrize("name", ["evaluate", "show"])
+    def test_json_of_other_commands(self, pipeline, corpora, tmp_path, name):
+        out = ["--predictions", pipeline.lalm, "--manifest", corpora.labels, "--out", tmp_path / "e.h5"]
+        result = mifuse(name, *(out if name == "evaluate" else [pipeline.student]), "--json", "--quiet")
+        assert isinstance(json.loads(result.stdout), dict) and result.stderr == ""
+
+    def test_train_source_without_validation_has_no_accuracy(self, corpora, encoders, tmp_path):
+        arguments = ["--manifest", corpora.source, "--encoder", encoders["whisper"], "--out", tmp_path / "m"]
+        result = mifuse("train-source", *arguments, "--validation", "0", "--epochs", "1", "--json")
+        assert json.loads(result.stdout)["validation_ua"] is None  # NaN is no JSON
+
+    def test_quiet(self, fuse_args, pipeline, corpora, tmp_path):
+        result = mifuse(*fuse_args, "--quiet")
+        assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+        arguments = ["--model", pipeline.model, "--manifest", corpora.target, "--out", tmp_path / "s.h5"]
+        process = start("sample-source", *arguments, "-q")
+        assert process.communicate() == ("", "") and process.returncode == 0
+
+    def test_people_read_a_report(self, pipeline, corpora, tmp_path):
+        arguments = ["--predictions", pipeline.lalm, "--manifest", corpora.labels, "--out", tmp_path / "e.h5"]
+        report = mifuse("evaluate", *arguments).stdout
+        assert "UA        100.00 %" in report and "true, by predicted" in report
+        shown = mifuse("show", tmp_path / "e.h5").stdout
+        assert "evaluation, schema 1" in shown and "protocol" not in shown and "unchanged" in shown
+
+    def test_up_to_date(self, fuse_args, tmp_path):
+        mifuse(*fuse_args)
+        result = mifuse(*fuse_args, "--update")
+        assert result.exit_code == 0 and "is up to date" in result.stderr
+
+    def test_refuses_to_overwrite(self, fuse_args, tmp_path):
+        assert mifuse(*fuse_args).exit_code == 0
+        before = (tmp_path / "fused.h5").read_bytes()
+        refused(mifuse(*fuse_args, "--tau", "0.5"), 3, "fused.h5: exists already", "--force")
+        assert (tmp_path / "fused.h5").read_bytes() == before
+        assert mifuse(*fuse_args, "--tau", "0.5", "--force").exit_code == 0
+        assert (tmp_path / "fused.h5").read_bytes() != before
+
+
+class TestBadInput:
+    """Every one ends with an exit code and one line, and leaves no output behind."""
+
+    @pytest.fixture
+    def bad(self, copy, corpora, encoders, tmp_path):
+        """Run a command on inputs that may be spoilt before; the output is always the same path."""
+        out = tmp_path / "out"
+        clips = shutil.copytree(corpora.target.parent, tmp_path / "clips")
+
+        def bad(name, code, *words, **changes):
+            defaults = {
+                "train-source": {"manifest": clips / "labels.csv", "encoder": encoders["whisper"]},
+                "query-lalm": {"manifest": clips / "manifest.csv", "model": "m"},
+                "sample-source": {"manifest": clips / "manifest.csv", "model": copy.model},
+                "fuse": {"lalm": copy.lalm, "source": copy.source},
+                "train": {"fused": copy.fused, "model": copy.model, "manifest": clips / "manifest.csv"},
+                "evaluate": {"predictions": copy.fused, "manifest": clips / "labels.csv"},
+            }[name]
+            values = {**defaults, **changes}
+            flags = [(f"--{k.replace('_', '-')}", v) for k, v in values.items() if v is not None]
+            result = mifuse(name, *(part for flag in flags for part in flag), "--out", out)
+            left = [path.name for path in tmp_path.glob("*out*") if "journal" not in path.name]
+            assert left == []
+            return refused(result, code, *words)
+
+        bad.run, bad.clips = copy, clips
+        return bad
+
+    @pytest.mark.parametrize("name", ["train-source", "query-lalm", "sample-source"])
+    @pytest.mark.parametrize("content", [b"no audio", b"RIFF\x24\x00\x00\x00WAVEfmt ", b""])
+    def test_corrupt_audio(self, bad, name, content, key, serve):
+        sorted((bad.clips / "wav").iterdir())[5].write_bytes(content)
+        server = serve()
+        bad(name, 3, ".wav: cannot be decoded", **({"base_url": server.url} if name == "query-lalm" else {}))
+        assert server.asked == []
+
+    def test_empty_directory(self, bad, tmp_path, key):
+        (tmp_path / "none").mkdir()
+        for name in ("query-lalm", "sample-source", "train"):
+            bad(name, 3, "holds no audio", manifest=None, wav_dir=tmp_path / "none")
+            bad(name, 3, "no such directory", manifest=None, wav_dir=tmp_path / "nowhere")
+
+    def test_missing_column(self, bad):
+        for name in ("train-source", "evaluate"):
+            bad(name, 3, "no column 'emotion'", manifest=bad.clips / "manifest.csv")
+        rows = [{"path": row["file"]} for row in read_rows(bad.clips / "labels.csv")]
+        write_csv(bad.clips / "manifest.csv", rows)
+        for name in ("train-source", "query-lalm", "sample-source", "train", "evaluate"):
+            bad(name, 3, "no column 'file'", manifest=bad.clips / "manifest.csv")
+
+    def test_unknown_label(self, bad):
+        rows = read_rows(bad.clips / "labels.csv")
+        rows[3]["emotion"] = "angri"
+        write_csv(bad.clips / "labels.csv", rows)
+        for name in ("train-source", "evaluate"):
+            bad(name, 3, "unknown label 'angri'", "did you mean 'angry'?")
+
+    def test_missing_audio(self, bad):
+        next((bad.clips / "wav").iterdir()).unlink()
+        bad("sample-source", 3, "1 of 24 audio files are missing")
+
+    @pytest.mark.parametrize("name", ["lalm", "source"])
+    def test_nan_probabilities(self, bad, name):
+        path = getattr(bad.run, name)
+        with h5py.File(path, "a") as file:
+            file["probs"][3, 1, 2] = np.nan
+        bad("fuse", 4, f"{name}.h5", "NaN")
+
+    def test_edited_artifact(self, bad):
+        with h5py.File(bad.run.fused, "a") as file:
+            file["probs"][0] = [1, 0, 0, 0]
+        for name in ("train", "evaluate"):
+            bad(name, 4, "does not match its recorded hash")
+
+    def test_class_order(self, bad, corpora, serve, key):
+        classes = ",".join(CLASSES[::-1])
+        out = bad.run.root / "reversed.h5"
+        tail = ["--model", "m", "--n-samples", "2", "--classes", classes, "--out", out]
+        result = mifuse("query-lalm", "--manifest", corpora.target, "--base-url", serve().url, *tail)
+        assert result.exit_code == 0
+        bad("fuse", 4, "classes are sad, neutral, happy, angry but", lalm=out)
+
+    def test_truncated_artifact(self, bad):
+        for name, path in (("fuse", bad.run.lalm), ("train", bad.run.fused), ("evaluate", bad.run.fused)):
+            path.write_bytes(path.read_bytes()[:-1000])
+            bad(name, 3, f"{path.name}: is no readable HDF5 file", "truncated")
+
+    def test_wrong_kind(self, bad):
+        bad("fuse", 4, "of kind 'source', expected 'lalm'", lalm=bad.run.source)
+        bad("evaluate", 3, "no such file", predictions=bad.run.root / "nothing.h5")
+
+    def test_damaged_model(self, bad):
+        (bad.run.model / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{")
+        bad("sample-source", 3, "model.safetensors: cannot be loaded")
+        (bad.run.model / "config.json").unlink()
+        bad("sample-source", 3, "no readable checkpoint")
+
+    def test_encoder(self, bad, tmp_path, encoders):
+        bad("train-source", 6, "cannot be had from the model hub", encoder="nobody/nothing")
+        bad("train-source", 3, "no readable config.json", encoder=tmp_path)
+        bad("sample-source", 4, "'whisper' model, expected a mifuse checkpoint", model=encoders["whisper"])
+
+    def test_options(self, bad):
+        bad("fuse", 2, "--tau 0.0: expected more than 0", "--pool", tau=0, pool="linea")
+        bad("sample-source", 2, "one of --manifest and --wav-dir, not both", wav_dir=bad.clips)
+        bad("train", 2, "--tune 'top-0'", tune="top-0")
+        bad("train-source", 2, "--classes", classes="angry")
+        bad("sample-source", 2, "--device 'gpu'", device="gpu")
+
+    def test_missing_gpu(self, bad):
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+        for name in ("train-source", "sample-source", "train"):
+            bad(name, 6, "--device cuda: 0 CUDA GPUs", device="cuda")
+
+    def test_output_that_cannot_be_made(self, pipeline, tmp_path):
+        (tmp_path / "file").write_text("")
+        result = mifuse(
+            *[
+                "fuse",
+                "--lalm",
+                pipeline.lalm,
+                "--source",
+                pipeline.source,
+                "--out",
+                tmp_path / "file" / "f.h5",
+            ]
+        )
+        refused(result, 3, "cannot be created", "--out")
+
+    @pytest.mark.parametrize(
+        "arguments", [["fuse"], ["fuse", "--nothing"], ["nothing"], ["fuse", "--tau", "x"]]
+    )
+    def test_usage(self, arguments):
+        result = mifuse(*arguments)
+        assert result.exit_code == 2 and result.stderr and not result.stdout
+        assert "Traceback" not in result.stderr
+
+
+class TestQueryLalm:
+    @pytest.fixture
+    def arguments(self, corpora, tmp_path):
+        tail = ["--manifest", corpora.target, "--model", "m", "--n-samples", "2", "--out", tmp_path / "l.h5"]
+        return ["query-lalm", *tail, "--base-url"]
+
+    def test_needs_a_key(self, arguments, serve):
+        refused(mifuse(*arguments, serve().url), 3, "no API key")
+
+    @pytest.mark.parametrize("way", ["environment", "file"])
+    def test_key_is_nowhere(self, arguments, serve, tmp_path, tmp_path_factory, way):
+        server = serve()
+        echoed = {"error": {"message": f"Incorrect API key provided: {KEY}.", "code": "invalid_api_key"}}
+        server.reply = lambda digest: (401, echoed)
+        secret = tmp_path_factory.mktemp("secret") / "key"
+        secret.write_text(KEY + "\n")
+        env = {"OPENAI_API_KEY": KEY} if way == "environment" else {}
+        flags = ["--api-key-file", secret] if way == "file" else []
+        process = start(*arguments, server.url, *flags, **env)
+        out, err = process.communicate()
+        assert process.returncode == 5 and "Traceback" not in err and out == ""
+        assert err.count("error: ") == 1 and "401" in err and "Check the API key" in err
+        assert server.headers_seen[0] == f"Bearer {KEY}"
+        assert KEY not in err and not (tmp_path / "l.h5").exists()
+        server.reply = lambda digest: f'{{"angry": 1, "happy": 0, "neutral": 0, "sad": 0}} by {KEY}'
+        result = mifuse(*arguments, server.url, *flags, "--json", **env)
+        assert result.exit_code == 0 and KEY not in result.output
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert any(path.name == "l.h5" for path in files) and any("journal" in p.name for p in files)
+        for path in files:
+            assert KEY.encode() not in path.read_bytes(), path
+        with sqlite3.connect(tmp_path / "l.h5.journal.sqlite") as db:
+            assert KEY not in "\n".join(db.iterdump())
+        assert KEY not in Lalm.load(tmp_path / "l.h5").raw_answer(0, 0)
+
+    def test_password_in_the_address_is_nowhere(self, arguments, serve, tmp_path, key):
+        address = serve().url.replace("://", "://user:pass-w0rd@")
+        result = mifuse(*arguments, address)
+        assert result.exit_code == 0 and "pass-w0rd" not in result.output
+        for path in tmp_path.iterdir():
+            assert b"pass-w0rd" not in path.read_bytes(), path
+
+    def test_interrupt(self, arguments, serve, tmp_path):
+        server = serve()
+        server.hold.clear()
+        process = start(*arguments, server.url, OPENAI_API_KEY=KEY)
+        assert server.arrived.wait(30)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+        assert process.returncode == 130 and out == "" and "Traceback" not in err
+        errors = [line for line in err.splitlines() if not line.startswith("reading: ")]
+        assert errors == ["error: interrupted; run the same command again to go on"]
+        assert not (tmp_path / "l.h5").exists()
+
+    def test_killed_run_goes_on(self, arguments, serve, tmp_path):
+        server = serve()
+        journal = tmp_path / "l.h5.journal.sqlite"
+
+        def stored():
+            with sqlite3.connect(f"file:{journal}?mode=ro", uri=True) as db:
+                return dict(db.execute("SELECT key, raw FROM answer"))
+
+        answered = []
+
+        def reply(digest):
+            answered.append(digest)
+            if len(answered) > 20:
+                server.hold.clear()
+            return None
+
+        server.reply = reply
+        process = start(*arguments, server.url, "--concurrency", "3", OPENAI_API_KEY=KEY)
+        until(lambda: not server.hold.is_set())
+        process.kill()
+        process.communicate()
+        kept, first = stored(), set(server.asked)
+        assert 15 <= len(kept) < 48 and len(first) < 48
+        server.reply, server.asked[:] = None, []
+        server.hold.set()
+        time.sleep(0.1)  # requests of the killed run that were held are answered into the void
+        server.asked.clear()
+        result = mifuse(*arguments, server.url, "--json", OPENAI_API_KEY=KEY)
+        found = json.loads(result.stdout)
+        assert found["asked"] == len(server.asked) == 48 - len(kept)
+        assert len(set(server.asked)) == len(server.asked) and len(first | set(server.asked)) == 48
+        after = stored()
+        assert len(after) == 48 and kept.items() <= after.items()
+        assert found["statuses"] == {"ok": 48} and "interrupted runs" in result.stderr
+
+    def test_journal_in_use(self, arguments, serve, tmp_path):
+        from mifuse_cli.lalm.journal import Journal
+
+        with Journal(tmp_path / "l.h5.journal.sqlite"):
+            refused(mifuse(*arguments, serve().url, OPENAI_API_KEY=KEY), 3, "in use by process")
+
+
+class TestTrain:
+    def test_killed_run_goes_on(self, pipeline, corpora, tmp_path):
+        arguments = ["--fused", pipeline.fused, "--model", pipeline.model, "--manifest", corpora.target]
+        arguments += ["--epochs", "60", "--batch-size", "8"]
+        partial = tmp_path / "s.partial"
+
+        def epoch():
+            with safe_open(partial, "np") as file:
+                return int(file.metadata()["epoch"])
+
+        process = start("train", *arguments, "--out", tmp_path / "s")
+        until(lambda: partial.exists() and epoch() > 3)
+        process.kill()
+        process.communicate()
+        reached = epoch()
+        assert 3 < reached < 60 and not (tmp_path / "s").exists()
+        process = start("train", *arguments, "--out", tmp_path / "s", "--json")
+        out, err = process.communicate()
+        assert process.returncode == 0 and f"continued after epoch {reached} " in err
+        assert json.loads(out)["resumed_from"] == reached
+        assert mifuse("train", *arguments, "--out", tmp_path / "whole").exit_code == 0
+        first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("s", "whole"))
+        assert first == second
+        histories = [Training.load(tmp_path / name / "train.h5").history for name in ("s", "whole")]
+        np.testing.assert_array_equal(*histories)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["s", "whole"]
+
+    def test_half_written_directories_do_not_show(self, tmp_path):
+        with pytest.raises(OSError, match="full"), atomic_directory(tmp_path / "d") as directory:
+            (directory / "a").write_text("x")
+            raise OSError("disk full")
+        assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,203 @@
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+
+import mifuse_cli
+from mifuse_cli.config import StepConfig, above_zero, as_dict, at_least, one_of, option, read_yaml, settings
+from mifuse_cli.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BakeConfig(StepConfig):
+    oven: Path = option(help="Where.")
+    rack: Path | None = option(None, "On what.")
+    loaves: int = option(2, "How many.")
+    flour: str = option("rye", "Of what.")
+    window_open: bool = option(False, "Airing.", settles=False)
+
+    def problems(self):
+        yield from at_least("--loaves", self.loaves, 1)
+        yield from one_of("--flour", self.flour, ("rye", "wheat", "spelt"))
+        yield from above_zero("--seed", self.seed + 1)
+
+
+def test_strings_become_paths():
+    config = BakeConfig(oven="here/it/is", rack="top")
+    assert (config.oven, config.rack) == (Path("here/it/is"), Path("top"))
+    assert BakeConfig(oven="o").rack is None
+
+
+def test_a_required_option_is_required():
+    with pytest.raises(TypeError, match="oven"):
+        BakeConfig()
+
+
+def test_all_problems_are_listed():
+    with pytest.raises(UsageError) as caught:
+        BakeConfig(oven="o", loaves=0, flour="weat", seed=-2)
+    assert str(caught.value) == (
+        "--loaves 0: expected 1 or more; "
+        "--flour 'weat': expected one of rye, wheat, spelt (did you mean 'wheat'?); "
+        "--seed -1: expected more than 0"
+    )
+    assert caught.value.exit_code == 2
+
+
+def test_a_far_off_name_gets_no_hint():
+    with pytest.raises(UsageError, match=r"expected one of rye, wheat, spelt$"):
+        BakeConfig(oven="o", flour="concrete")
+
+
+@pytest.mark.parametrize("check", [lambda x: at_least("--x", x, 0), lambda x: above_zero("--x", x)])
+def test_nan_is_no_number(check):
+    assert list(check(float("nan"))) and not list(check(0.5))
+
+
+def test_as_dict_is_everything_as_json_types():
+    assert as_dict(BakeConfig(oven="o", loaves=3)) == {
+        "oven": "o",
+        "rack": None,
+        "loaves": 3,
+        "flour": "rye",
+        "window_open": False,
+        "seed": 0,
+        "device": "auto",
+        "force": False,
+        "update": False,
+    }
+
+
+def test_settings_leave_out_paths_and_what_does_not_settle():
+    config = BakeConfig(oven="o", rack="r", window_open=True, device="cpu", force=True, update=True, seed=7)
+    assert settings(config) == {"loaves": 2, "flour": "rye", "seed": 7}
+
+
+class TestReadYaml:
+    def read(self, tmp_path, text):
+        (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
+        return read_yaml(tmp_path / "c.yaml", BakeConfig)
+
+    def test_dashes_and_underscores_are_the_same(self, tmp_path):
+        found = self.read(tmp_path, "window-open: true\nloaves: 4\n")
+        assert found == self.read(tmp_path, "window_open: true\nloaves: 4\n")
+        assert found == {"window_open": True, "loaves": 4}
+
+    def test_an_empty_file_sets_nothing(self, tmp_path):
+        assert self.read(tmp_path, "# nothing yet\n") == {}
+
+    def test_all_unknown_keys_are_named_with_hints(self, tmp_path):
+        with pytest.raises(UsageError) as caught:
+            self.read(tmp_path, "loafs: 4\nzzz: 1\noven: o\n")
+        assert str(caught.value).endswith("unknown option 'loafs' (did you mean 'loaves'?), 'zzz'")
+
+    @pytest.mark.parametrize("text", ["- a\n- b\n", "[]", "just words", "0", "a: [", "a: b: c"])
+    def test_what_is_no_mapping_is_refused(self, tmp_path, text):
+        with pytest.raises(UsageError, match=r"c\.yaml"):
+            self.read(tmp_path, text)
+
+    def test_unreadable(self, tmp_path):
+        with pytest.raises(UsageError, match=r"none\.yaml: cannot be read"):
+            read_yaml(tmp_path / "none.yaml", BakeConfig)
+        (tmp_path / "latin.yaml").write_bytes(b"flour: \xfc\n")
+        with pytest.raises(UsageError, match=r"latin\.yaml: cannot be read"):
+            read_yaml(tmp_path / "latin.yaml", BakeConfig)
+
+
+CLIPS = {"manifest": "m.csv"}
+VALID = {
+    "TrainSourceConfig": {"manifest": "m.csv", "encoder": "logmel", "out": "o"},
+    "QueryLalmConfig": {**CLIPS, "out": "o.h5", "model": "m"},
+    "SampleSourceConfig": {**CLIPS, "model": "m", "out": "o.h5"},
+    "FuseConfig": {"lalm": "l.h5", "source": "s.h5", "out": "o.h5"},
+    "TrainConfig": {**CLIPS, "fused": "f.h5", "model": "m", "out": "o"},
+    "EvaluateConfig": {"manifest": "m.csv", "model": "m", "out": "o.h5"},
+    "ShowConfig": {"file": "o.h5"},
+}
+BOTH = {"wav_dir": "w"}
+NEITHER = {"manifest": None}
+
+WRONG = [
+    # config, values, what the message names
+    ("TrainSourceConfig", {"classes": "angry"}, "--classes 'angry'"),
+    ("TrainSourceConfig", {"classes": "angry,,sad"}, "--classes"),
+    ("TrainSourceConfig", {"classes": "sad,sad"}, "--classes"),
+    ("TrainSourceConfig", {"normalize": "sourc"}, "did you mean 'source'"),
+    ("TrainSourceConfig", {"tune": "top-0"}, "--tune 'top-0': expected auto, head, top-N, all"),
+    ("TrainSourceConfig", {"epochs": 0}, "--epochs 0"),
+    ("TrainSourceConfig", {"batch_size": 0}, "--batch-size 0"),
+    ("TrainSourceConfig", {"hidden": -1}, "--hidden -1"),
+    ("TrainSourceConfig", {"dropout": 1.0}, "--dropout 1.0: expected at least 0 and below 1"),
+    ("TrainSourceConfig", {"label_smoothing": -0.1}, "--label-smoothing"),
+    ("TrainSourceConfig", {"validation": 0.95}, "--validation"),
+    ("TrainSourceConfig", {"learning_rate": 0.0}, "--learning-rate"),
+    ("TrainSourceConfig", {"encoder_learning_rate": -1e-5}, "--encoder-learning-rate"),
+    ("TrainSourceConfig", {"weight_decay": float("nan")}, "--weight-decay"),
+    ("TrainSourceConfig", {"layers": "1,x"}, "--layers '1,x'"),
+    ("TrainSourceConfig", {"layers": ""}, "--layers ''"),
+    ("QueryLalmConfig", NEITHER, "one of --manifest and --wav-dir"),
+    ("QueryLalmConfig", BOTH, "not both"),
+    ("QueryLalmConfig", {"n_samples": 0}, "--n-samples 0"),
+    ("QueryLalmConfig", {"temperature": -0.1}, "--temperature"),
+    ("QueryLalmConfig", {"concurrency": 0}, "--concurrency"),
+    ("QueryLalmConfig", {"timeout": 0.0}, "--timeout"),
+    ("QueryLalmConfig", {"classes": ""}, "--classes"),
+    ("SampleSourceConfig", NEITHER, "one of --manifest and --wav-dir"),
+    ("SampleSourceConfig", BOTH, "not both"),
+    ("SampleSourceConfig", {"n_samples": 1}, "--n-samples 1: expected 2 or more"),
+    ("SampleSourceConfig", {"normalize": "all"}, "--normalize"),
+    ("FuseConfig", {"weighting": "inverse_mi"}, "did you mean 'inverse-mi'"),
+    ("FuseConfig", {"pool": "mean"}, "--pool"),
+    ("FuseConfig", {"mi_estimator": "exact"}, "--mi-estimator"),
+    ("FuseConfig", {"tau": 0.0}, "--tau"),
+    ("TrainConfig", NEITHER, "one of --manifest and --wav-dir"),
+    ("TrainConfig", BOTH, "not both"),
+    ("TrainConfig", {"method": "mifus"}, "did you mean 'mifuse'"),
+    ("TrainConfig", {"tune": "auto"}, "--tune 'auto'"),
+    ("TrainConfig", {"diversity_prior": "flat"}, "--diversity-prior"),
+    ("TrainConfig", {"diversity_weight": -1.0}, "--diversity-weight"),
+    ("TrainConfig", {"epochs": 0}, "--epochs"),
+    ("TrainConfig", {"batch_size": 0}, "--batch-size"),
+    ("TrainConfig", {"refresh": -1}, "--refresh"),
+    ("TrainConfig", {"learning_rate": -1.0}, "--learning-rate"),
+    ("TrainConfig", {"encoder_learning_rate": 0.0}, "--encoder-learning-rate"),
+    ("TrainConfig", {"weight_decay": -1.0}, "--weight-decay"),
+    ("TrainConfig", {"ema": 1.0}, "--ema"),
+    ("EvaluateConfig", {"predictions": "p.h5"}, "--model and --predictions, not both"),
+    ("EvaluateConfig", {"model": None}, "one of --model and --predictions"),
+    ("EvaluateConfig", {"resamples": 99}, "--resamples"),
+    ("EvaluateConfig", {"normalize": "x"}, "--normalize"),
+]
+
+
+def test_every_step_is_checked_here():
+    steps = {name for name in mifuse_cli.__all__ if name.endswith("Config")}
+    assert steps == VALID.keys()
+    assert steps - {config for config, _, _ in WRONG} == {"ShowConfig"}  # it has nothing to get wrong
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_defaults_are_valid_and_every_option_has_a_help(name):
+    config = getattr(mifuse_cli, name)(**VALID[name])
+    assert all(field.metadata["help"].endswith(".") for field in fields(config))
+
+
+@pytest.mark.parametrize(("name", "values", "message"), WRONG)
+def test_wrong_values_are_refused(name, values, message):
+    with pytest.raises(UsageError) as caught:
+        getattr(mifuse_cli, name)(**{**VALID[name], **values})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("TrainSourceConfig", {"tune": "top-12", "layers": "0, 3,12", "validation": 0.0, "dropout": 0.0}),
+        ("QueryLalmConfig", {"manifest": None, "wav_dir": "w", "temperature": 0.0, "n_samples": 1}),
+        ("TrainConfig", {"tune": "all", "refresh": 0, "ema": 0.0, "diversity_weight": 0.0}),
+        ("EvaluateConfig", {"model": None, "predictions": "p.h5", "normalize": "speaker", "resamples": 100}),
+    ],
+)
+def test_values_at_the_edge_are_allowed(name, values):
+    config = getattr(mifuse_cli, name)(**{**VALID[name], **values})
+    assert config.force is False

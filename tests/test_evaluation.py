@@ -1,0 +1,113 @@
+import math
+
+import numpy as np
+import pytest
+
+from mifuse_cli.evaluation import expected_calibration_error, score, signature
+
+
+def certain(predicted, classes):
+    """(U, K) one-hot rows; None stands for no prediction."""
+    rows = np.full((len(predicted), classes), math.nan)
+    for row, k in zip(rows, predicted, strict=True):
+        if k is not None:
+            row[:] = np.eye(classes)[k]
+    return rows
+
+
+def scored(truth, probs, *, seed=0, resamples=200, **options):
+    rng = np.random.default_rng(seed)
+    return score(np.array(truth), probs, resamples=resamples, rng=rng, **options)
+
+
+def test_scores_by_hand_with_a_class_that_does_not_occur():
+    found = scored([0, 0, 0, 0, 1, 1], certain([0, 0, 0, 1, 1, 2], 3))
+    assert found.recall == (0.75, 0.5, None)
+    assert found.ua == pytest.approx(0.625)
+    assert found.wa == pytest.approx(4 / 6)
+    assert found.macro_f1 == pytest.approx((6 / 7 + 1 / 2) / 2)  # F1 = 2 TP / (2 TP + FP + FN)
+    assert found.confusion.tolist() == [[3, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    assert found.marginal == pytest.approx((3 / 6, 2 / 6, 1 / 6))
+    assert (found.n, found.missing, found.speakers, found.interval) == (6, 0, 0, "clips")
+
+
+def test_ua_weighs_classes_alike_and_wa_clips():
+    found = scored([0] * 9 + [1], certain([0] * 10, 2))
+    assert (found.ua, found.wa) == (0.5, 0.9)
+
+
+def test_a_missing_prediction_is_wrong():
+    found = scored([0, 0, 1], certain([0, None, 1], 2))
+    assert found.recall == (0.5, 1.0)
+    assert found.ua == pytest.approx(0.75)
+    assert found.wa == pytest.approx(2 / 3)
+    assert found.macro_f1 == pytest.approx((2 / 3 + 1) / 2)
+    assert found.confusion.tolist() == [[1, 0, 1], [0, 1, 0]]
+    assert found.missing == 1
+    assert found.marginal == pytest.approx((0.5, 0.5))  # of the clips with a prediction
+    assert found.ece == 0
+
+
+def test_no_prediction_at_all():
+    found = scored([0, 1], certain([None, None], 2))
+    assert (found.ua, found.wa, found.macro_f1, found.missing) == (0, 0, 0, 2)
+    assert found.marginal == () and math.isnan(found.ece)
+
+
+def test_calibration_error_by_hand():
+    # 0.9 twice, right once: gap 0.4 for 2 of 3 clips; 0.6, right: gap 0.4 for 1 of 3.
+    probs = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])
+    assert expected_calibration_error(np.array([0, 1, 1]), probs) == pytest.approx(0.4)
+
+
+def test_calibration_error_cancels_only_within_a_bin():
+    truth, probs = np.array([1, 0]), np.array([[0.6, 0.4], [0.9, 0.1]])  # wrong at 0.6, right at 0.9
+    assert expected_calibration_error(truth, probs) == pytest.approx((0.6 + 0.1) / 2)
+    assert expected_calibration_error(truth, probs, bins=1) == pytest.approx((0.6 - 0.1) / 2)
+
+
+def test_full_confidence_falls_into_the_last_bin():
+    assert expected_calibration_error(np.array([0, 1]), np.eye(2)) == 0
+    assert expected_calibration_error(np.array([1, 0]), np.eye(2)) == 1
+
+
+def clustered():
+    """Eight speakers with ten clips of two classes: four speakers all right, four all wrong."""
+    truth = np.array([0, 1] * 40)
+    speakers = [f"s{n // 10}" for n in range(80)]
+    right = np.arange(80) < 40
+    return truth, certain(np.where(right, truth, 1 - truth), 2), speakers
+
+
+def test_interval_over_speakers_contains_ua_and_is_wider_than_over_clips():
+    truth, probs, speakers = clustered()
+    by_speaker, by_clip = scored(truth, probs, speakers=speakers), scored(truth, probs)
+    assert (by_speaker.interval, by_speaker.speakers) == ("speakers", 8)
+    for found in (by_speaker, by_clip):
+        assert found.ua_low < found.ua == 0.5 < found.ua_high
+    # 3.92 * 0.5 / sqrt(8) = 0.69 and 3.92 * 0.5 / sqrt(80) = 0.22
+    assert by_speaker.ua_high - by_speaker.ua_low == pytest.approx(0.69, abs=0.15)
+    assert by_clip.ua_high - by_clip.ua_low == pytest.approx(0.22, abs=0.06)
+
+
+def test_interval_depends_on_the_generator_alone():
+    first_class = np.random.default_rng(5).random(80)
+    truth, probs = [0, 1] * 40, np.stack([first_class, 1 - first_class], axis=1)
+    first, again, other = (scored(truth, probs, seed=seed) for seed in (1, 1, 2))
+    assert (first.ua_low, first.ua_high) == (again.ua_low, again.ua_high)
+    assert (first.ua_low, first.ua_high) != (other.ua_low, other.ua_high)
+
+
+def test_interval_of_certain_results_is_a_point():
+    found = scored([0, 1, 0, 1], certain([0, 1, 0, 1], 2))
+    assert (found.ua_low, found.ua, found.ua_high) == (1, 1, 1)
+
+
+def test_one_speaker_gives_no_interval():
+    found = scored([0, 1], certain([0, 0], 2), speakers=["a", "a"])
+    assert found.speakers == 1 and math.isnan(found.ua_low) and math.isnan(found.ua_high)
+
+
+def test_signature_is_one_line_of_keys_and_values():
+    text = signature(classes=("angry", "sad"), n=3, ci="95%")
+    assert text == "UA|classes:angry+sad|n:3|ci:95%"

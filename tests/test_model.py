@@ -1,0 +1,449 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_encoder, tone
+from torch import nn
+
+from mifuse_cli.artifacts import Header, Training
+from mifuse_cli.errors import ArtifactError, DependencyError, InputError, UsageError
+from mifuse_cli.lineage import digest
+from mifuse_cli.manifest import read_clips
+from mifuse_cli.model import checkpoint, features
+from mifuse_cli.model.classifier import (
+    Classifier,
+    Features,
+    Head,
+    Waveforms,
+    dropout_active,
+    predict,
+    sample,
+    seeded,
+)
+from mifuse_cli.model.device import find_device
+from mifuse_cli.model.encoder import LogMelEncoder, find_encoder, load_encoder
+from mifuse_cli.model.features import pooled_features
+from mifuse_cli.model.prepare import effective_mode, trainable_part
+from mifuse_cli.model.standard import Statistics, fit_standard, statistics
+
+FAMILIES = ("wav2vec2", "hubert", "wavlm", "whisper")
+CPU = torch.device("cpu")
+
+
+def clip(seconds=0.4, seed=0):
+    return torch.from_numpy(tone(220, 0.3, np.random.default_rng(seed), seconds).astype(np.float32))
+
+
+def rewrite(file, change):
+    """Put other tensors into a safetensors file."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+class TestEncoders:
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_shape(self, encoders, family):
+        encoder = load_encoder(encoders[family])
+        assert (encoder.layers, encoder.width, len(encoder.blocks)) == (3, 16, 2)
+        with torch.inference_mode():
+            for seconds in (0.02, 0.25, 0.4):  # the first is shorter than an encoder can take
+                states = encoder(clip(seconds))
+                assert states.shape == (3, 16) and states.dtype == torch.float32
+                assert torch.isfinite(states).all()
+            assert not torch.allclose(states[0], states[1])
+            assert torch.equal(encoder(clip()), encoder(clip()))
+
+    @pytest.mark.parametrize("family", ("wav2vec2", "hubert", "wavlm"))
+    def test_self_supervised_by_hand(self, encoders, family):
+        from transformers import AutoModel, Wav2Vec2FeatureExtractor
+
+        extractor = Wav2Vec2FeatureExtractor.from_pretrained(encoders[family])
+        values = extractor(clip().numpy(), sampling_rate=16000, return_tensors="pt").input_values
+        model = AutoModel.from_pretrained(encoders[family]).eval()
+        with torch.inference_mode():
+            states = model(values, output_hidden_states=True).hidden_states
+            expected = torch.stack([state[0].mean(dim=0) for state in states])
+            torch.testing.assert_close(load_encoder(encoders[family])(clip()), expected)
+
+    def test_whisper_at_its_own_length(self, encoders):
+        """Equal to a Whisper model made for just this length."""
+        from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+        full = WhisperForConditionalGeneration.from_pretrained(encoders["whisper"]).model.encoder
+        extractor = WhisperFeatureExtractor.from_pretrained(encoders["whisper"])
+        mel = extractor(clip(0.4).numpy(), sampling_rate=16000, padding="longest", return_tensors="pt")
+        assert mel.input_features.shape[-1] == 40  # not 3000
+        config = full.config
+        config.max_source_positions = 20
+        short, weights = WhisperEncoder(config).eval(), full.state_dict()
+        weights["embed_positions.weight"] = weights["embed_positions.weight"][:20]
+        short.load_state_dict(weights)
+        with torch.inference_mode():
+            states = short(mel.input_features, output_hidden_states=True).hidden_states
+            expected = torch.stack([state[0].mean(dim=0) for state in states])
+            torch.testing.assert_close(load_encoder(encoders["whisper"])(clip(0.4)), expected)
+
+    def test_whisper_windows(self, encoders):
+        encoder, long = load_encoder(encoders["whisper"]), clip(31.5)
+        window = 30 * 16000
+        with torch.inference_mode():
+            first, rest = encoder(long[:window]), encoder(long[window:])
+            torch.testing.assert_close(encoder(long), (30 * first + 1.5 * rest) / 31.5)
+            torch.testing.assert_close(encoder(long[: window + 800]), first)  # a remainder below 0.1 s
+            assert not torch.allclose(first, rest, atol=1e-3)
+
+    def test_log_mel(self, tmp_path):
+        encoder = LogMelEncoder(n_mels=8, channels=4).eval()
+        assert encoder(clip()).shape == (3, 8) == (encoder.layers, encoder.width)
+        encoder.save(tmp_path)
+        torch.testing.assert_close(load_encoder(tmp_path)(clip()), encoder(clip()))
+        assert torch.isfinite(encoder(clip(0.01))).all()
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_saved_and_loaded(self, encoders, tmp_path, family):
+        encoder = load_encoder(encoders[family])
+        with torch.no_grad():
+            for weight in encoder.blocks[1].parameters():
+                weight.mul_(3).add_(torch.randn_like(weight))
+            encoder.save(tmp_path)
+            torch.testing.assert_close(load_encoder(tmp_path)(clip()), encoder(clip()))
+            assert not torch.allclose(encoder(clip()), load_encoder(encoders[family])(clip()))
+        storages = [tensor.data_ptr() for tensor in encoder.state_dict().values()]
+        assert len(set(storages)) == len(storages)  # or else it cannot be kept as safetensors
+
+    @pytest.mark.parametrize("family", ("wav2vec2", "whisper"))
+    def test_missing_weights(self, encoders, tmp_path, family):
+        spoilt = shutil.copytree(encoders[family], tmp_path / "e")
+
+        def drop(tensors):
+            del tensors[next(name for name in tensors if "encoder.layers.1." in name)]
+
+        rewrite(spoilt / "model.safetensors", drop)
+        with pytest.raises(InputError, match=r"no weights for 1 encoder tensors, first .*layers\.1\."):
+            load_encoder(spoilt)
+
+    def test_decoder_is_not_needed(self, encoders, tmp_path):
+        spoilt = shutil.copytree(encoders["whisper"], tmp_path / "e")
+
+        def drop(tensors):
+            for name in [name for name in tensors if "decoder" in name or "proj_out" in name]:
+                del tensors[name]
+
+        rewrite(spoilt / "model.safetensors", drop)
+        torch.testing.assert_close(load_encoder(spoilt)(clip()), load_encoder(encoders["whisper"])(clip()))
+
+    def test_weights_of_another_size(self, encoders, tmp_path):
+        spoilt = shutil.copytree(encoders["hubert"], tmp_path / "e")
+        config = json.loads((spoilt / "config.json").read_text())
+        (spoilt / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+        with pytest.raises(InputError, match="cannot be loaded"):
+            load_encoder(spoilt)
+
+    @pytest.mark.parametrize("family", ("wav2vec2", "whisper"))
+    def test_spoilt_directories(self, encoders, tmp_path, family):
+        spoilt = shutil.copytree(encoders[family], tmp_path / "e")
+        weights = (spoilt / "model.safetensors").read_bytes()
+        (spoilt / "model.safetensors").write_bytes(weights[:1000])
+        with pytest.raises(InputError, match="cannot be loaded"):
+            load_encoder(spoilt)
+        (spoilt / "model.safetensors").unlink()
+        with pytest.raises(InputError, match="cannot be loaded"):
+            load_encoder(spoilt)
+        (spoilt / "model.safetensors").write_bytes(weights)
+        (spoilt / "preprocessor_config.json").unlink()
+        with pytest.raises(InputError, match=r"preprocessor_config\.json cannot be loaded"):
+            load_encoder(spoilt)
+        (spoilt / "config.json").write_text("{")
+        with pytest.raises(InputError, match=r"no readable config\.json"):
+            load_encoder(spoilt)
+
+    def test_unsupported_family(self, tmp_path):
+        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+        with pytest.raises(InputError, match="holds a 'bert' model; expected wav2vec2"):
+            load_encoder(tmp_path)
+
+    def test_names(self, tmp_path, encoders):
+        assert find_encoder(str(encoders["wavlm"])) == encoders["wavlm"]
+        for name in ("nobody/nothing", str(tmp_path / "nowhere")):
+            with pytest.raises(DependencyError, match="cannot be had from the model hub"):
+                find_encoder(name)
+
+    def test_trainable_part(self, encoders):
+        encoder = trainable_part(load_encoder(encoders["wav2vec2"]), "top-1")
+        trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
+        assert trained and all("encoder.layers.1." in name for name in trained)
+        assert all(p.requires_grad for p in trainable_part(encoder, "all").parameters())
+        with pytest.raises(UsageError, match="2 blocks"):
+            trainable_part(encoder, "top-3")
+
+
+class TestFeatures:
+    @pytest.fixture
+    def pooled(self, corpora, encoders, tmp_path):
+        def pooled(clips=None, family="wav2vec2", directory=None, **options):
+            directory = directory or encoders[family]
+            clips = read_clips(corpora.target)[:6] if clips is None else clips
+            cache = tmp_path / "cache"
+            return pooled_features(clips, directory, digest(directory), device=CPU, cache=cache, **options)
+
+        pooled.clips = read_clips(corpora.target)[:6]
+        return pooled
+
+    def test_every_clip_stands_for_itself(self, pooled, encoders):
+        from mifuse_cli import audio
+
+        last = pooled(pooled.clips[5:])
+        found = pooled()
+        assert found.shape == (6, 3, 16) and found.dtype == np.float32
+        np.testing.assert_array_equal(found[5], last[0])
+        np.testing.assert_array_equal(pooled(pooled.clips[::-1]), found[::-1])
+        with torch.inference_mode():
+            alone = load_encoder(encoders["wav2vec2"])(torch.from_numpy(audio.read(pooled.clips[2].path)))
+        np.testing.assert_array_equal(found[2], alone)
+
+    def test_second_call_needs_no_encoder(self, pooled, monkeypatch, tmp_path):
+        first = pooled()
+
+        def fail(directory):
+            raise AssertionError("the encoder was loaded")
+
+        monkeypatch.setattr(features, "load_encoder", fail)
+        np.testing.assert_array_equal(pooled(), first)
+        with pytest.raises(AssertionError, match="was loaded"):
+            pooled(family="hubert")
+        with pytest.raises(AssertionError, match="was loaded"):
+            pooled(directory=save_encoder(tmp_path / "e", "wav2vec2", seed=1))
+
+    def test_changed_audio_misses(self, pooled, tmp_path):
+        import soundfile
+
+        from mifuse_cli.manifest import Clip
+
+        soundfile.write(tmp_path / "a.wav", clip().numpy(), 16000)
+        first = pooled([Clip("a", tmp_path / "a.wav")])
+        soundfile.write(tmp_path / "a.wav", clip(seed=1).numpy(), 16000)
+        assert not np.array_equal(pooled([Clip("a", tmp_path / "a.wav")]), first)
+
+    def test_interrupted_run_keeps_what_it_had(self, pooled, monkeypatch):
+        done = []
+
+        def interrupt(what, number, total):
+            done.append(number)
+            if number == 4:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            pooled(progress=interrupt)
+        done.clear()
+        again = pooled(progress=lambda what, number, total: done.append((number, total)))
+        assert done == [(1, 2), (2, 2)]
+        monkeypatch.setattr(features, "load_encoder", None)
+        np.testing.assert_array_equal(pooled(), again)
+
+
+class TestStandard:
+    VALUES = torch.tensor([[[1.0, 10.0]], [[3.0, 10.0]], [[5.0, 40.0]], [[9.0, 60.0]]])  # U=4, L=1, D=2
+    SPEAKERS = ("a", "a", "b", "b")
+
+    def standardised(self, mode, values=VALUES, **options):
+        options = {"stored": None, "speakers": self.SPEAKERS, **options}
+        standard = fit_standard(mode, values, **options)
+        return standard(values, torch.arange(len(values)))[:, 0]
+
+    def test_target(self):
+        expected = (self.VALUES - self.VALUES.mean(0)) / self.VALUES.std(0, unbiased=False)
+        torch.testing.assert_close(self.standardised("target"), expected[:, 0])
+
+    def test_source(self):
+        stored = Statistics(torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 10.0]]))
+        expected = torch.tensor([[0.0, 1.0], [1.0, 1.0], [2.0, 4.0], [4.0, 6.0]])
+        torch.testing.assert_close(self.standardised("source", stored=stored), expected)
+        torch.testing.assert_close(self.standardised("source"), self.standardised("target"))
+
+    def test_speaker(self):
+        found = self.standardised("speaker")
+        expected = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [-1.0, -1.0], [1.0, 1.0]])
+        torch.testing.assert_close(found, expected)
+        # A speaker's only clip is compared with everybody's.
+        alone = self.standardised("speaker", speakers=("a", "a", "b", "c"))
+        torch.testing.assert_close(alone[2:], self.standardised("target")[2:])
+        with pytest.raises(InputError, match="1 of 4 clips have no speaker"):
+            self.standardised("speaker", speakers=("a", None, "b", "b"))
+
+    def test_batches(self):
+        standard = fit_standard("speaker", self.VALUES, stored=None, speakers=self.SPEAKERS)
+        index = torch.tensor([3, 0])
+        torch.testing.assert_close(
+            standard(self.VALUES[index], index)[:, 0], self.standardised("speaker")[index]
+        )
+
+    def test_adapted_model(self):
+        assert effective_mode("target", "target") == "source"
+        assert [effective_mode(mode, "source") for mode in ("source", "target")] == ["source", "target"]
+        assert effective_mode("speaker", "target") == "speaker"
+
+    def test_waveforms_follow_the_encoder(self, corpora):
+        clips = read_clips(corpora.target)[:5]
+        model = Classifier(LogMelEncoder(n_mels=8, channels=4), Head(2, 8, 4, 8, 0.1), [0, 2])
+        inputs = Waveforms(clips, CPU, "target", None)
+        inputs.refresh(model)
+        everything = inputs.everything(model)
+        assert everything.shape == (5, 2, 8)
+        torch.testing.assert_close(everything.mean(dim=0), torch.zeros(2, 8), atol=1e-4, rtol=0)
+        torch.testing.assert_close(inputs.batch(model, torch.tensor([3, 1])), everything[[3, 1]])
+        before = inputs.statistics.mean
+        with torch.no_grad():
+            model.encoder.blocks[0][0].bias.add_(1.0)
+        inputs.refresh(model)
+        assert not torch.equal(before, inputs.statistics.mean)
+
+
+class TestDropout:
+    def inputs(self):
+        values = torch.randn(7, 2, 6, generator=torch.Generator().manual_seed(0))
+        return Features(values, statistics(values))
+
+    def model(self, dropout=0.3):
+        with seeded(0, "head"):
+            return Classifier(None, Head(2, 6, 4, 16, dropout), [0, 1])
+
+    def test_only_dropout_is_switched_on(self):
+        norm = nn.BatchNorm1d(3)
+        model = nn.Sequential(nn.Linear(3, 3), norm, nn.LayerNorm(3), nn.Sequential(nn.Dropout(0.5)))
+        model.train()
+        with dropout_active(model):
+            assert [m for m in model.modules() if m.training] == [model[3][0]]
+            model(torch.randn(8, 3))
+        assert not any(m.training for m in model.modules()) and not norm.running_mean.any()
+        with pytest.raises(ZeroDivisionError), dropout_active(model):
+            raise ZeroDivisionError
+        assert not any(m.training for m in model.modules())
+
+    def test_passes(self):
+        model, inputs = self.model(), self.inputs()
+        drawn = sample(model, inputs, 5, seed=4)
+        assert drawn.shape == (7, 5, 4)
+        np.testing.assert_allclose(drawn.sum(axis=-1), 1, atol=1e-5)
+        assert all((drawn[:, a] != drawn[:, b]).any() for a in range(5) for b in range(a))
+        np.testing.assert_array_equal(drawn, sample(model, inputs, 5, seed=4))
+        np.testing.assert_array_equal(drawn[:, :3], sample(model, inputs, 3, seed=4))
+        assert (drawn != sample(model, inputs, 5, seed=5)).any()
+        np.testing.assert_array_equal(predict(model, inputs), predict(model, inputs))
+        np.testing.assert_allclose(sample(model, inputs, 2000, 0).mean(1), predict(model, inputs), atol=0.05)
+
+    def test_no_dropout(self):
+        with pytest.raises(InputError, match="--dropout above 0"):
+            sample(self.model(dropout=0.0), self.inputs(), 3, seed=0)
+
+    def test_head_by_hand(self):
+        head, values = Head(2, 6, 4, 16, 0.3).eval(), self.inputs().values
+        with torch.no_grad():
+            head.mix.copy_(torch.tensor([0.0, np.log(3)]))
+            mixed = 0.25 * values[:, 0] + 0.75 * values[:, 1]
+            expected = head.out(head.hidden(mixed).clamp_min(0))
+            torch.testing.assert_close(head(values), expected)
+            head.temperature.fill_(2.0)
+            torch.testing.assert_close(head(values), expected / 2)
+
+
+class TestCheckpoint:
+    CLASSES = tuple(f"c{number}" for number in range(12))[::-1]
+
+    def save(self, out, encoder_dir, **changes):
+        values = {"classes": self.CLASSES, "layers": (0, 2), "width": 16, "hidden": 8, "dropout": 0.2}
+        words = {"normalize": "target", "statistics_of": "source", "tune": "head", "encoder": "x"}
+        shape = checkpoint.Shape(**{**values, **words, "temperature": 1.7, **changes})
+        model = Classifier(None, checkpoint.new_head(shape), shape.layers)
+        stats = Statistics(torch.randn(2, 16), torch.rand(2, 16) + 1)
+        history = Training(Header(shape.classes), np.array(["a", "b"]), np.array(["loss"]), np.zeros((1, 1)))
+        checkpoint.save(out, shape, model, stats, encoder_dir, history)
+        return shape, model, stats
+
+    def test_round_trip(self, encoders, tmp_path):
+        out = tmp_path / "m"
+        shape, model, stats = self.save(out, encoders["whisper"])
+        loaded = checkpoint.load(out)
+        assert loaded.shape == shape and not loaded.head.training
+        values = torch.randn(3, 2, 16)
+        torch.testing.assert_close(loaded.head(values), model.eval().head(values))
+        assert torch.equal(loaded.statistics.mean, stats.mean)
+        assert torch.equal(loaded.statistics.std, stats.std)
+        loaded.calibrate()
+        torch.testing.assert_close(loaded.head(values), model.head(values) / 1.7)
+        torch.testing.assert_close(
+            load_encoder(loaded.encoder_dir)(clip()), load_encoder(encoders["whisper"])(clip())
+        )
+        names = {path.name for path in out.rglob("*")}
+        assert {"config.json", "model.safetensors", "preprocessor_config.json", "train.h5"} <= names
+        assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl", ".pickle"))]
+        assert Training.load(out / "train.h5").header.parameters["model_sha256"] == digest(out)
+        assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+    def test_classes_in_order(self, encoders, tmp_path):
+        self.save(tmp_path / "m", encoders["whisper"])
+        config = json.loads((tmp_path / "m" / "config.json").read_text())
+        assert config["id2label"] == {str(number): f"c{11 - number}" for number in range(12)}
+        assert config["label2id"]["c0"] == 11
+        # However a tool sorts the keys, the order is that of the numbers.
+        text = json.dumps(config, sort_keys=True)
+        (tmp_path / "m" / "config.json").write_text(text)
+        assert checkpoint.read_shape(tmp_path / "m").classes == self.CLASSES
+
+    def test_damaged(self, encoders, tmp_path):
+        out = tmp_path / "m"
+        self.save(out, encoders["whisper"])
+        good = (out / "model.safetensors").read_bytes()
+        for bad in (good[:-100], b"", b"garbage" * 10):
+            (out / "model.safetensors").write_bytes(bad)
+            with pytest.raises(InputError, match="cannot be loaded"):
+                checkpoint.load(out)
+        (out / "model.safetensors").write_bytes(good)
+        rewrite(out / "model.safetensors", lambda tensors: tensors["out.weight"][0].fill_(torch.nan))
+        with pytest.raises(InputError, match="NaN"):
+            checkpoint.load(out)
+        rewrite(out / "model.safetensors", lambda tensors: tensors.pop("out.bias"))
+        with pytest.raises(InputError, match=r"out\.bias"):
+            checkpoint.load(out)
+        config = json.loads((out / "config.json").read_text())
+        del config["layers"]
+        (out / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ArtifactError, match="lacks 'layers'"):
+            checkpoint.load(out)
+        with pytest.raises(ArtifactError, match="'hubert' model, expected a mifuse checkpoint"):
+            checkpoint.load(encoders["hubert"])
+        with pytest.raises(InputError, match="no readable checkpoint"):
+            checkpoint.load(tmp_path / "nowhere")
+
+    def test_digest_tells_models_apart(self, encoders, tmp_path):
+        for name in ("a", "b"):
+            with seeded(0, name):
+                self.save(tmp_path / name, encoders["whisper"])
+        assert digest(tmp_path / "a") != digest(tmp_path / "b")
+        shutil.copytree(tmp_path / "a", tmp_path / "c")
+        assert digest(tmp_path / "a") == digest(tmp_path / "c")
+        (tmp_path / "c" / "notes.txt").write_text("mine")
+        assert digest(tmp_path / "a") == digest(tmp_path / "c")
+
+
+class TestDevices:
+    def test_cpu(self):
+        assert find_device("cpu") == CPU
+        assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+    def test_missing(self):
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+        for name in ("cuda", "cuda:1"):
+            with pytest.raises(DependencyError, match=f"--device {name}: 0 CUDA GPUs are there"):
+                find_device(name)
+
+    @pytest.mark.parametrize("name", ["gpu", "", "meta", "cuda:x"])
+    def test_unknown(self, name):
+        with pytest.raises(UsageError, match="expected auto, cpu, cuda"):
+            find_device(name)
