@@ -68,9 +68,16 @@ def _public(values: dict[str, Any]) -> dict[str, Any]:
 def refuse_overwrite(config: StepConfig, out: Path) -> None:
     """Stop early where the output exists and neither --force nor --update was given.
 
+    A directory that is no checkpoint is never replaced.
+
     Raises:
         InputError: it exists.
     """
+    if out.is_dir() and any(out.iterdir()) and not (out / "train.h5").is_file():
+        raise InputError(
+            f"{out}: is a directory that holds something else than a checkpoint. Choose another --out; "
+            "neither --force nor --update replaces it."
+        )
     if out.exists() and not config.force and not config.update:
         raise InputError(
             f"{out}: exists already. Choose another --out, or pass --force to overwrite it "

@@ -107,7 +107,7 @@ for_each_transfer() {  # calls $1 SOURCE TARGET SEED
 if at_stage 1; then
   log "stage 1: source models"
   for seed in $seeds; do for name in $names; do
-    run "$expdir/source/$name/seed$seed" train-source --manifest "$(manifest "$name")" --encoder "$encoder" \
+    run "$expdir/models/$name/seed$seed" train-source --manifest "$(manifest "$name")" --encoder "$encoder" \
       --layers "$layers" --normalize "$normalize" --seed "$seed" --device "$device"
   done; done
 fi
@@ -122,7 +122,7 @@ fi
 
 fuse_transfer() {
   local dir=$expdir/$1-$2/seed$3
-  run "$dir/source.h5" sample-source --model "$expdir/source/$1/seed$3" --manifest "$(manifest "$2")" \
+  run "$dir/source.h5" sample-source --model "$expdir/models/$1/seed$3" --manifest "$(manifest "$2")" \
     --seed "$3" --device "$device"
   run "$dir/fused.h5" fuse --lalm "$expdir/lalm/$2.h5" --source "$dir/source.h5" --weighting "$weighting"
 }
@@ -134,7 +134,7 @@ fi
 train_transfer() {
   local dir=$expdir/$1-$2/seed$3 method
   for method in lalm-sfuda mifuse; do
-    run "$dir/$method" train --method "$method" --fused "$dir/fused.h5" --model "$expdir/source/$1/seed$3" \
+    run "$dir/$method" train --method "$method" --fused "$dir/fused.h5" --model "$expdir/models/$1/seed$3" \
       --manifest "$(manifest "$2")" --seed "$3" --device "$device"
   done
 }
@@ -146,7 +146,7 @@ fi
 evaluate_transfer() {
   local dir=$expdir/$1-$2/seed$3 labels method
   labels=$(manifest "$2")
-  run "$dir/eval-source-only.h5" evaluate --model "$expdir/source/$1/seed$3" --manifest "$labels" --device "$device"
+  run "$dir/eval-source-only.h5" evaluate --model "$expdir/models/$1/seed$3" --manifest "$labels" --device "$device"
   run "$dir/eval-lalm.h5" evaluate --predictions "$expdir/lalm/$2.h5" --manifest "$labels"
   run "$dir/eval-fused.h5" evaluate --predictions "$dir/fused.h5" --manifest "$labels"
   for method in lalm-sfuda mifuse; do

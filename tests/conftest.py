@@ -9,6 +9,8 @@ import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections import Counter
 from dataclasses import dataclass
@@ -26,9 +28,9 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
 }
 
-import numpy as np
-import pytest
-import soundfile
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import soundfile  # noqa: E402
 
 RATE = 16_000
 CLASSES = ("angry", "happy", "neutral", "sad")
@@ -77,7 +79,7 @@ def make_corpus(root: Path, seed: int, takes: int = 2) -> list[dict[str, str]]:
     """4 classes x 3 speakers x ``takes`` clips; the rows of its manifest, which is not written."""
     rng = np.random.default_rng(seed)
     rows = []
-    for number, (emotion, speaker, take) in enumerate(
+    for number, (emotion, speaker, _) in enumerate(
         (e, s, t) for e in CLASSES for s in range(3) for t in range(takes)
     ):
         file = f"wav/{number * 7 % 24:02}-{seed}.wav"  # the name tells nothing about the class
@@ -328,3 +330,48 @@ def copy(pipeline, tmp_path) -> Run:
     """The pipeline's outputs in a directory of the test's own."""
     root = shutil.copytree(pipeline.root, tmp_path / "run")
     return Run(root, pipeline.results)
+
+
+def weights(checkpoint):
+    """Bytes of the weights of a checkpoint's head."""
+    return (checkpoint / "model.safetensors").read_bytes()
+
+
+def train_config(run, corpora, out, **changes):
+    values = {"fused": run.fused, "model": run.model, "manifest": corpora.target, "epochs": 2}
+    import mifuse_cli as m
+
+    return m.TrainConfig(out=out, **{**values, **changes})
+
+
+# The command line
+
+
+def mifuse(*arguments, **env):
+    """Run a command in this process; a crash is raised."""
+    from typer.testing import CliRunner
+
+    from mifuse_cli.cli import app
+
+    result = CliRunner(env=env).invoke(app, list(map(str, arguments)))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def start(*arguments, **env):
+    """The command line in a process of its own."""
+    command = [sys.executable, "-m", "mifuse_cli", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**os.environ, **env}, **pipes)
+
+
+def refused(result, code, *words):
+    """The run ended with one line that says what is wrong, and nothing else but progress."""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.exit_code == code, result.stderr
+    assert len(lines) == 1 and "Traceback" not in result.stderr and not result.stdout
+    assert all(line == lines[0] or ": " in line.partition("/")[0] for line in result.stderr.splitlines())
+    for word in words:
+        assert word in lines[0]
+    return lines[0]

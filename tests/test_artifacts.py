@@ -59,8 +59,7 @@ evaluation = maker(Evaluation, probs=TWO, truth=truth, confusion=confusion)
 history = np.array([[1, 0.5], [2, np.nan], [3, 0.25]])
 training = maker(Training, columns_of_history=np.array(["epoch", "lösung"]), history=history)
 
-ALL = (lalm, source, fused, predictions, evaluation, training)
-MAKERS = {make().kind: make for make in ALL}
+MAKERS = {make().kind: make for make in (lalm, source, fused, predictions, evaluation, training)}
 
 
 def test_every_kind_is_made_here():
@@ -276,8 +275,8 @@ def family(tmp_path):
     model = lineage.parent("model", tmp_path / "model", tmp_path / "source.h5")
     source(header=replace(header, parents=(model,))).save(tmp_path / "source.h5")
     lalm(header=header).save(tmp_path / "lalm.h5")
-    made_of = (*parents(tmp_path), Parent("clips", "model", "not compared"))
-    fused(header=replace(header, parents=made_of)).save(tmp_path / "fused.h5")
+    others = [Parent(role, "model", "not compared") for role in ("clips", "labels", "encoder")]
+    fused(header=replace(header, parents=(*parents(tmp_path), *others))).save(tmp_path / "fused.h5")
     return tmp_path
 
 

@@ -61,14 +61,14 @@ def test_calibration_error_by_hand():
 
 
 def test_calibration_error_cancels_only_within_a_bin():
-    truth, probs = np.array([1, 0]), np.array([[0.6, 0.4], [0.9, 0.1]])  # wrong at 0.6, right at 0.9
-    assert expected_calibration_error(truth, probs) == pytest.approx((0.6 + 0.1) / 2)
-    assert expected_calibration_error(truth, probs, bins=1) == pytest.approx((0.6 - 0.1) / 2)
+    truth, probs = np.array([1, 0]), np.array([[0.75, 0.25], [0.9, 0.1]])  # wrong, right
+    assert expected_calibration_error(truth, probs) == pytest.approx((0.75 + 0.1) / 2)
+    assert expected_calibration_error(truth, probs, bins=3) == pytest.approx((0.75 - 0.1) / 2)
 
 
 def test_full_confidence_falls_into_the_last_bin():
-    assert expected_calibration_error(np.array([0, 1]), np.eye(2)) == 0
-    assert expected_calibration_error(np.array([1, 0]), np.eye(2)) == 1
+    probs = np.array([[0.0, 1.0], [0.95, 0.05]])  # wrong, right: cancel in part
+    assert expected_calibration_error(np.array([0, 0]), probs) == pytest.approx((1 - 0.05) / 2)
 
 
 def clustered():

@@ -23,9 +23,9 @@ from mifuse_cli.model.classifier import (
     seeded,
 )
 from mifuse_cli.model.device import find_device
-from mifuse_cli.model.encoder import LogMelEncoder, find_encoder, load_encoder
+from mifuse_cli.model.encoder import LogMelEncoder, load_encoder
 from mifuse_cli.model.features import pooled_features
-from mifuse_cli.model.prepare import effective_mode, trainable_part
+from mifuse_cli.model.prepare import effective_mode
 from mifuse_cli.model.standard import Statistics, fit_standard, statistics
 
 FAMILIES = ("wav2vec2", "hubert", "wavlm", "whisper")
@@ -43,144 +43,6 @@ def rewrite(file, change):
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file, metadata={"format": "pt"})
-
-
-class TestEncoders:
-    @pytest.mark.parametrize("family", FAMILIES)
-    def test_shape(self, encoders, family):
-        encoder = load_encoder(encoders[family])
-        assert (encoder.layers, encoder.width, len(encoder.blocks)) == (3, 16, 2)
-        with torch.inference_mode():
-            for seconds in (0.02, 0.25, 0.4):  # the first is shorter than an encoder can take
-                states = encoder(clip(seconds))
-                assert states.shape == (3, 16) and states.dtype == torch.float32
-                assert torch.isfinite(states).all()
-            assert not torch.allclose(states[0], states[1])
-            assert torch.equal(encoder(clip()), encoder(clip()))
-
-    @pytest.mark.parametrize("family", ("wav2vec2", "hubert", "wavlm"))
-    def test_self_supervised_by_hand(self, encoders, family):
-        from transformers import AutoModel, Wav2Vec2FeatureExtractor
-
-        extractor = Wav2Vec2FeatureExtractor.from_pretrained(encoders[family])
-        values = extractor(clip().numpy(), sampling_rate=16000, return_tensors="pt").input_values
-        model = AutoModel.from_pretrained(encoders[family]).eval()
-        with torch.inference_mode():
-            states = model(values, output_hidden_states=True).hidden_states
-            expected = torch.stack([state[0].mean(dim=0) for state in states])
-            torch.testing.assert_close(load_encoder(encoders[family])(clip()), expected)
-
-    def test_whisper_at_its_own_length(self, encoders):
-        """Equal to a Whisper model made for just this length."""
-        from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
-        from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-        full = WhisperForConditionalGeneration.from_pretrained(encoders["whisper"]).model.encoder
-        extractor = WhisperFeatureExtractor.from_pretrained(encoders["whisper"])
-        mel = extractor(clip(0.4).numpy(), sampling_rate=16000, padding="longest", return_tensors="pt")
-        assert mel.input_features.shape[-1] == 40  # not 3000
-        config = full.config
-        config.max_source_positions = 20
-        short, weights = WhisperEncoder(config).eval(), full.state_dict()
-        weights["embed_positions.weight"] = weights["embed_positions.weight"][:20]
-        short.load_state_dict(weights)
-        with torch.inference_mode():
-            states = short(mel.input_features, output_hidden_states=True).hidden_states
-            expected = torch.stack([state[0].mean(dim=0) for state in states])
-            torch.testing.assert_close(load_encoder(encoders["whisper"])(clip(0.4)), expected)
-
-    def test_whisper_windows(self, encoders):
-        encoder, long = load_encoder(encoders["whisper"]), clip(31.5)
-        window = 30 * 16000
-        with torch.inference_mode():
-            first, rest = encoder(long[:window]), encoder(long[window:])
-            torch.testing.assert_close(encoder(long), (30 * first + 1.5 * rest) / 31.5)
-            torch.testing.assert_close(encoder(long[: window + 800]), first)  # a remainder below 0.1 s
-            assert not torch.allclose(first, rest, atol=1e-3)
-
-    def test_log_mel(self, tmp_path):
-        encoder = LogMelEncoder(n_mels=8, channels=4).eval()
-        assert encoder(clip()).shape == (3, 8) == (encoder.layers, encoder.width)
-        encoder.save(tmp_path)
-        torch.testing.assert_close(load_encoder(tmp_path)(clip()), encoder(clip()))
-        assert torch.isfinite(encoder(clip(0.01))).all()
-
-    @pytest.mark.parametrize("family", FAMILIES)
-    def test_saved_and_loaded(self, encoders, tmp_path, family):
-        encoder = load_encoder(encoders[family])
-        with torch.no_grad():
-            for weight in encoder.blocks[1].parameters():
-                weight.mul_(3).add_(torch.randn_like(weight))
-            encoder.save(tmp_path)
-            torch.testing.assert_close(load_encoder(tmp_path)(clip()), encoder(clip()))
-            assert not torch.allclose(encoder(clip()), load_encoder(encoders[family])(clip()))
-        storages = [tensor.data_ptr() for tensor in encoder.state_dict().values()]
-        assert len(set(storages)) == len(storages)  # or else it cannot be kept as safetensors
-
-    @pytest.mark.parametrize("family", ("wav2vec2", "whisper"))
-    def test_missing_weights(self, encoders, tmp_path, family):
-        spoilt = shutil.copytree(encoders[family], tmp_path / "e")
-
-        def drop(tensors):
-            del tensors[next(name for name in tensors if "encoder.layers.1." in name)]
-
-        rewrite(spoilt / "model.safetensors", drop)
-        with pytest.raises(InputError, match=r"no weights for 1 encoder tensors, first .*layers\.1\."):
-            load_encoder(spoilt)
-
-    def test_decoder_is_not_needed(self, encoders, tmp_path):
-        spoilt = shutil.copytree(encoders["whisper"], tmp_path / "e")
-
-        def drop(tensors):
-            for name in [name for name in tensors if "decoder" in name or "proj_out" in name]:
-                del tensors[name]
-
-        rewrite(spoilt / "model.safetensors", drop)
-        torch.testing.assert_close(load_encoder(spoilt)(clip()), load_encoder(encoders["whisper"])(clip()))
-
-    def test_weights_of_another_size(self, encoders, tmp_path):
-        spoilt = shutil.copytree(encoders["hubert"], tmp_path / "e")
-        config = json.loads((spoilt / "config.json").read_text())
-        (spoilt / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
-        with pytest.raises(InputError, match="cannot be loaded"):
-            load_encoder(spoilt)
-
-    @pytest.mark.parametrize("family", ("wav2vec2", "whisper"))
-    def test_spoilt_directories(self, encoders, tmp_path, family):
-        spoilt = shutil.copytree(encoders[family], tmp_path / "e")
-        weights = (spoilt / "model.safetensors").read_bytes()
-        (spoilt / "model.safetensors").write_bytes(weights[:1000])
-        with pytest.raises(InputError, match="cannot be loaded"):
-            load_encoder(spoilt)
-        (spoilt / "model.safetensors").unlink()
-        with pytest.raises(InputError, match="cannot be loaded"):
-            load_encoder(spoilt)
-        (spoilt / "model.safetensors").write_bytes(weights)
-        (spoilt / "preprocessor_config.json").unlink()
-        with pytest.raises(InputError, match=r"preprocessor_config\.json cannot be loaded"):
-            load_encoder(spoilt)
-        (spoilt / "config.json").write_text("{")
-        with pytest.raises(InputError, match=r"no readable config\.json"):
-            load_encoder(spoilt)
-
-    def test_unsupported_family(self, tmp_path):
-        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-        with pytest.raises(InputError, match="holds a 'bert' model; expected wav2vec2"):
-            load_encoder(tmp_path)
-
-    def test_names(self, tmp_path, encoders):
-        assert find_encoder(str(encoders["wavlm"])) == encoders["wavlm"]
-        for name in ("nobody/nothing", str(tmp_path / "nowhere")):
-            with pytest.raises(DependencyError, match="cannot be had from the model hub"):
-                find_encoder(name)
-
-    def test_trainable_part(self, encoders):
-        encoder = trainable_part(load_encoder(encoders["wav2vec2"]), "top-1")
-        trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
-        assert trained and all("encoder.layers.1." in name for name in trained)
-        assert all(p.requires_grad for p in trainable_part(encoder, "all").parameters())
-        with pytest.raises(UsageError, match="2 blocks"):
-            trainable_part(encoder, "top-3")
 
 
 class TestFeatures:
