@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -147,7 +148,9 @@ def _clip(manifest: Path, utt_id: str, row: dict[str, str]) -> Clip:
     try:
         seconds = float(duration) if duration else None
     except ValueError:
-        raise InputError(f"{manifest}, {utt_id}: duration_s {duration!r} is not a number.") from None
+        seconds = math.nan
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise InputError(f"{manifest}, {utt_id}: duration_s {duration!r} is no number of seconds.")
     return Clip(
         utt_id=utt_id,
         path=manifest.parent / row["file"],
