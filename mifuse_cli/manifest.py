@@ -150,7 +150,7 @@ def _clip(manifest: Path, utt_id: str, row: dict[str, str]) -> Clip:
     except ValueError:
         seconds = math.nan
     if seconds is not None and not 0 <= seconds < math.inf:
-        raise InputError(f"{manifest}, {utt_id}: duration_s {duration!r} is no number of seconds.")
+        raise InputError(f"{manifest}, {utt_id}: duration_s {duration!r} is not a number of seconds.")
     return Clip(
         utt_id=utt_id,
         path=manifest.parent / row["file"],
