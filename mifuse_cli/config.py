@@ -132,7 +132,7 @@ def read_yaml(path: Path, config_type: type[StepConfig]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(f"--config {path}: expected a mapping of option names to values")
     known = {field.name for field in dataclasses.fields(config_type)}
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    values = {str(key).replace("-", "_"): _text_of_list(value) for key, value in values.items()}
     unknown = []
     for key in sorted(values.keys() - known):
         near = get_close_matches(key, known, n=1)
@@ -140,3 +140,8 @@ def read_yaml(path: Path, config_type: type[StepConfig]) -> dict[str, Any]:
     if unknown:
         raise UsageError(f"--config {path}: unknown option {', '.join(unknown)}")
     return values
+
+
+def _text_of_list(value: Any) -> Any:
+    """``[a, b]`` as the flag would have it: ``a,b``."""
+    return ",".join(map(str, value)) if isinstance(value, list) else value

@@ -14,7 +14,10 @@ from mifuse_cli.audio import file_sha256
 from mifuse_cli.config import StepConfig, as_dict, settings
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError
 from mifuse_cli.manifest import Clip
-from mifuse_cli.provenance import without_secrets
+from mifuse_cli.provenance import text_digest, without_secrets
+
+COMPARED = ("lalm", "source", "fused", "model", "predictions")
+"""Roles of parents that are artifacts or checkpoints, so that their content hash can be taken again."""
 
 _MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.bin")
 
@@ -46,8 +49,28 @@ def relative(path: Path, out: Path) -> str:
 
 
 def clips_parent(clips: Sequence[Clip], path: Path, out: Path) -> Parent:
-    """The clips read from ``path`` (a manifest or a directory) as a parent, hashed without their labels."""
+    """The audio read from ``path`` (a manifest or a directory) as a parent."""
     return Parent("clips", relative(path, out), manifest.digest(clips))
+
+
+def speakers_parent(clips: Sequence[Clip], path: Path, out: Path) -> Parent:
+    """Who speaks in the clips read from ``path``, as a parent of steps that ask."""
+    text = " ".join(f"{clip.utt_id}={clip.speaker}" for clip in clips)
+    return Parent("speakers", relative(path, out), text_digest(text))
+
+
+def check_same_audio(first: Artifact, first_name: str, clips: Parent | None, clips_name: str) -> None:
+    """Refuse an artifact that was made from other audio than ``clips`` stands for.
+
+    Raises:
+        ArtifactError: naming both.
+    """
+    heard = first.header.parent("clips")
+    if heard and clips and heard.sha256 != clips.sha256:
+        raise ArtifactError(
+            f"{first_name}: was made from other audio than {clips_name}: the ids are the same, the files are not. "
+            "Make it anew from the clips as they are now."
+        )
 
 
 def header(config: StepConfig, classes: tuple[str, ...], parents: Sequence[Parent], **parameters) -> Header:
@@ -109,7 +132,7 @@ def check_parents(artifact: Artifact, path: Path) -> None:
     """
     for one in artifact.header.parents:
         place = path.parent / one.path
-        if one.role in ("clips", "labels", "encoder") or not place.exists():
+        if one.role not in COMPARED or not place.exists():
             continue
         if digest(place) != one.sha256:
             raise ArtifactError(

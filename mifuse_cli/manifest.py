@@ -97,10 +97,10 @@ def clips_of(manifest: Path | None, wav_dir: Path | None) -> tuple[list[Clip], P
 
 
 def digest(clips: Sequence[Clip]) -> str:
-    """Hex SHA-256 over ids, speakers and audio bytes of the clips: what a step that hears them depends on."""
+    """Hex SHA-256 over ids and audio bytes of the clips: what a step that hears them depends on."""
     total = hashlib.sha256()
     for clip in clips:
-        total.update(f"{clip.utt_id}\0{clip.speaker or ''}\0{audio.file_sha256(clip.path)}\n".encode())
+        total.update(f"{clip.utt_id}\0{audio.file_sha256(clip.path)}\n".encode())
     return total.hexdigest()
 
 

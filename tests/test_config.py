@@ -78,6 +78,9 @@ class TestReadYaml:
         (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
         return read_yaml(tmp_path / "c.yaml", BakeConfig)
 
+    def test_a_list_is_what_the_flag_would_be(self, tmp_path):
+        assert self.read(tmp_path, "flour: [rye, oat]") == {"flour": "rye,oat"}
+
     def test_dashes_and_underscores_are_the_same(self, tmp_path):
         found = self.read(tmp_path, "window-open: true\nloaves: 4\n")
         assert found == self.read(tmp_path, "window_open: true\nloaves: 4\n")

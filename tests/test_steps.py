@@ -27,7 +27,7 @@ class TestPipeline:
         made = Training.load(pipeline.model / "train.h5")
         assert made.history.shape == (8, 3)
         assert made.history[:, 1].argmin() + 1 == result.epochs
-        assert [parent.role for parent in made.header.parents] == ["clips", "labels", "encoder"]
+        assert [parent.role for parent in made.header.parents] == ["clips", "speakers", "labels", "encoder"]
 
     def test_query_lalm(self, pipeline):
         result = pipeline.results["query_lalm"]
@@ -121,9 +121,9 @@ class TestPipeline:
         lalm = Lalm.load(copy.lalm)
         replace(lalm, probs=lalm.probs[:, ::-1]).save(copy.lalm)
         states = {p["role"]: p["state"] for p in m.show(m.ShowConfig(file=copy.fused)).parents}
-        assert states == {"lalm": "changed", "source": "unchanged"}
+        assert states == {"lalm": "changed", "source": "unchanged", "clips": "not compared"}
         states = {p["role"]: p["state"] for p in m.show(m.ShowConfig(file=copy.source)).parents}
-        assert states == {"model": "absent", "clips": "not compared"}
+        assert states == {"model": "absent", "clips": "not compared", "speakers": "not compared"}
 
     def test_wrong_labels_change_nothing(self, pipeline, corpora, tmp_path):
         rows = read_rows(corpora.labels)

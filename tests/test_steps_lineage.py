@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile
 from conftest import CLASSES, read_rows, tone, train_config, weights, write_csv
 
 import mifuse_cli as m
@@ -65,6 +66,24 @@ class TestLineage:
             m.fuse(m.FuseConfig(lalm=copy.lalm, source=copy.source, out=tmp_path / "f.h5"))
         assert not (tmp_path / "f.h5").exists()
 
+    def test_other_audio_under_the_same_ids(self, copy, corpora, tmp_path):
+        moved = shutil.copytree(corpora.target.parent, tmp_path / "target")
+        clip = next((moved / "wav").iterdir())
+        soundfile.write(clip, tone(300, 0.2, np.random.default_rng(0)), 16000)
+        manifest = moved / "manifest.csv"
+        with pytest.raises(ArtifactError, match="other audio"):
+            self.train(copy, corpora, tmp_path, manifest=manifest)
+        m.sample_source(
+            m.SampleSourceConfig(model=copy.model, manifest=manifest, out=tmp_path / "s.h5", n_samples=2)
+        )
+        with pytest.raises(ArtifactError, match="other audio"):
+            m.fuse(m.FuseConfig(lalm=copy.lalm, source=tmp_path / "s.h5", out=tmp_path / "f.h5"))
+
+    def test_every_file_of_a_student_finds_its_parents(self, copy):
+        for file in (copy.student, copy.student / "train.h5", copy.student / "predictions.h5"):
+            states = {p["role"]: p["state"] for p in m.show(m.ShowConfig(file=file)).parents}
+            assert (states["fused"], states["model"]) == ("unchanged", "unchanged"), file
+
     def test_joins_are_by_id(self, copy, tmp_path):
         # The same clips in files whose rows do not line up cannot be saved, so rows cannot be mixed up.
         lalm = Lalm.load(copy.lalm)
@@ -119,8 +138,6 @@ class TestUpdate:
         assert weights(copy.model) == good
 
     def test_changed_audio(self, copy, corpora, tmp_path):
-        import soundfile
-
         moved = shutil.copytree(corpora.target.parent, tmp_path / "target")
         config = m.SampleSourceConfig(
             model=copy.model, manifest=moved / "manifest.csv", out=copy.source, n_samples=4, update=True

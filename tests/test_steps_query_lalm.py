@@ -70,6 +70,13 @@ class TestQueryLalm:
         if "model" in change:
             assert ask(**change, force=True).asked == 48
 
+    def test_update_asks_what_a_changed_setting_needs(self, ask, monkeypatch):
+        ask()
+        assert ask(update=True).up_to_date
+        assert ask(update=True, temperature=0.5).asked == 48
+        monkeypatch.setenv("OPENAI_BASE_URL", ask.server.url.replace("127.0.0.1", "localhost"))
+        assert ask(update=True, temperature=0.5, base_url="").asked == 48
+
     def test_clips_without_a_valid_answer(self, ask, pipeline, corpora, tmp_path):
         ids = Lalm.load(pipeline.lalm).audio_sha256[[2, 7]].tolist()
         ask.server.reply = lambda digest: "I cannot tell." if digest in ids else None

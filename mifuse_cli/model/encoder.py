@@ -172,10 +172,15 @@ def find_encoder(name: str) -> Path:
     """Local directory of an encoder given as a directory or a hub name (downloaded if it is not cached).
 
     Raises:
+        InputError: a path that is no directory.
         DependencyError: no such directory, and the hub has no such model or cannot be reached.
     """
     if Path(name).is_dir():
         return Path(name)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(
+            f"--encoder {name}: no such directory. Give a local directory, a hub name, or 'logmel'."
+        )
     from huggingface_hub import snapshot_download
 
     try:
@@ -218,9 +223,10 @@ def load_encoder(directory: Path) -> Encoder:
 def copy_encoder(source: Path, target: Path) -> None:
     """Copy an unchanged encoder's files, by hard link where the file system allows it."""
     target.mkdir()
+    if not any(source.glob("*.safetensors")):  # old pickled weights: checkpoints hold none
+        load_encoder(source).save(target)
+        return
     names = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
-    if not any(source.glob("*.safetensors")):
-        names += ["pytorch_model*"]
     for file in (file for name in names for file in source.glob(name)):
         try:
             os.link(file.resolve(), target / file.name)

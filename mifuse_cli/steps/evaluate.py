@@ -85,6 +85,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     clips = [one.clip for one in labelled]
     if config.model:
         parents.append(lineage.clips_parent(clips, config.manifest, config.out))
+        parents.append(lineage.speakers_parent(clips, config.manifest, config.out))
     if lineage.is_current(config, config.out, parents):
         return _result(config.out, Evaluation.load(config.out), up_to_date=True)
     if config.model:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mifuse_cli import artifacts, fusion, lineage
-from mifuse_cli.artifacts import Fused, Lalm, Source
+from mifuse_cli.artifacts import Fused, Lalm, Parent, Source
 from mifuse_cli.config import Progress, StepConfig, above_zero, one_of, option
 from mifuse_cli.errors import ArtifactError
 
@@ -77,10 +77,15 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
     lalm, source = Lalm.load(config.lalm), Source.load(config.source)
     artifacts.check_same_clips(lalm, str(config.lalm), source, str(config.source))
     lineage.check_parents(source, config.source)
+    heard = source.header.parent("clips")
+    lineage.check_same_audio(lalm, str(config.lalm), heard, str(config.source))
     parents = [
         lineage.parent("lalm", config.lalm, config.out),
         lineage.parent("source", config.source, config.out),
     ]
+    if heard is not None:
+        clips = lineage.relative(config.source.parent / heard.path, config.out)
+        parents.append(Parent("clips", clips, heard.sha256))
     if lineage.is_current(config, config.out, parents):
         return _result(config.out, Fused.load(config.out), up_to_date=True)
     stats = [

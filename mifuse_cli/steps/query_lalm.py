@@ -119,12 +119,13 @@ def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> 
     """
     classes = parse_classes(config.classes)
     base_url = config.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    config = replace(config, base_url=base_url)
     clips, where = clips_of(config.manifest, config.wav_dir)
     parents = [lineage.clips_parent(clips, where, config.out)]
     if lineage.is_current(config, config.out, parents):
         return _result(config.out, Lalm.load(config.out), asked=0, up_to_date=True)
     spec = _spec(config, classes, base_url)
-    if config.out.exists() and not config.force:
+    if config.out.exists() and not config.force and not config.update:
         _refuse_other_questions(config.out, spec)
     utterances = _utterances(clips, progress)
     asks = _asks(utterances, spec_hash(spec), config.n_samples, classes)

@@ -76,6 +76,7 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
     parents = [
         lineage.parent("model", config.model, config.out),
         lineage.clips_parent(clips, where, config.out),
+        lineage.speakers_parent(clips, where, config.out),
     ]
     if lineage.is_current(config, config.out, parents):
         return _result(config.out, Source.load(config.out), up_to_date=True)

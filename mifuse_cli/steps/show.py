@@ -82,7 +82,7 @@ def show(config: ShowConfig, *, progress: Progress | None = None) -> ShowResult:
         },
         counts=_counts(made),
         parents=[
-            {"role": one.role, "path": one.path, "sha256": one.sha256, "state": _state(config.file, one)}
+            {"role": one.role, "path": one.path, "sha256": one.sha256, "state": _state(path, one)}
             for one in header.parents
         ],
         parameters=header.parameters,
@@ -105,7 +105,7 @@ def _counts(made: Artifact) -> dict[str, int]:
 
 
 def _state(file: Path, parent: artifacts.Parent) -> str:
-    if parent.role in ("clips", "labels", "encoder"):
+    if parent.role not in lineage.COMPARED:
         return "not compared"
     place = file.parent / parent.path
     if not place.exists():

@@ -125,10 +125,12 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
 
     shape = checkpoint.read_shape(config.model)
     parents = [
-        lineage.parent("fused", config.fused, config.out),
-        lineage.parent("model", config.model, config.out),
-        lineage.clips_parent(clips, where, config.out),
+        lineage.parent("fused", config.fused, config.out / "train.h5"),
+        lineage.parent("model", config.model, config.out / "train.h5"),
+        lineage.clips_parent(clips, where, config.out / "train.h5"),
+        lineage.speakers_parent(clips, where, config.out / "train.h5"),
     ]
+    lineage.check_same_audio(fused, str(config.fused), parents[2], str(where))
     if shape.classes != fused.header.classes:
         raise ArtifactError(
             f"{config.model}: classes are {', '.join(shape.classes)} but {config.fused} has "

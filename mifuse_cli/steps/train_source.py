@@ -142,12 +142,14 @@ def train_source(config: TrainSourceConfig, *, progress: Progress | None = None)
     label_digest = provenance.text_digest(
         " ".join(f"{c.utt_id}={n}" for c, n in zip(clips, labels, strict=True))
     )
+    history = config.out / "train.h5"
     parents = [
-        lineage.clips_parent(clips, config.manifest, config.out),
-        Parent("labels", lineage.relative(config.manifest, config.out), label_digest),
+        lineage.clips_parent(clips, config.manifest, history),
+        lineage.speakers_parent(clips, config.manifest, history),
+        Parent("labels", lineage.relative(config.manifest, history), label_digest),
     ]
     if encoder_dir is not None:
-        parents.append(lineage.parent("encoder", encoder_dir, config.out))
+        parents.append(lineage.parent("encoder", encoder_dir, history))
     if lineage.is_current(config, config.out, parents):
         return _result(config.out, up_to_date=True)
     held_out, notes = split_speakers(labelled, config.validation, config.seed)
