@@ -1,0 +1,63 @@
+"""What failures mean and what bodies say: the pure part of asking."""
+
+import json
+
+import pytest
+
+from mifuse_cli.lalm.faults import Fault, fault_of, wait_of
+from mifuse_cli.lalm.replies import content_of
+
+
+def test_fault_of_tells_a_rate_limit_from_an_empty_account():
+    words = "You exceeded your current quota, please check your plan and billing details."
+    assert fault_of(429, [{"error": {"message": words, "status": "RESOURCE_EXHAUSTED"}}]) is Fault.THROTTLED
+    assert fault_of(429, {"message": words, "type": "insufficient_quota"}) is Fault.FATAL
+    assert fault_of(400, {"message": "audio longer than the context"}) is Fault.REJECTED
+    assert fault_of(418, "teapot") is Fault.FATAL
+
+
+def test_wait_of_reads_every_form():
+    assert wait_of({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
+    assert wait_of({"retry-after": "1.5"}) == 1.5
+    assert wait_of({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert wait_of({"retry-after": "nan"}) is None
+    assert wait_of({}) is None
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": "sad"}, "sad"),
+        ({"content": [{"type": "text", "text": "sa"}, {"type": "text", "text": "d"}]}, "sad"),
+        ({"content": None, "refusal": "I cannot help."}, "I cannot help."),
+        ({"content": [{"type": "refusal", "refusal": "No."}]}, "No."),
+        ({"content": None}, ""),
+        ("sad", ""),
+        (None, ""),
+    ],
+)
+def test_content_of_finds_the_text(message, text):
+    raw = json.dumps({"choices": [{}, {"message": message}]}).encode()
+    assert content_of(raw, 1) == (
+        text,
+        dict.fromkeys(("prompt", "completion", "total", "audio", "cached"), -1),
+    )
+    assert content_of(raw, 0)[0] == content_of(raw, 2)[0] == content_of(raw, -1)[0] == ""
+
+
+def test_content_of_reads_the_token_numbers():
+    details = {"audio_tokens": 60, "cached_tokens": 5}
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3, "prompt_tokens_details": details}
+    expected = {"prompt": 1, "completion": 2, "total": 3, "audio": 60, "cached": 5}
+    assert content_of(json.dumps({"usage": usage}).encode(), 0)[1] == expected
+    usage["prompt_tokens_details"] = {"multimodal_tokens": {"audio": 60}, "cached_tokens": True}
+    assert content_of(json.dumps({"usage": usage}).encode(), 0)[1] == {**expected, "cached": -1}
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"\xff", b"null", b"[]", b'{"choices": 3}', b'{"usage": []}', b"[" * 99999]
+)
+def test_content_of_never_raises(raw):
+    text, usage = content_of(raw, 0)
+    assert text == ""
+    assert set(usage.values()) == {-1}
