@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ _LOGMEL_TYPE = "mifuse-logmel"
 _SHORTEST_S = 0.1
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """Common face of all encoders.
 
     Attributes:
@@ -37,9 +38,9 @@ class Encoder(nn.Module):
     width: int
 
     @property
+    @abstractmethod
     def blocks(self) -> nn.ModuleList:
         """The blocks that ``--tune top-N`` counts from the end."""
-        raise NotImplementedError
 
     def forward(self, samples: Tensor) -> Tensor:
         """Mean over time of every hidden state (L, D) of one clip, samples (S,) at 16 kHz."""
@@ -48,13 +49,13 @@ class Encoder(nn.Module):
             samples = nn.functional.pad(samples, (0, shortest - len(samples)))
         return self.states(samples)
 
+    @abstractmethod
     def states(self, samples: Tensor) -> Tensor:
         """As `forward`, for clips of at least 0.1 s."""
-        raise NotImplementedError
 
+    @abstractmethod
     def save(self, directory: Path) -> None:
         """Write configuration and weights so that `load_encoder` reads them back."""
-        raise NotImplementedError
 
 
 class WhisperEncoder(Encoder):
