@@ -9,6 +9,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -363,7 +364,12 @@ def start(*arguments, **env):
     """The command line in a process of its own."""
     command = [sys.executable, "-m", "mifuse_cli", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env={**os.environ, **env}, **pipes)
+    # A shell starts background jobs with SIGINT ignored, and so would what they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, env={**os.environ, **env}, **pipes)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def refused(result, code, *words):
