@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import save_encoder, tone
+from conftest import save_encoder
 from torch import nn
 
 from mifuse_cli.artifacts import Header, Training
@@ -30,19 +30,6 @@ from mifuse_cli.model.standard import Statistics, fit_standard, statistics
 
 FAMILIES = ("wav2vec2", "hubert", "wavlm", "whisper")
 CPU = torch.device("cpu")
-
-
-def clip(seconds=0.4, seed=0):
-    return torch.from_numpy(tone(220, 0.3, np.random.default_rng(seed), seconds).astype(np.float32))
-
-
-def rewrite(file, change):
-    """Put other tensors into a safetensors file."""
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(file)
-    change(tensors)
-    save_file(tensors, file, metadata={"format": "pt"})
 
 
 class TestFeatures:

@@ -1,10 +1,9 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
-from conftest import tone
+from conftest import clip, rewrite
 
 from mifuse_cli.errors import DependencyError, InputError, UsageError
 from mifuse_cli.model.encoder import LogMelEncoder, find_encoder, load_encoder
@@ -12,19 +11,6 @@ from mifuse_cli.model.prepare import trainable_part
 
 FAMILIES = ("wav2vec2", "hubert", "wavlm", "whisper")
 CPU = torch.device("cpu")
-
-
-def clip(seconds=0.4, seed=0):
-    return torch.from_numpy(tone(220, 0.3, np.random.default_rng(seed), seconds).astype(np.float32))
-
-
-def rewrite(file, change):
-    """Put other tensors into a safetensors file."""
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(file)
-    change(tensors)
-    save_file(tensors, file, metadata={"format": "pt"})
 
 
 class TestEncoders:
