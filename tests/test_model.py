@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import save_encoder
+from conftest import clip, rewrite, save_encoder
 from torch import nn
 
 from mifuse_cli.artifacts import Header, Training
