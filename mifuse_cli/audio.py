@@ -1,15 +1,17 @@
-"""Audio in and out: any file to float32 at 16 kHz mono, and back to WAV bytes for sending."""
+"""Audio in and out: any file to float32 at 16 kHz mono, cut to length, and back to bytes for sending."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import wave
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from mifuse_cli.errors import InputError
+from mifuse_cli.errors import DependencyError, InputError
 
 RATE = 16_000
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
@@ -23,16 +25,11 @@ def read(path: Path) -> np.ndarray:
     """
     import soundfile
 
-    try:
+    with _decoding(path):
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise InputError(
-            f"{path}: cannot be decoded as audio ({error}); expected wav, flac, ogg or mp3. "
-            "Replace the file or drop its row from the manifest."
-        ) from None
     mono = samples.mean(axis=1)
     if mono.size == 0:
-        raise InputError(f"{path}: holds no audio samples. Replace the file or drop its row.")
+        raise _empty(path)
     if not np.isfinite(mono).all():
         raise InputError(f"{path}: holds NaN or infinite samples. Replace the file or drop its row.")
     if rate != RATE:
@@ -41,6 +38,33 @@ def read(path: Path) -> np.ndarray:
 
         mono = resample(torch.from_numpy(mono), rate, RATE).numpy()
     return np.ascontiguousarray(mono)
+
+
+def seconds(path: Path) -> float:
+    """Duration of one clip by its header, in seconds; the samples are not decoded.
+
+    Raises:
+        InputError: the file is no audio or is empty.
+    """
+    import soundfile
+
+    with _decoding(path):
+        header = soundfile.info(path)
+    if header.frames == 0:
+        raise _empty(path)
+    return header.frames / header.samplerate
+
+
+def crop(samples: np.ndarray, seconds: float) -> np.ndarray:
+    """The middle of ``samples`` (S,), at most ``seconds`` long; all of them if they are no longer."""
+    keep = min(_whole_samples(seconds), len(samples))
+    start = (len(samples) - keep) // 2
+    return samples[start : start + keep]
+
+
+def chunks(samples: np.ndarray, seconds: float) -> list[np.ndarray]:
+    """``samples`` (S,) in order in the fewest pieces of at most ``seconds``, equal to within one sample."""
+    return np.array_split(samples, max(1, -(-len(samples) // _whole_samples(seconds))))
 
 
 def wav_bytes(samples: np.ndarray) -> bytes:
@@ -55,6 +79,24 @@ def wav_bytes(samples: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def mp3_bytes(samples: np.ndarray) -> bytes:
+    """A 16 kHz mono MP3 file of ``samples`` (S,) in [-1, 1], at a variable rate of about 50 kbit/s for speech.
+
+    Raises:
+        DependencyError: the installed libsndfile has no MP3.
+    """
+    import soundfile
+
+    if "MP3" not in soundfile.available_formats():
+        raise DependencyError(
+            f"libsndfile {soundfile.__libsndfile_version__} cannot write MP3, expected 1.1 or later built with it. "
+            "Install the soundfile wheel from PyPI, which brings its own, or send WAV."
+        )
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(samples, -1, 1), RATE, format="MP3")
+    return buffer.getvalue()
+
+
 def file_sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes.
 
@@ -66,3 +108,25 @@ def file_sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+def _whole_samples(seconds: float) -> int:
+    """Samples that fit into ``seconds``, at least one; the margin is for products like 0.29 * 16000."""
+    return max(1, int(seconds * RATE + 1e-6))
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    import soundfile
+
+    try:
+        yield
+    except (soundfile.SoundFileError, OSError) as error:
+        raise InputError(
+            f"{path}: cannot be decoded as audio ({error}); expected wav, flac, ogg or mp3. "
+            "Replace the file or drop its row from the manifest."
+        ) from None
+
+
+def _empty(path: Path) -> InputError:
+    return InputError(f"{path}: holds no audio samples. Replace the file or drop its row.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -57,6 +58,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what processes that were killed left of a file; no other process may be writing it now."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if temporary.is_file():
+            temporary.unlink()
 
 
 def _temporary(path: Path) -> Path:

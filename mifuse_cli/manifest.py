@@ -2,7 +2,8 @@
 
 A manifest is a CSV file with a column ``file`` (relative to the CSV) and, where known, ``utt_id``,
 ``speaker``, ``emotion`` and ``duration_s``; further columns are kept. `Clip` has no label at all, so a step
-that takes clips cannot see one; only `read_labelled` reads the ``emotion`` column.
+that takes clips cannot see one; only `read_labelled` reads the ``emotion`` column. `Clips` reads a corpus of
+any size clip by clip; the functions give sorted lists.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
-from collections import Counter
-from collections.abc import Sequence
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from mifuse_cli import audio
 from mifuse_cli.errors import InputError
@@ -22,7 +27,7 @@ from mifuse_cli.labels import class_index
 _COLUMNS = ("utt_id", "file", "speaker", "emotion", "duration_s")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
     """One utterance without its label."""
 
@@ -33,7 +38,7 @@ class Clip:
     extra: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LabelledClip:
     """One utterance with its label, as an index into the class list it was read with."""
 
@@ -41,51 +46,142 @@ class LabelledClip:
     label: int
 
 
+class Clips:
+    """Clips of a manifest or of a directory, read one at a time and in no promised order.
+
+    Making one checks the whole corpus; iterating reads it again. Held in memory are 8 bytes a clip, and only
+    while checking. Ids are the column ``utt_id`` of the manifest if it has one, else file stems where those
+    are unique (so that a manifest and a directory agree), else paths without suffix.
+
+    Attributes:
+        where: the manifest or the directory.
+        columns: columns of the manifest, none for a directory.
+    """
+
+    def __init__(self, manifest: Path | None, wav_dir: Path | None, *, need_audio: bool = True) -> None:
+        """Check every clip of whichever of the two is given.
+
+        Args:
+            manifest: a CSV file; an ``emotion`` column is never looked at.
+            wav_dir: a directory, searched for audio files at every depth.
+            need_audio: whether the files that a manifest names have to be there.
+
+        Raises:
+            InputError: unreadable or empty CSV, no ``file`` column, a row or value that is malformed,
+                repeated ids, missing audio files; no such directory, or no audio in it.
+        """
+        if manifest is not None and wav_dir is None:
+            self.where, self.columns = manifest, _columns(manifest)
+        elif wav_dir is not None and manifest is None:
+            self.where, self.columns = wav_dir, ()
+        else:
+            raise ValueError("expected either a manifest or a directory")
+        self._from_directory = manifest is None
+        self._name = _given if "utt_id" in self.columns else _stem
+        hashes = self._check(need_audio and not self._from_directory)
+        self._length = len(hashes)
+        twice = _twice(hashes)
+        if self._name is _stem and self._collide(twice):
+            self._name = _path
+            twice = _twice(array("q", map(hash, self._ids())))
+        if self._collide(twice):
+            found = set(twice.tolist())
+            first = next(utt_id for utt_id in self._ids() if hash(utt_id) in found)
+            raise InputError(f"{self.where}: {len(found)} clips stand more than once, first {first!r}.")
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Clip]:
+        return (self._clip(row) for row in self._rows())
+
+    def _check(self, need_audio: bool) -> array[int]:
+        """Hash of every id, after a look at every clip."""
+        hashes, missing, first = array("q"), 0, None
+        for clip in self:
+            hashes.append(hash(clip.utt_id))
+            if need_audio and not clip.path.is_file():
+                missing, first = missing + 1, first or clip.path
+        if not hashes:
+            raise InputError(
+                f"{self.where}: holds no audio ({', '.join(audio.SUFFIXES)}). Check the directory."
+                if self._from_directory
+                else f"{self.where}: has a header but no clips."
+            )
+        if missing:
+            raise InputError(
+                f"{self.where}: {missing} of {len(hashes)} audio files are missing, first {first}. "
+                "Paths in the column 'file' are relative to the CSV."
+            )
+        return hashes
+
+    def _collide(self, hashes: np.ndarray) -> bool:
+        """Whether two ids with one of these hashes are the same; nearly always the first hash tells."""
+        for value in hashes:
+            seen = set()
+            for utt_id in self._ids():
+                if hash(utt_id) == value:
+                    if utt_id in seen:
+                        return True
+                    seen.add(utt_id)
+        return False
+
+    def _ids(self) -> Iterator[str]:
+        return map(self._name, self._rows())
+
+    def _rows(self) -> Iterator[dict[str, str]]:
+        if self._from_directory:
+            return ({"file": name} for name in _audio_below(self.where))
+        return _rows(self.where)
+
+    def _clip(self, row: dict[str, str]) -> Clip:
+        directory = self.where if self._from_directory else self.where.parent
+        utt_id = self._name(row)
+        return Clip(
+            utt_id=utt_id,
+            path=directory / row["file"],
+            speaker=row.get("speaker", "").strip() or None,
+            duration_s=_seconds(row.get("duration_s", "").strip(), f"{self.where}, {utt_id}"),
+            extra={key: value for key, value in row.items() if key not in _COLUMNS},
+        )
+
+
 def read_clips(manifest: Path, *, need_audio: bool = True) -> list[Clip]:
-    """Clips of a manifest sorted by utterance id; an ``emotion`` column is never looked at.
+    """Clips of a manifest sorted by utterance id.
 
     Raises:
-        InputError: unreadable or empty CSV, no ``file`` column, duplicate clips, missing audio files.
+        InputError: as `Clips`.
     """
-    return [clip for clip, _ in _read(manifest, need_audio)]
+    return sorted(Clips(manifest, None, need_audio=need_audio), key=lambda clip: clip.utt_id)
 
 
 def read_labelled(manifest: Path, classes: tuple[str, ...], *, need_audio: bool = True) -> list[LabelledClip]:
     """Clips with the index of their ``emotion`` in ``classes``, sorted by utterance id.
 
     Raises:
-        InputError: as `read_clips`; no ``emotion`` column, or a label that is not in ``classes``.
+        InputError: as `Clips`; no ``emotion`` column, or a label that is not in ``classes``.
     """
-    rows = _read(manifest, need_audio)
-    if "emotion" not in rows[0][1]:
+    clips = Clips(manifest, None, need_audio=need_audio)
+    if "emotion" not in clips.columns:
         raise InputError(
-            f"{manifest}: has no column 'emotion' (found: {', '.join(rows[0][1])}). "
+            f"{manifest}: has no column 'emotion' (found: {', '.join(clips.columns)}). "
             "This command needs labels: add the column or give the labelled manifest."
         )
-    return [
-        LabelledClip(clip, class_index(row["emotion"].strip(), classes, f"{manifest}, {clip.utt_id}"))
-        for clip, row in rows
-    ]
+    labelled = []
+    for row in clips._rows():
+        clip = clips._clip(row)
+        label = class_index(row["emotion"].strip(), classes, f"{manifest}, {clip.utt_id}")
+        labelled.append(LabelledClip(clip, label))
+    return sorted(labelled, key=lambda one: one.clip.utt_id)
 
 
 def scan(wav_dir: Path) -> list[Clip]:
     """Clips of every audio file below a directory, without speakers, sorted by utterance id.
 
     Raises:
-        InputError: no such directory, or no audio in it.
+        InputError: no such directory, no audio in it, or one clip in two formats.
     """
-    if not wav_dir.is_dir():
-        raise InputError(f"{wav_dir}: no such directory. Give the directory that holds the audio files.")
-    files = sorted(
-        path
-        for path in wav_dir.rglob("*")
-        if path.suffix.lower() in audio.SUFFIXES and not path.name.startswith(".")
-    )
-    if not files:
-        raise InputError(f"{wav_dir}: holds no audio ({', '.join(audio.SUFFIXES)}). Check the directory.")
-    ids = _utterance_ids([path.relative_to(wav_dir).as_posix() for path in files])
-    _refuse_repeated(ids, wav_dir)
-    return sorted((Clip(i, p) for i, p in zip(ids, files, strict=True)), key=lambda clip: clip.utt_id)
+    return sorted(Clips(None, wav_dir), key=lambda clip: clip.utt_id)
 
 
 def clips_of(manifest: Path | None, wav_dir: Path | None) -> tuple[list[Clip], Path]:
@@ -98,71 +194,97 @@ def clips_of(manifest: Path | None, wav_dir: Path | None) -> tuple[list[Clip], P
 
 def digest(clips: Sequence[Clip]) -> str:
     """Hex SHA-256 over ids and audio bytes of the clips: what a step that hears them depends on."""
+    return digest_of((clip.utt_id, audio.file_sha256(clip.path)) for clip in clips)
+
+
+def digest_of(pairs: Iterable[tuple[str, str]]) -> str:
+    """What `digest` gives, from pairs of utterance id and hex SHA-256 of the file, sorted by id."""
     total = hashlib.sha256()
-    for clip in clips:
-        total.update(f"{clip.utt_id}\0{audio.file_sha256(clip.path)}\n".encode())
+    for utt_id, sha256 in pairs:
+        total.update(f"{utt_id}\0{sha256}\n".encode())
     return total.hexdigest()
 
 
-def _read(manifest: Path, need_audio: bool) -> list[tuple[Clip, dict[str, str]]]:
-    try:
-        with manifest.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            rows = list(reader)
-            columns = reader.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{manifest}: cannot be read as a CSV manifest ({error}).") from None
+def _columns(manifest: Path) -> tuple[str, ...]:
+    with _csv(manifest) as reader:
+        columns = tuple(reader.fieldnames or ())
     if "file" not in columns:
         found = ", ".join(columns) or "nothing"
         raise InputError(f"{manifest}: has no column 'file' (found: {found}). Add it, relative to the CSV.")
-    if not rows:
-        raise InputError(f"{manifest}: has a header but no clips.")
-    for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise InputError(f"{manifest}, line {number}: expected {len(columns)} values, one a column.")
-        for name in ("file", "utt_id"):
-            if name in row and not row[name].strip():
-                raise InputError(f"{manifest}, line {number}: the column {name!r} is empty.")
-    ids = (
-        [row["utt_id"] for row in rows] if "utt_id" in columns else _utterance_ids([r["file"] for r in rows])
-    )
-    _refuse_repeated(ids, manifest)
-    clips = [_clip(manifest, utt_id, row) for utt_id, row in zip(ids, rows, strict=True)]
-    missing = [clip.path for clip in clips if need_audio and not clip.path.is_file()]
-    if missing:
-        raise InputError(
-            f"{manifest}: {len(missing)} of {len(clips)} audio files are missing, first {missing[0]}. "
-            "Paths in the column 'file' are relative to the CSV."
-        )
-    return sorted(zip(clips, rows, strict=True), key=lambda pair: pair[0].utt_id)
+    return columns
 
 
-def _refuse_repeated(ids: Sequence[str], where: Path) -> None:
-    repeated = [name for name, count in Counter(ids).items() if count > 1]
-    if repeated:
-        raise InputError(f"{where}: {len(repeated)} clips stand more than once, first {repeated[0]!r}.")
+def _rows(manifest: Path) -> Iterator[dict[str, str]]:
+    with _csv(manifest) as reader:
+        for row in reader:
+            if None in row or None in row.values():
+                expected = len(reader.fieldnames or ())
+                raise InputError(
+                    f"{manifest}, line {reader.line_num}: expected {expected} values, one a column."
+                )
+            for name in ("file", "utt_id"):
+                if name in row and not row[name].strip():
+                    raise InputError(f"{manifest}, line {reader.line_num}: the column {name!r} is empty.")
+            yield row
 
 
-def _clip(manifest: Path, utt_id: str, row: dict[str, str]) -> Clip:
-    duration = row.get("duration_s", "").strip()
+@contextmanager
+def _csv(manifest: Path) -> Iterator[csv.DictReader[str]]:
     try:
-        seconds = float(duration) if duration else None
+        with manifest.open(newline="", encoding="utf-8-sig") as file:
+            yield csv.DictReader(file, strict=True)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{manifest}: cannot be read as a CSV manifest ({error}).") from None
+
+
+def _audio_below(root: Path, below: str = "") -> Iterator[str]:
+    """Audio files by their path from ``root``; hidden files and links to directories are passed over."""
+    try:
+        with os.scandir(root / below) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _audio_below(root, f"{below}{entry.name}/")
+                elif _is_audio(entry.name) and entry.is_file():
+                    yield below + entry.name
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{root / below}: no such directory. Give the directory that holds the audio files."
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"{root / below}: cannot be read ({error.strerror}). Check its permissions."
+        ) from None
+
+
+def _is_audio(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in audio.SUFFIXES and not name.startswith(".")
+
+
+def _seconds(text: str, where: str) -> float | None:
+    try:
+        seconds = float(text) if text else None
     except ValueError:
         seconds = math.nan
     if seconds is not None and not 0 <= seconds < math.inf:
-        raise InputError(f"{manifest}, {utt_id}: duration_s {duration!r} is not a number of seconds.")
-    return Clip(
-        utt_id=utt_id,
-        path=manifest.parent / row["file"],
-        speaker=row.get("speaker", "").strip() or None,
-        duration_s=seconds,
-        extra={key: value for key, value in row.items() if key not in _COLUMNS},
-    )
+        raise InputError(f"{where}: duration_s {text!r} is not a number of seconds.")
+    return seconds
 
 
-def _utterance_ids(files: Sequence[str]) -> list[str]:
-    """File stems where those are unique (so that a manifest and a scan agree), else paths without suffix."""
-    stems = [PurePosixPath(name).stem for name in files]
-    if len(set(stems)) == len(stems):
-        return stems
-    return [PurePosixPath(name).with_suffix("").as_posix() for name in files]
+def _given(row: dict[str, str]) -> str:
+    return row["utt_id"]
+
+
+def _stem(row: dict[str, str]) -> str:
+    return PurePosixPath(row["file"]).stem
+
+
+def _path(row: dict[str, str]) -> str:
+    path = PurePosixPath(row["file"])
+    return (path.parent / path.stem).as_posix()
+
+
+def _twice(hashes: array[int]) -> np.ndarray:
+    """Hashes that stand more than once; sorts ``hashes`` in place."""
+    values = np.frombuffer(hashes, dtype=np.int64)
+    values.sort()
+    return np.unique(values[1:][values[1:] == values[:-1]])

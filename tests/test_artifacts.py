@@ -337,7 +337,6 @@ class TestIsCurrent:
     def test_while_nothing_changed(self, family):
         config = self.make(family)
         assert lineage.is_current(config, config.out, parents(family))
-        assert lineage.is_current(config, config.out, parents(family)[::-1])
         assert lineage.is_current(replace(config, device="cpu"), config.out, parents(family))
 
     @pytest.mark.parametrize("changes", [{"tau": 0.2}, {"seed": 1}, {"update": False}, {"force": True}])
@@ -347,6 +346,7 @@ class TestIsCurrent:
 
     def test_not_with_other_parents(self, family):
         config = self.make(family)
+        assert not lineage.is_current(config, config.out, parents(family)[::-1])
         assert not lineage.is_current(config, config.out, parents(family)[:1])
         source(header=HEADER, point=TWO[::-1]).save(family / "source.h5")
         assert not lineage.is_current(config, config.out, parents(family))

@@ -5,9 +5,11 @@ import wave
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mifuse_cli import audio
-from mifuse_cli.errors import InputError
+from mifuse_cli.errors import DependencyError, InputError
 
 
 def tone(rate, hertz=440.0, seconds=0.5):
@@ -59,22 +61,56 @@ def test_samples_that_are_no_numbers_are_refused(tmp_path, bad):
 
 def test_no_samples_are_refused(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(0), 16_000)
-    with pytest.raises(InputError, match=r"a\.wav: holds no audio samples"):
-        audio.read(tmp_path / "a.wav")
+    for opened in (audio.read, audio.seconds):
+        with pytest.raises(InputError, match=r"a\.wav: holds no audio samples"):
+            opened(tmp_path / "a.wav")
 
 
 @pytest.mark.parametrize("content", [b"", b"no audio at all", b"RIFF\x10\0\0\0WAVEfmt "])
 def test_corrupt_files_are_refused(tmp_path, content):
     (tmp_path / "a.wav").write_bytes(content)
-    with pytest.raises(InputError, match=r"a\.wav: cannot be decoded"):
-        audio.read(tmp_path / "a.wav")
+    for opened in (audio.read, audio.seconds):
+        with pytest.raises(InputError, match=r"a\.wav: cannot be decoded"):
+            opened(tmp_path / "a.wav")
 
 
-def test_a_missing_file_is_refused(tmp_path):
+@pytest.mark.parametrize("opened", [audio.read, audio.seconds, audio.file_sha256])
+def test_a_missing_file_is_refused(tmp_path, opened):
     with pytest.raises(InputError, match=r"none\.wav"):
-        audio.read(tmp_path / "none.wav")
-    with pytest.raises(InputError, match=r"none\.wav"):
-        audio.file_sha256(tmp_path / "none.wav")
+        opened(tmp_path / "none.wav")
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+@pytest.mark.parametrize("suffix", audio.SUFFIXES)
+def test_seconds_are_those_of_what_is_read(tmp_path, suffix, rate, monkeypatch):
+    path = tmp_path / f"a{suffix}"
+    soundfile.write(path, np.stack([tone(rate, seconds=0.7)] * 2, axis=1), rate)
+    read = audio.read(path)
+    monkeypatch.setattr(soundfile, "read", None)  # the header has to do
+    assert audio.seconds(path) == pytest.approx(len(read) / audio.RATE, abs=1 / audio.RATE)
+    assert audio.seconds(path) == pytest.approx(0.7, abs=0.1)
+
+
+samples = st.integers(1, 400).map(np.arange)
+durations = st.integers(1, 500).map(lambda n: n / audio.RATE)
+
+
+@given(samples, durations)
+def test_the_middle_is_kept(clip, seconds):
+    cut = audio.crop(clip, seconds)
+    assert len(cut) == min(len(clip), round(seconds * audio.RATE))
+    before, after = cut[0], clip[-1] - cut[-1]
+    assert after - before in (0, 1)
+    np.testing.assert_array_equal(cut, clip[before : before + len(cut)])
+
+
+@given(samples, durations)
+def test_pieces_are_few_and_equal_and_lose_nothing(clip, seconds):
+    pieces, most = audio.chunks(clip, seconds), round(seconds * audio.RATE)
+    np.testing.assert_array_equal(np.concatenate(pieces), clip)
+    sizes = [len(piece) for piece in pieces]
+    assert max(sizes) <= most and max(sizes) - min(sizes) <= 1
+    assert (len(pieces) - 1) * most < len(clip)  # one less would not do
 
 
 def pcm_of(content):
@@ -97,6 +133,25 @@ def test_loud_samples_are_clipped_and_do_not_wrap():
         -32768,
         16384,
     ]
+
+
+def test_mp3_sounds_alike_and_is_smaller(tmp_path):
+    noise = np.random.default_rng(0).normal(0, 0.05, 4 * audio.RATE)
+    sent = np.float32(tone(audio.RATE, seconds=4) + noise)
+    content = audio.mp3_bytes(sent)
+    assert 32_000 * 4 / 8 < len(content) < 64_000 * 4 / 8
+    (tmp_path / "a.mp3").write_bytes(content)
+    heard = audio.read(tmp_path / "a.mp3")
+    assert soundfile.info(tmp_path / "a.mp3").samplerate == audio.RATE
+    assert len(heard) == pytest.approx(len(sent), abs=1_200) and pitch(heard) == pytest.approx(440, abs=2)
+    assert np.corrcoef(heard[: len(sent)], sent[: len(heard)])[0, 1] > 0.95
+    assert audio.mp3_bytes(sent) == content
+
+
+def test_without_mp3_in_libsndfile_the_message_says_so(monkeypatch):
+    monkeypatch.setattr(soundfile, "available_formats", lambda: {"WAV": "", "FLAC": ""})
+    with pytest.raises(DependencyError, match=r"libsndfile .* cannot write MP3, expected 1\.1"):
+        audio.mp3_bytes(np.zeros(100, np.float32))
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path):

@@ -1,9 +1,22 @@
+import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from mifuse_cli import audio
 from mifuse_cli.errors import InputError
-from mifuse_cli.manifest import Clip, LabelledClip, clips_of, digest, read_clips, read_labelled, scan
+from mifuse_cli.manifest import (
+    Clip,
+    Clips,
+    LabelledClip,
+    clips_of,
+    digest,
+    digest_of,
+    read_clips,
+    read_labelled,
+    scan,
+)
 
 CLASSES = ("angry", "happy", "neutral", "sad")
 
@@ -85,7 +98,9 @@ class TestReadClips:
             (("file,utt_id", "wav/a.wav,u", "wav/b.wav,u"), "more than once, first 'u'"),
             (("file", "wav/a.wav", "wav/no.wav", "b.wav"), "2 of 3 audio files are missing, first .*/no.wav"),
             (("file,duration_s", "wav/a.wav,2s"), "a: duration_s '2s' is not a number"),
+            (("file,duration_s", "wav/a.wav,1", "wav/b.wav,-1"), "b: duration_s '-1' is not a number"),
             (('file,"x', "wav/a.wav,1"), "cannot be read as a CSV"),
+            (("file", "", "wav/a.wav", '"wav/', 'no.wav"', " "), "line 6: the column 'file' is empty"),
         ],
     )
     def test_refused(self, corpus, lines, message):
@@ -169,6 +184,79 @@ class TestScan:
         assert (ids(clips), where) == (["c"], corpus / "wav/x")
 
 
+class TestClips:
+    def test_those_of_a_manifest_and_of_a_directory(self, corpus):
+        manifest = written(corpus, "file,speaker,text", "wav/b.wav,s1,yes", "wav/x/c.flac,,no")
+        clips = Clips(manifest, None)
+        assert (clips.where, clips.columns, len(clips)) == (manifest, ("file", "speaker", "text"), 2)
+        assert sorted(clips, key=lambda clip: clip.utt_id) == read_clips(manifest)
+        clips = Clips(None, corpus / "wav")
+        assert (clips.where, clips.columns, len(clips)) == (corpus / "wav", (), 4)
+        assert sorted(clips, key=lambda clip: clip.utt_id) == scan(corpus / "wav")
+
+    def test_every_iteration_reads_again(self, corpus):
+        manifest = written(corpus, "file,speaker", "wav/a.wav,s1", "wav/b.wav,s2")
+        clips = Clips(manifest, None)
+        first, second = iter(clips), iter(clips)
+        assert [next(first), *second, *first].count(next(iter(clips))) == 2
+        written(corpus, "file,speaker", "wav/a.wav,s3", "wav/b.wav,s2")
+        assert {clip.speaker for clip in clips} == {"s3", "s2"}
+        written(corpus, "file,speaker", "wav/a.wav,s3", "wav/b.wav")
+        with pytest.raises(InputError, match="line 3: expected 2 values"):
+            list(clips)
+
+    def test_one_of_the_two_is_given(self, corpus):
+        for both in ((None, None), (corpus / "m.csv", corpus)):
+            with pytest.raises(ValueError, match="either a manifest or a directory"):
+                Clips(*both)
+
+    def test_hidden_files_folders_named_like_audio_and_links_to_nothing_are_no_clips(self, corpus):
+        for name in (".a/e.wav", "e.wav/f.wav", "x/.g.wav"):
+            (corpus / "wav" / name).parent.mkdir(exist_ok=True)
+            (corpus / "wav" / name).touch()
+        (corpus / "wav/h.wav").symlink_to(corpus / "none.wav")
+        (corpus / "wav/i.wav").symlink_to(corpus / "wav/a.wav")
+        (corpus / "wav/loop").symlink_to(corpus / "wav")
+        assert {clip.utt_id for clip in Clips(None, corpus / "wav")} == {*"abcd", "e", "f", "i"}
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+    def test_a_closed_directory_is_not_passed_over(self, corpus):
+        (corpus / "wav/x").chmod(0)
+        with pytest.raises(InputError, match="wav/x: cannot be read"):
+            Clips(None, corpus / "wav")
+        (corpus / "wav/x").chmod(0o755)
+
+    def test_equal_hashes_are_not_taken_for_equal_ids(self, corpus, monkeypatch):
+        monkeypatch.setattr("mifuse_cli.manifest.hash", lambda utt_id: 7, raising=False)
+        assert ids(scan(corpus / "wav")) == ["a", "b", "c", "d"]
+        (corpus / "wav/y/c.wav").touch()
+        assert ids(scan(corpus / "wav")) == ["a", "b", "x/c", "y/c", "y/d"]
+        (corpus / "wav/y/c.flac").touch()
+        with pytest.raises(InputError, match="1 clips stand more than once"):
+            Clips(None, corpus / "wav")
+
+    @pytest.mark.parametrize("name", ["wav/{}.wav", "{}/a.wav"])
+    def test_memory_does_not_grow_with_a_manifest(self, tmp_path, name):
+        count = 15_000
+        manifest = written(tmp_path, "file,text", *(f"{name.format(n)},words" for n in range(count)))
+        tracemalloc.start()
+        clips = Clips(manifest, None, need_audio=False)
+        read = sum(1 for _ in clips)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(clips) == read == count
+        assert peak < 6e6  # the table of interned path parts is 2 MB while it grows; a list of clips is 10 MB
+
+    def test_memory_does_not_grow_with_a_directory(self, tmp_path):
+        for n in range(2_000):
+            (tmp_path / f"{n}.wav").touch()
+        tracemalloc.start()
+        read = sum(1 for _ in Clips(None, tmp_path))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert read == 2_000 and peak < 100_000
+
+
 class TestDigest:
     @pytest.fixture
     def manifest(self, corpus):
@@ -195,6 +283,10 @@ class TestDigest:
         assert not self.changed(manifest, ",1\n", ",2\n")
         _, *rows = manifest.read_text().splitlines(keepends=True)
         assert not self.changed(manifest, "".join(rows), "".join(rows[::-1]))
+
+    def test_of_pairs(self, manifest):
+        pairs = [(clip.utt_id, audio.file_sha256(clip.path)) for clip in read_clips(manifest)]
+        assert digest_of(iter(pairs)) == digest(read_clips(manifest)) != digest_of(pairs[:1])
 
     def test_does_not_change_with_the_place(self, manifest, corpus, tmp_path_factory):
         moved = tmp_path_factory.mktemp("elsewhere") / "corpus"

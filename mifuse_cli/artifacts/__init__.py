@@ -2,66 +2,57 @@
 
 A kind of artifact is a frozen dataclass whose array fields are made with `column`: the axes (U clips,
 N or M samples, T teachers, K classes, E epochs), the type, and what it holds. Root attributes are those of
-`Header`. Saving writes under a temporary name and renames, so a file under its final name is whole.
+`Header`. Writing, at once or in blocks (`writing`), goes under a temporary name and renames, so a file under
+its final name is whole.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from mifuse_cli import provenance
+from mifuse_cli.artifacts.schema import (
+    SCHEMA_VERSION,
+    Header,
+    Parent,
+    check_arrays,
+    column,
+    content_hash,
+    unsorted,
+)
+from mifuse_cli.artifacts.writer import Writer
 from mifuse_cli.errors import ArtifactError, InputError
 from mifuse_cli.files import atomic_file
 
-SCHEMA_VERSION = 1
+if TYPE_CHECKING:
+    import h5py
 
-
-@dataclass(frozen=True)
-class Parent:
-    """An input of an artifact: its role, where it was (relative to the artifact), and its content hash."""
-
-    role: str
-    path: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Header:
-    """Root attributes of every artifact."""
-
-    classes: tuple[str, ...]
-    seed: int = 0
-    config: dict[str, Any] = field(default_factory=dict)
-    parameters: dict[str, Any] = field(default_factory=dict)
-    parents: tuple[Parent, ...] = ()
-    versions: dict[str, str] = field(default_factory=provenance.versions)
-    command: str = field(default_factory=provenance.command_line)
-    created: str = field(default_factory=provenance.now)
-
-    def parent(self, role: str) -> Parent | None:
-        """The parent with this role, if there is one."""
-        return next((parent for parent in self.parents if parent.role == role), None)
-
-
-def column(axes: str, dtype: str, holds: str, *, distribution: bool = False, optional: bool = False) -> Any:
-    """Array field of an artifact.
-
-    Args:
-        axes: axis letters, as "U N K"; axes with the same letter must have the same length.
-        dtype: numpy type, or "str".
-        holds: one phrase for the schema table.
-        distribution: rows along the last axis are probabilities that sum to 1, or all NaN for "missing".
-        optional: may be absent (None).
-    """
-    metadata = {"axes": axes.split(), "dtype": dtype, "holds": holds, "distribution": distribution}
-    return field(default=None, metadata=metadata) if optional else field(metadata=metadata)
+__all__ = [
+    "KINDS",
+    "SCHEMA_VERSION",
+    "Artifact",
+    "Evaluation",
+    "Fused",
+    "Header",
+    "Lalm",
+    "Parent",
+    "Predictions",
+    "Source",
+    "Training",
+    "Writer",
+    "check_same_clips",
+    "check_same_utterances",
+    "column",
+    "read",
+    "read_header",
+    "writing",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,16 +87,8 @@ class Artifact:
 
     def digest(self) -> str:
         """Hex SHA-256 over kind, classes, parameters and datasets; not over time, versions or paths."""
-        total = hashlib.sha256(
-            json.dumps([self.kind, self.header.classes, self.header.parameters], sort_keys=True).encode()
-        )
-        for name, array in sorted(self.arrays().items()):
-            total.update(f"{name}{array.shape}".encode())
-            dtype = self.columns()[name]["dtype"]
-            total.update(
-                "\0".join(array).encode() if dtype == "str" else np.ascontiguousarray(array, dtype).tobytes()
-            )
-        return total.hexdigest()
+        arrays = {n: np.asarray(a, self.columns()[n]["dtype"]) for n, a in sorted(self.arrays().items())}
+        return content_hash(self.kind, self.header, ((n, a.shape, [a]) for n, a in arrays.items()))
 
     def check(self, where: str) -> Self:
         """This artifact, if its arrays keep to the schema.
@@ -113,24 +96,9 @@ class Artifact:
         Raises:
             ArtifactError: a shape, an order or a probability that breaks it; ``where`` names the file.
         """
-        sizes = {"K": len(self.header.classes)}
-        for name, array in self.arrays().items():
-            spec = self.columns()[name]
-            if array.ndim != len(spec["axes"]):
-                raise ArtifactError(
-                    f"{where}: {name} has {array.ndim} axes, expected {' x '.join(spec['axes'])}."
-                )
-            for axis, length in zip(spec["axes"], array.shape, strict=True):
-                if sizes.setdefault(axis, length) != length:
-                    raise ArtifactError(
-                        f"{where}: {name} has {length} along {axis}, other datasets {sizes[axis]}. Make it anew."
-                    )
-            if spec["distribution"]:
-                _check_distributions(array, f"{where}: {name}")
-        if len(self.utt_id) == 0 or any(
-            a >= b for a, b in zip(self.utt_id[:-1], self.utt_id[1:], strict=True)
-        ):
-            raise ArtifactError(f"{where}: utterance ids are not sorted and unique. Make it anew.")
+        check_arrays(self.columns(), self.arrays(), self.header.classes, where)
+        if len(self.utt_id) == 0:
+            raise unsorted(where)
         return self
 
     def save(self, path: Path) -> str:
@@ -139,36 +107,9 @@ class Artifact:
         Raises:
             ArtifactError: the arrays break the schema (nothing is written).
         """
-        import h5py
-
-        self.check(str(path))
-        digest = self.digest()
-        with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
-            file.attrs.update(
-                kind=self.kind,
-                schema_version=SCHEMA_VERSION,
-                classes=list(self.header.classes),
-                seed=self.header.seed,
-                config=json.dumps(self.header.config),
-                parameters=json.dumps(self.header.parameters),
-                parents=json.dumps([dataclasses.asdict(parent) for parent in self.header.parents]),
-                versions=json.dumps(self.header.versions),
-                command=self.header.command,
-                created=self.header.created,
-                sha256=digest,
-            )
-            for name, array in self.arrays().items():
-                spec = self.columns()[name]
-                text = spec["dtype"] == "str"
-                data = file.create_dataset(
-                    name,
-                    data=array.astype(object) if text else array,
-                    dtype=h5py.string_dtype() if text else spec["dtype"],
-                    compression="gzip" if array.size > 1024 else None,
-                )
-                data.attrs["axes"] = " ".join(spec["axes"])
-                data.attrs["holds"] = spec["holds"]
-        return digest
+        with writing(path, type(self), self.header.classes) as writer:
+            writer.append(**self.arrays())
+            return writer.finish(self.header)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -191,7 +132,7 @@ class Lalm(Artifact):
     """N stochastic answers of an audio-language model about every clip (``query-lalm``)."""
 
     kind = "lalm"
-    audio_sha256: np.ndarray = column("U", "str", "SHA-256 of the audio as sent")
+    audio_sha256: np.ndarray = column("U", "str", "SHA-256 of the audio as 16-bit WAV")
     probs: np.ndarray = column(
         "U N K", "float32", "answered distributions, NaN where missing", distribution=True
     )
@@ -269,6 +210,31 @@ KINDS: dict[str, type[Artifact]] = {
 }
 
 
+@contextmanager
+def writing(path: Path, kind: type[Artifact], classes: tuple[str, ...]) -> Iterator[Writer]:
+    """A writer of blocks of an artifact that takes its place at ``path`` when the block ends well.
+
+    It has to be finished by then: otherwise, as after an error, nothing changes under ``path``.
+
+    Args:
+        path: the artifact to write.
+        kind: one of `KINDS`.
+        classes: class names; the header has to have the same.
+
+    Raises:
+        InputError: the directory cannot be written.
+        RuntimeError: the block ended without `Writer.finish`.
+    """
+    import h5py
+
+    with atomic_file(path) as temporary:
+        with h5py.File(temporary, "w") as file:
+            writer = Writer(file, kind.kind, kind.columns(), classes, str(path))
+            yield writer
+        if not writer.finished:
+            raise RuntimeError(f"{path}: the writer was left without finish()")
+
+
 def read(path: Path) -> Artifact:
     """Read and check an artifact of any kind.
 
@@ -276,52 +242,61 @@ def read(path: Path) -> Artifact:
         InputError: no such file, or not a readable HDF5 file.
         ArtifactError: unknown kind, newer schema, missing dataset, or content that breaks the schema.
     """
+    with _opened(path) as file:
+        kind, header = _header(file, path)
+        arrays = {}
+        for name, spec in KINDS[kind].columns().items():
+            if name in file:
+                values = file[name].asstr() if spec["dtype"] == "str" else file[name]
+                arrays[name] = values[:].astype(spec["dtype"])
+            elif spec["required"]:
+                raise ArtifactError(f"{path}: has no dataset {name!r}. Make it anew.")
+        recorded = file.attrs.get("sha256")
+    artifact = KINDS[kind](header=header, **arrays).check(str(path))
+    if artifact.digest() != recorded:
+        raise ArtifactError(f"{path}: content does not match its recorded hash; it was edited. Make it anew.")
+    return artifact
+
+
+def read_header(path: Path) -> tuple[str, Header]:
+    """Kind and header of an artifact; its datasets are neither read nor checked.
+
+    Raises:
+        InputError: no such file, or not a readable HDF5 file.
+        ArtifactError: unknown kind, newer schema or damaged attributes.
+    """
+    with _opened(path) as file:
+        return _header(file, path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
     import h5py
 
     if not path.is_file():
         raise InputError(f"{path}: no such file. Make it first or check the path.")
     try:
         with h5py.File(path, "r") as file:
-            attrs: dict[str, Any] = dict(file.attrs)
-            kind = attrs.get("kind")
-            if kind not in KINDS or "schema_version" not in attrs:
-                raise ArtifactError(f"{path}: is HDF5 but no mifuse artifact (kind {kind!r}).")
-            if attrs["schema_version"] > SCHEMA_VERSION:
-                raise ArtifactError(
-                    f"{path}: has schema {attrs['schema_version']}, this mifuse reads up to {SCHEMA_VERSION}. "
-                    "Upgrade mifuse."
-                )
-            arrays = {}
-            for name, spec in KINDS[kind].columns().items():
-                if name in file:
-                    text = spec["dtype"] == "str"
-                    values = file[name].asstr() if text else file[name]
-                    arrays[name] = values[:].astype(spec["dtype"])
-                elif spec["required"]:
-                    raise ArtifactError(f"{path}: has no dataset {name!r}. Make it anew.")
+            yield file
     except (OSError, RuntimeError, KeyError) as error:
         raise InputError(
             f"{path}: is no readable HDF5 file ({error}); it may be truncated. Make it anew."
         ) from None
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: is damaged or no mifuse artifact ({error}). Make it anew.") from None
-    try:
-        header = Header(
-            classes=tuple(map(str, attrs["classes"])),
-            seed=int(attrs["seed"]),
-            config=json.loads(attrs["config"]),
-            parameters=json.loads(attrs["parameters"]),
-            parents=tuple(Parent(**parent) for parent in json.loads(attrs["parents"])),
-            versions=json.loads(attrs["versions"]),
-            command=attrs["command"],
-            created=attrs["created"],
+
+
+def _header(file: h5py.File, path: Path) -> tuple[str, Header]:
+    attributes: dict[str, Any] = dict(file.attrs)
+    kind = attributes.get("kind")
+    if kind not in KINDS or "schema_version" not in attributes:
+        raise ArtifactError(f"{path}: is HDF5 but no mifuse artifact (kind {kind!r}).")
+    if attributes["schema_version"] > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path}: has schema {attributes['schema_version']}, this mifuse reads up to {SCHEMA_VERSION}. "
+            "Upgrade mifuse."
         )
-    except (KeyError, ValueError, TypeError) as error:
-        raise ArtifactError(f"{path}: root attributes are damaged ({error!r}). Make it anew.") from None
-    artifact = KINDS[kind](header=header, **arrays).check(str(path))
-    if artifact.digest() != attrs.get("sha256"):
-        raise ArtifactError(f"{path}: content does not match its recorded hash; it was edited. Make it anew.")
-    return artifact
+    return kind, Header.of(attributes, path)
 
 
 def check_same_clips(first: Artifact, first_name: str, second: Artifact, second_name: str) -> None:
@@ -354,12 +329,3 @@ def check_same_utterances(first: np.ndarray, first_name: str, second: np.ndarray
                 f"{a_name} has {len(only)} clips that {b_name} has not, first {only[0]!r}. "
                 "Make both from the same manifest."
             )
-
-
-def _check_distributions(array: np.ndarray, where: str) -> None:
-    missing = np.isnan(array).all(axis=-1)
-    rows = array[~missing]
-    if np.isnan(rows).any() or not np.isfinite(rows).all():
-        raise ArtifactError(f"{where}: probabilities hold NaN or infinity in part of a row. Make it anew.")
-    if (rows < 0).any() or (np.abs(rows.sum(axis=-1) - 1) > 1e-3).any():
-        raise ArtifactError(f"{where}: probabilities are negative or do not sum to 1. Make it anew.")

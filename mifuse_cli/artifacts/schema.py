@@ -1,0 +1,191 @@
+"""What all artifacts have in common: root attributes, checks of their datasets, and the content hash."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mifuse_cli import provenance
+from mifuse_cli.errors import ArtifactError
+
+SCHEMA_VERSION = 1
+
+Columns = Mapping[str, Mapping[str, Any]]
+"""Axes, type and meaning of every dataset of a kind by name, as `Artifact.columns` gives them."""
+
+
+@dataclass(frozen=True)
+class Parent:
+    """An input of an artifact: its role, where it was (relative to the artifact), and its content hash."""
+
+    role: str
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """Root attributes of every artifact."""
+
+    classes: tuple[str, ...]
+    seed: int = 0
+    config: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    parents: tuple[Parent, ...] = ()
+    versions: dict[str, str] = field(default_factory=provenance.versions)
+    command: str = field(default_factory=provenance.command_line)
+    created: str = field(default_factory=provenance.now)
+
+    def parent(self, role: str) -> Parent | None:
+        """The parent with this role, if there is one."""
+        return next((parent for parent in self.parents if parent.role == role), None)
+
+    def attributes(self) -> dict[str, Any]:
+        """This header as HDF5 attributes."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "classes": list(self.classes),
+            "seed": self.seed,
+            "config": json.dumps(self.config),
+            "parameters": json.dumps(self.parameters),
+            "parents": json.dumps([dataclasses.asdict(parent) for parent in self.parents]),
+            "versions": json.dumps(self.versions),
+            "command": self.command,
+            "created": self.created,
+        }
+
+    @classmethod
+    def of(cls, attributes: Mapping[str, Any], path: Path) -> Header:
+        """The header that these attributes of the file at ``path`` stand for.
+
+        Raises:
+            ArtifactError: one is missing or malformed.
+        """
+        try:
+            return cls(
+                classes=tuple(map(str, attributes["classes"])),
+                seed=int(attributes["seed"]),
+                config=json.loads(attributes["config"]),
+                parameters=json.loads(attributes["parameters"]),
+                parents=tuple(Parent(**parent) for parent in json.loads(attributes["parents"])),
+                versions=json.loads(attributes["versions"]),
+                command=attributes["command"],
+                created=attributes["created"],
+            )
+        except (KeyError, ValueError, TypeError) as error:
+            raise ArtifactError(f"{path}: root attributes are damaged ({error!r}). Make it anew.") from None
+
+
+def column(axes: str, dtype: str, holds: str, *, distribution: bool = False, optional: bool = False) -> Any:
+    """Array field of an artifact.
+
+    Args:
+        axes: axis letters, as "U N K"; axes with the same letter must have the same length.
+        dtype: numpy type, or "str".
+        holds: one phrase for the schema table.
+        distribution: rows along the last axis are probabilities that sum to 1, or all NaN for "missing".
+        optional: may be absent (None).
+    """
+    metadata = {"axes": axes.split(), "dtype": dtype, "holds": holds, "distribution": distribution}
+    return field(default=None, metadata=metadata) if optional else field(metadata=metadata)
+
+
+def content_hash(
+    kind: str, header: Header, datasets: Iterable[tuple[str, tuple[int, ...], Iterable[np.ndarray]]]
+) -> str:
+    """Hex SHA-256 over kind, classes, parameters and datasets; not over time, versions or paths.
+
+    Args:
+        kind: kind of the artifact.
+        header: its header.
+        datasets: name, shape and content of each by name in order; the content in blocks along the first
+            axis, of the type that the schema says.
+    """
+    total = hashlib.sha256(json.dumps([kind, header.classes, header.parameters], sort_keys=True).encode())
+    for name, shape, blocks in datasets:
+        total.update(f"{name}{shape}".encode())
+        for piece in _pieces(blocks):
+            total.update(piece)
+    return total.hexdigest()
+
+
+def _pieces(blocks: Iterable[np.ndarray]) -> Iterator[bytes]:
+    between = b""
+    for block in blocks:
+        if block.dtype.kind == "U":
+            yield between + "\0".join(block).encode()
+            between = b"\0"
+        else:
+            yield np.ascontiguousarray(block).tobytes()
+
+
+def check_shapes(
+    columns: Columns, shapes: Mapping[str, tuple[int, ...]], classes: tuple[str, ...], where: str
+) -> None:
+    """Refuse datasets with too many or too few axes, or with other lengths along the same axis.
+
+    Raises:
+        ArtifactError: ``where`` names the file.
+    """
+    sizes = {"K": len(classes)}
+    for name, shape in shapes.items():
+        axes = columns[name]["axes"]
+        if len(shape) != len(axes):
+            raise ArtifactError(f"{where}: {name} has {len(shape)} axes, expected {' x '.join(axes)}.")
+        for axis, length in zip(axes, shape, strict=True):
+            if sizes.setdefault(axis, length) != length:
+                raise ArtifactError(
+                    f"{where}: {name} has {length} along {axis}, other datasets {sizes[axis]}. Make it anew."
+                )
+
+
+def check_arrays(
+    columns: Columns,
+    arrays: Mapping[str, np.ndarray],
+    classes: tuple[str, ...],
+    where: str,
+    last_id: str | None = None,
+) -> None:
+    """Refuse arrays that do not keep to the schema: shapes, distributions, sorted and unique ids.
+
+    Args:
+        columns: the schema.
+        arrays: some or all datasets, or a block of each.
+        classes: class names.
+        where: the file, for the error message.
+        last_id: utterance id that stands before the first of this block.
+
+    Raises:
+        ArtifactError: naming the dataset.
+    """
+    check_shapes(columns, {name: array.shape for name, array in arrays.items()}, classes, where)
+    for name, array in arrays.items():
+        if columns[name]["distribution"]:
+            _check_distributions(array, f"{where}: {name}")
+    ids = arrays.get("utt_id", np.zeros(0, str)).tolist()
+    if last_id is not None:
+        ids.insert(0, last_id)
+    if any(a >= b for a, b in pairwise(ids)):
+        raise unsorted(where)
+
+
+def unsorted(where: str) -> ArtifactError:
+    """The error for ids out of order, repeated or not there at all."""
+    return ArtifactError(f"{where}: utterance ids are not sorted and unique. Make it anew.")
+
+
+def _check_distributions(array: np.ndarray, where: str) -> None:
+    missing = np.isnan(array).all(axis=-1)
+    rows = array[~missing]
+    if np.isnan(rows).any() or not np.isfinite(rows).all():
+        raise ArtifactError(f"{where}: probabilities hold NaN or infinity in part of a row. Make it anew.")
+    if (rows < 0).any() or (np.abs(rows.sum(axis=-1) - 1) > 1e-3).any():
+        raise ArtifactError(f"{where}: probabilities are negative or do not sum to 1. Make it anew.")

@@ -1,0 +1,121 @@
+"""Writing an artifact block by block, so that it may be larger than memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mifuse_cli.artifacts.schema import (
+    Columns,
+    Header,
+    check_arrays,
+    check_shapes,
+    content_hash,
+    unsorted,
+)
+from mifuse_cli.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import h5py
+
+CHUNK = 2**18
+"""Bytes of a chunk before compression: four fit HDF5's cache, so a chunk that blocks share is packed once."""
+
+
+class Writer:
+    """An artifact under way in an open file; `mifuse_cli.artifacts.writing` makes one.
+
+    Attributes:
+        finished: whether the content hash has been written.
+    """
+
+    def __init__(self, file: h5py.File, kind: str, columns: Columns, classes: tuple[str, ...], where: str):
+        self._file = file
+        self._kind = kind
+        self._columns = columns
+        self._classes = classes
+        self._where = where
+        self._last_id: str | None = None
+        self.finished = False
+
+    def append(self, **block: np.ndarray) -> None:
+        """Add one block to the datasets that are named, each along its first axis.
+
+        Numbers that are counted from the start of a dataset, like ``raw_end``, are the caller's to carry on.
+
+        Args:
+            block: arrays by dataset; lengths along the same axis have to agree within the block.
+
+        Raises:
+            ArtifactError: shapes, distributions or the order of ids break the schema, in this block or with
+                those before.
+        """
+        if self.finished:
+            raise RuntimeError(f"{self._where}: is finished")
+        if unknown := block.keys() - self._columns.keys():
+            raise TypeError(f"{self._kind} has no datasets {', '.join(sorted(unknown))}")
+        arrays = {name: np.asarray(values) for name, values in block.items()}
+        check_arrays(self._columns, arrays, self._classes, self._where, self._last_id)
+        for name, array in arrays.items():
+            self._add(name, array.astype(self._columns[name]["dtype"]))
+        if len(arrays.get("utt_id", ())):
+            self._last_id = str(arrays["utt_id"][-1])
+
+    def finish(self, header: Header) -> str:
+        """Write the root attributes and the content hash, which is returned.
+
+        Raises:
+            ArtifactError: no clips, a dataset that is missing, or datasets of other lengths.
+            ValueError: the header is about other classes.
+        """
+        if header.classes != self._classes:
+            raise ValueError(f"{self._where}: was begun with the classes {self._classes}")
+        for name, spec in self._columns.items():
+            if spec["required"] and name not in self._file:
+                raise ArtifactError(f"{self._where}: has no dataset {name!r}. Make it anew.")
+        shapes = {name: dataset.shape for name, dataset in self._file.items()}
+        check_shapes(self._columns, shapes, self._classes, self._where)
+        if self._last_id is None:
+            raise unsorted(self._where)
+        parts = ((name, shapes[name], self._blocks(name)) for name in sorted(shapes))
+        digest = content_hash(self._kind, header, parts)
+        self._file.attrs.update(kind=self._kind, **header.attributes(), sha256=digest)
+        self.finished = True
+        return digest
+
+    def _add(self, name: str, array: np.ndarray) -> None:
+        dataset = self._file.get(name)
+        if dataset is None:
+            dataset = self._create(name, array.shape[1:])
+        elif dataset.shape[1:] != array.shape[1:]:
+            raise ArtifactError(
+                f"{self._where}: {name} has rows of shape {array.shape[1:]}, earlier blocks {dataset.shape[1:]}."
+            )
+        start = len(dataset)
+        dataset.resize(start + len(array), axis=0)
+        dataset[start:] = array.astype(object) if array.dtype.kind == "U" else array
+
+    def _create(self, name: str, row: tuple[int, ...]) -> h5py.Dataset:
+        import h5py
+
+        spec = self._columns[name]
+        dtype: Any = h5py.string_dtype() if spec["dtype"] == "str" else np.dtype(spec["dtype"])
+        rows = max(1, CHUNK // max(1, dtype.itemsize * int(np.prod(row))))
+        dataset = self._file.create_dataset(
+            name,
+            shape=(0, *row),
+            maxshape=(None, *row),
+            dtype=dtype,
+            chunks=(rows, *row),
+            compression="gzip",
+        )
+        dataset.attrs.update(axes=" ".join(spec["axes"]), holds=spec["holds"])
+        return dataset
+
+    def _blocks(self, name: str) -> Iterator[np.ndarray]:
+        dataset = self._file[name]
+        values = dataset.asstr() if self._columns[name]["dtype"] == "str" else dataset
+        for start in range(0, len(dataset), dataset.chunks[0]):
+            yield np.asarray(values[start : start + dataset.chunks[0]]).astype(self._columns[name]["dtype"])
