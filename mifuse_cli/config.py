@@ -16,8 +16,8 @@ from typing import Any
 
 from mifuse_cli.errors import UsageError
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many pieces are done, and how many there are."""
+Progress = Callable[..., None]
+"""Called with what is being done, how many pieces are done, how many there are, and perhaps facts by name."""
 
 
 def option(default: Any = dataclasses.MISSING, help: str = "", *, settles: bool = True) -> Any:
@@ -47,7 +47,10 @@ class StepConfig:
         """Turn path strings into paths, then let the subclass list what is wrong with its values."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if "Path" in str(field.type) and isinstance(value, str):
+            if is_repeatable(field):
+                paths = [value] if isinstance(value, str | Path) else value
+                object.__setattr__(self, field.name, tuple(map(Path, paths)))
+            elif "Path" in str(field.type) and isinstance(value, str):
                 object.__setattr__(self, field.name, Path(value))
         problems = list(self.problems())
         if problems:
@@ -58,12 +61,20 @@ class StepConfig:
         return ()
 
 
+def is_repeatable(field: dataclasses.Field) -> bool:
+    """Whether the option may be given several times: its type is ``tuple[Path, ...]``."""
+    return str(field.type).startswith("tuple")
+
+
 def as_dict(config: StepConfig) -> dict[str, Any]:
     """The resolved configuration as JSON types."""
-    return {
-        field.name: str(value) if isinstance(value := getattr(config, field.name), Path) else value
-        for field in dataclasses.fields(config)
-    }
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def settings(config: StepConfig) -> dict[str, Any]:
@@ -131,17 +142,19 @@ def read_yaml(path: Path, config_type: type[StepConfig]) -> dict[str, Any]:
         values = {}
     if not isinstance(values, dict):
         raise UsageError(f"--config {path}: expected a mapping of option names to values")
-    known = {field.name for field in dataclasses.fields(config_type)}
-    values = {str(key).replace("-", "_"): _text_of_list(value) for key, value in values.items()}
+    known = {field.name: field for field in dataclasses.fields(config_type)}
+    values = {str(key).replace("-", "_"): value for key, value in values.items()}
     unknown = []
     for key in sorted(values.keys() - known):
         near = get_close_matches(key, known, n=1)
         unknown.append(f"{key!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     if unknown:
         raise UsageError(f"--config {path}: unknown option {', '.join(unknown)}")
-    return values
+    return {key: _as_given(value, is_repeatable(known[key])) for key, value in values.items()}
 
 
-def _text_of_list(value: Any) -> Any:
-    """``[a, b]`` as the flag would have it: ``a,b``."""
-    return ",".join(map(str, value)) if isinstance(value, list) else value
+def _as_given(value: Any, repeatable: bool) -> Any:
+    """A value of a file as flags would have it: ``[a, b]`` is ``a,b``, or two flags if the option is repeatable."""
+    if isinstance(value, list):
+        return list(map(str, value)) if repeatable else ",".join(map(str, value))
+    return [str(value)] if repeatable and value is not None else value

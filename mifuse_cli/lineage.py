@@ -119,9 +119,10 @@ def is_current(config: StepConfig, out: Path, parents: Sequence[Parent]) -> bool
     except (MifuseError, KeyError):
         return False
     same_settings = made.header.config.get("settings") == _public(settings(config))
-    return same_settings and {(p.role, p.sha256) for p in made.header.parents} == {
+    # In order, since a role may be repeated: fuse takes several LALMs, and their order is that of its arrays.
+    return same_settings and [(p.role, p.sha256) for p in made.header.parents] == [
         (p.role, p.sha256) for p in parents
-    }
+    ]
 
 
 def check_parents(artifact: Artifact, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 The paper's strongest baseline; its recipe there is unknown, this is ours: cross-entropy to the mean of the
 answers, no classifier teacher, the student starting from the source weights. Clips without a valid answer
-take part in the diversity term only.
+take part in the diversity term only. The means of several models are fused first.
 """
 
 from __future__ import annotations
@@ -11,15 +11,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mifuse_cli import fusion
 from mifuse_cli.methods.losses import diversity, soft_cross_entropy
 from mifuse_cli.model.classifier import Classifier, Features, Waveforms
+
+
+def fused_answers(mean: np.ndarray, mi: np.ndarray, *, weighting: str, tau: float, pool: str) -> np.ndarray:
+    """The LALMs' distributions fused without the classifier; those of one LALM are left as they are.
+
+    Args:
+        mean: (U, T, K) mean distributions of the teachers, NaN where silent; the last one is the classifier.
+        mi: (U, T) their mutual information.
+        weighting: of the artifact, as in `fusion`.
+        tau: likewise.
+        pool: likewise.
+
+    Returns:
+        (U, K), NaN rows for clips that no LALM answered.
+    """
+    if mi.shape[1] == 2:
+        return mean[:, 0]
+    mean, mi = mean[:, :-1].astype(np.float64), mi[:, :-1].astype(np.float64)
+    answered = ~np.isnan(mi).all(axis=1)
+    targets = np.full((len(mean), mean.shape[-1]), np.nan)
+    _, targets[answered] = fusion.fuse(mean[answered], mi[answered], weighting=weighting, tau=tau, pool=pool)
+    return targets
 
 
 class LalmLabels:
     """Targets and loss of LALM-only adaptation.
 
     Args:
-        mean: (U, K) mean answers, NaN rows where there is none.
+        mean: (U, K) mean answers, of `fused_answers`; NaN rows where there is none.
         diversity_weight: of the diversity term.
         diversity_prior: "uniform", or "labels" for the mean of the answers.
     """

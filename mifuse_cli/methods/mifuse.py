@@ -2,7 +2,7 @@
 
 Loss: CE(fused label, p) + weight * KL(batch marginal || prior). The classifier teacher follows the student by
 exponential moving average; every ``refresh`` epochs it is sampled anew with dropout, its mean and mutual
-information are renewed, and the labels are fused again. The audio-language model's answers stay as they were.
+information are renewed, and the labels are fused again. The audio-language models' answers stay as they were.
 """
 
 from __future__ import annotations

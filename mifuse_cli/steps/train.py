@@ -45,7 +45,7 @@ class TrainConfig(StepConfig):
     wav_dir: Path | None = option(None, "Directory of target clips, instead of --manifest.")
     out: Path = option(help="Checkpoint directory to write.")
     method: str = option(
-        "mifuse", "mifuse: fused labels, EMA teacher; lalm-sfuda: the LALM's mean answers alone."
+        "mifuse", "mifuse: fused labels, EMA teacher; lalm-sfuda: the LALMs' mean answers alone."
     )
     tune: str = option("head", "What to train: head, top-N blocks of the encoder too, or all.")
     epochs: int = option(30, "Epochs; the model after the last one is saved.")
@@ -239,12 +239,15 @@ def _model_and_inputs(
 
 
 def _method(config: TrainConfig, fused: Fused) -> Method:
-    from mifuse_cli.methods.lalm_sfuda import LalmLabels
+    from mifuse_cli.methods.lalm_sfuda import LalmLabels, fused_answers
     from mifuse_cli.methods.mifuse import FusedLabels, FusedOptions
 
-    if config.method == "lalm-sfuda":
-        return LalmLabels(fused.mean[:, 0], config.diversity_weight, config.diversity_prior)
     how = fused.header.parameters
+    if config.method == "lalm-sfuda":
+        answers = fused_answers(
+            fused.mean, fused.mi, weighting=how["weighting"], tau=how["tau"], pool=how["pool"]
+        )
+        return LalmLabels(answers, config.diversity_weight, config.diversity_prior)
     options = FusedOptions(
         weighting=how["weighting"],
         tau=how["tau"],
