@@ -1,12 +1,14 @@
 import json
 import math
 import time
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mifuse_cli.lalm.parsing import Status, parse_answer
+from mifuse_cli.lalm.parsing import Status, _read, parse_answer, parse_label
+from mifuse_cli.lalm.repair import visible
 
 CLASSES = ("angry", "happy", "neutral", "sad")
 
@@ -75,12 +77,31 @@ READ = [
         set(),
     ),
     ('maybe {"angry": 1}</think>\n{"angry": 0, "happy": 0, "neutral": 0, "sad": 1}', (0, 0, 0, 1), set()),
+    (
+        '<reasoning>{"angry": 1}</reasoning><answer>{"angry": 0, "happy": 0, "neutral": 0, "sad": 1}</answer>',
+        (0, 0, 0, 1),
+        set(),
+    ),
+    (
+        '<|channel|>analysis<|message|>{"angry": 1}<|end|><|start|>assistant<|channel|>final <|constrain|>json'
+        '<|message|>{"angry": 0, "happy": 0, "neutral": 0, "sad": 1}',
+        (0, 0, 0, 1),
+        set(),
+    ),
+    ('[THINK]{"angry": 1}[/THINK]{"angry": 0, "happy": 0, "neutral": 0, "sad": 1}', (0, 0, 0, 1), set()),
     # no JSON
     ("Angry: 0.7\nHappy: 0.1\nNeutral: 0.15\nSad: 0.05", (0.7, 0.1, 0.15, 0.05), {"lines"}),
     ("- **Angry**: 70%\n- **Happy**: 30%\n- Neutral: 0%\n- Sad: 0%", (0.7, 0.3, 0, 0), {"lines", "percent"}),
     ("| angry | 70 |\n| happy | 30 |\n| neutral | 0 |\n| sad | 0 |", (0.7, 0.3, 0, 0), {"lines", "percent"}),
     ("Most likely angry (70%), happy (30%)", (0.7, 0.3, 0, 0), {"filled", "lines", "percent"}),
     ('{"angry": 70 "happy": 30, "neutral": 0, "sad": 0}', (0.7, 0.3, 0, 0), {"lines", "percent"}),
+    ("Angry 70%\nHappy 30%\nNeutral 0%\nSad 0%", (0.7, 0.3, 0, 0), {"lines", "percent"}),
+    ("70% angry, 30 percent happy, 0% neutral, 0% sad.", (0.7, 0.3, 0, 0), {"lines", "percent"}),
+    ("- 70% Angry\n- 30% Happy\n- 0% Sad", (0.7, 0.3, 0, 0), {"filled", "lines", "percent"}),
+    ("2% angry | 96% happy | 2% sad", (0.02, 0.96, 0, 0.02), {"filled", "lines", "percent"}),
+    ("Angry: 70% Happy: 30%", (0.7, 0.3, 0, 0), {"filled", "lines", "percent"}),
+    ("愤怒：70％，高兴：30％，中性：0％，悲伤：0％", (0.7, 0.3, 0, 0), {"lines", "percent"}),
+    ("غصہ: ۷۰٪، خوشی: ۳۰٪", (0.7, 0.3, 0, 0), {"filled", "lines", "percent"}),
 ]
 
 
@@ -105,7 +126,17 @@ NOT_READ = [
     ("I'm sorry, but I can't determine a person's emotional state from this recording.", Status.REFUSED),
     ("As an AI, I do not hear.", Status.REFUSED),
     ("I cannot tell whether the speaker is sad.", Status.REFUSED),
+    ("无法判断说话者是否悲伤。", Status.REFUSED),
+    ("Non sono in grado di dire se è triste.", Status.REFUSED),
+    ("Please provide the audio file.", Status.REFUSED),
     ("Either angry or sad.", Status.UNPARSED),
+    ("She does not sound angry.", Status.UNPARSED),
+    ("说话者不高兴。", Status.UNPARSED),
+    # which of two labels gets the share is not said
+    ("angry 2% happy 96% sad 2%", Status.UNPARSED),
+    ("2% angry - 96% happy - 2% sad", Status.UNPARSED),
+    ('{"angry":', Status.UNPARSED),
+    ("<|channel|>analysis<|message|>angry: 100", Status.EMPTY),
     ("A door closes, then silence.", Status.UNPARSED),
     ("[1, 2, 3]", Status.UNPARSED),
     ('{"angry": 60, "angry": 40, "happy": 0, "neutral": 0, "sad": 0}', Status.UNPARSED),
@@ -157,6 +188,47 @@ def test_synonyms_lead_to_the_class_of_the_same_emotion_only():
     assert parse_answer('{"fear": 50, "angry": 50}', CLASSES).status is Status.INCOMPLETE
 
 
+LANGUAGES = """
+angry: anger, Wut, Aerger, colère, enojado, rabbia, zlosc, 愤怒, 怒り, غصہ
+happy: joy, glücklich, joie, alegria, felicità, radość, 高兴, 嬉しい, خوشی
+neutral: neutrality, neutre, neutro, neutrale, neutralny, 中性, 中立, غیر جانبدار
+sad: sadness, Trauer, tristesse, triste, tristezza, smutny, 悲伤, 悲しみ, اداس
+fearful: fear, Angst, peur, miedo, paura, strach, 害怕, 恐怖, خوف
+disgusted: disgust, Ekel, dégoût, asco, disgusto, wstręt, 厌恶, 嫌悪, کراہت
+surprised: surprise, Überraschung, ueberrascht, sorpresa, sorpreso, zaskoczenie, 惊讶, 驚き, حیرت
+bored: boredom, Langeweile, ennui, aburrimiento, noia, nuda, 无聊, 退屈, بوریت
+calm: calmness, ruhig, calme, tranquilo, calmo, spokojny, 平静, 落ち着き, پرسکون
+"""
+
+
+@pytest.mark.parametrize("line", LANGUAGES.strip().splitlines())
+def test_synonyms_of_many_languages(line):
+    classes = tuple(row.partition(":")[0] for row in LANGUAGES.strip().splitlines())
+    label, _, words = line.partition(": ")
+    for word in words.split(", "):
+        answer = parse_answer(json.dumps({word: 100}, ensure_ascii=False), classes)
+        assert answer.probs is not None and answer.probs[classes.index(label)] == 1, word
+        assert parse_label(f"{word.upper()}.", classes).label == label, word
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("Happy", "happy"),
+        ("not angry but sad", "sad"),
+        ("Neutral. The voice is neither raised nor sad.", "neutral"),
+        ('{"emotion": "sad", "reason": "slow, quite unlike a happy voice"}', "sad"),
+        ("<think>angry?</think>**very calm**", "very calm"),
+        ("听起来很生气", "angry"),
+    ],
+)
+def test_a_lone_label_is_named(text, label):
+    classes = (*CLASSES, "calm", "very calm")
+    answer = parse_label(text, classes)
+    assert (answer.status, answer.label, answer.probs) == (Status.LABEL_ONLY, label, None)
+    assert parse_answer(text, classes) == answer
+
+
 def test_hostile_text_takes_no_time():
     pieces = (
         '{"a":',
@@ -172,6 +244,10 @@ def test_hostile_text_takes_no_time():
         "I can not ",
         "9",
         "\ufdfa",
+        "not ",
+        "<|channel|>",
+        "70% a,\n",
+        '{"a": "',
     )
     for piece in pieces:
         start = time.perf_counter()
@@ -179,20 +255,24 @@ def test_hostile_text_takes_no_time():
         assert time.perf_counter() - start < 5, piece
 
 
-@settings(max_examples=400, deadline=None)
-@given(
-    st.one_of(
-        st.text(),
-        st.text(alphabet=st.characters(codec=None)),
-        st.text(alphabet="{}[]\":,.%'“0123456789eE+-naIfylsdrghp \n\\<>/`"),
-        st.lists(
-            st.sampled_from([*READ[0][0].split(), *READ[8][0].split(), "{", "}", "[", "%", "NaN", "é"])
-        ).map(" ".join),
-    )
+ANY_TEXT = st.one_of(
+    st.text(),
+    st.text(alphabet=st.characters(codec=None)),
+    st.text(alphabet="{}[]\":,.%'“0123456789eE+-naIfylsdrghp \n\\<>/`"),
+    st.lists(
+        st.sampled_from(
+            [*READ[0][0].split(), *READ[8][0].split(), *"{}[]%\n", "NaN", "é", "<think>", "not", "Wut", "50%"]
+        )
+    ).map(" ".join),
 )
+
+
+@settings(max_examples=400, deadline=None)
+@given(ANY_TEXT)
 def test_no_text_makes_it_raise(text):
     answer = parse_answer(text, CLASSES)
     assert (answer.status is Status.OK) == (answer.probs is not None)
+    assert (answer.status is Status.LABEL_ONLY) == (answer.label in CLASSES)
     if answer.probs is not None:
         assert len(answer.probs) == 4
         assert all(math.isfinite(p) and p >= 0 for p in answer.probs)
@@ -200,30 +280,86 @@ def test_no_text_makes_it_raise(text):
 
 
 @settings(max_examples=200, deadline=None)
+@given(ANY_TEXT, st.permutations(range(4)))
+def test_the_order_of_the_classes_does_not_matter(text, order):
+    answer = parse_answer(text, CLASSES)
+    other = parse_answer(text, tuple(CLASSES[k] for k in order))
+    assert (other.status, other.flags, other.label) == (answer.status, answer.flags, answer.label)
+    assert other.probs == (answer.probs and tuple(answer.probs[k] for k in order))
+
+
+@settings(max_examples=200, deadline=None)
+@given(ANY_TEXT)
+def test_without_numbers_there_is_no_distribution(text):
+    # Compatibility forms of letters can be digits.
+    text = "".join(c for c in text if not any(d.isnumeric() for d in unicodedata.normalize("NFKC", c)))
+    assert parse_answer(text, CLASSES).probs is None
+
+
+VALUES = st.one_of(
+    st.integers(-5, 120),
+    st.floats(0, 2),
+    st.sampled_from([0, 0.25, 25, -0.0, 1e308, 10**400, math.nan, math.inf, True, None, "25", "25%"]),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    pairs=st.lists(st.tuples(st.sampled_from([*CLASSES, "Sad", "joy", "bored"]), VALUES), max_size=6),
+    full=st.lists(st.sampled_from([0, 0.25, 0.5, 25, 50, 1e-9, 33.3]), min_size=4, max_size=4),
+    use_full=st.booleans(),
+    indent=st.sampled_from([None, 0, 2]),
+    cut=st.integers(0, 2),
+)
+def test_the_short_cut_changes_nothing(pairs, full, use_full, indent, cut):
+    items = list(zip(CLASSES[::-1], full, strict=True)) if use_full else pairs
+    lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in items]
+    space = "" if indent is None else "\n" + " " * indent
+    text = space + "{" + f", {space}".join(lines) + space + "}" + space
+    text = text[: len(text) - cut]
+    assert repr(parse_answer(text, CLASSES)) == repr(_read(visible(text), CLASSES))
+
+
+@settings(max_examples=300, deadline=None)
 @given(
     weights=st.lists(st.integers(0, 1000), min_size=4, max_size=4).filter(any),
     order=st.permutations(range(4)),
-    percent=st.booleans(),
+    form=st.sampled_from(["share", "percent", "sign", "comma", "lines"]),
     style=st.sampled_from(
         [
             "%s",
             "```json\n%s\n```",
             "Here you are: %s Anything else?",
             "<think>angry: 100</think>%s",
+            "angry: 100, no.</think>\n\n%s",
+            "\ufeff<reasoning>not {1}\n</reasoning>\n%s",
             '{"emotions": %s}',
         ]
     ),
     single=st.booleans(),
+    trailing=st.booleans(),
     capital=st.booleans(),
 )
-def test_a_written_distribution_comes_back(weights, order, percent, style, single, capital):
+def test_a_written_distribution_comes_back(weights, order, form, style, single, trailing, capital):
     probs = [weight / sum(weights) for weight in weights]
     names = [name.title() if capital else name for name in CLASSES]
-    written = json.dumps({names[k]: probs[k] * (100 if percent else 1) for k in order})
+    scale = 1 if form == "share" else 100
+    numbers = [f"{probs[k] * scale:.9f}" for k in order]
+    sign = {"sign": " %", "comma": "%"}.get(form, "")
+    numbers = [number.replace(".", "," if form == "comma" else ".") + sign for number in numbers]
+    if form == "lines":
+        written = (
+            "".join(f"\n- {names[k]}: {number}" for k, number in zip(order, numbers, strict=True)) + "\n"
+        )
+        style = style.replace('{"emotions": %s}', "%s")
+    else:
+        items = [f'"{names[k]}": {number}' for k, number in zip(order, numbers, strict=True)]
+        written = "{" + ", ".join(items) + ("," if trailing else "") + "}"
     if single:
         written = written.replace('"', "'")
     answer = parse_answer(style.replace("%s", written), CLASSES)
     assert answer.status is Status.OK
-    assert answer.probs == pytest.approx(probs, abs=1e-9)
-    assert ("percent" in answer.flags) == percent
+    assert answer.probs == pytest.approx(probs, abs=1e-8)
+    assert ("percent" in answer.flags) == (scale == 100)
+    assert ("lines" in answer.flags) == (form == "lines")
     assert answer.total == pytest.approx(1)

@@ -10,16 +10,15 @@ from __future__ import annotations
 import json
 import math
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from mifuse_cli.lalm.aliases import fold, resolver, unspaced_words
-from mifuse_cli.lalm.repair import repair
+from mifuse_cli.lalm.aliases import fold, named, refuses, resolver
+from mifuse_cli.lalm.repair import listings, repair, visible
 
-PARSER_VERSION = 1
+PARSER_VERSION = 2
 
 LONGEST = 64 * 1024  # characters of an answer, without its thoughts
 FILLED_MASS = 0.95  # share that the named classes must hold before the others count as zero
@@ -44,6 +43,8 @@ class Status(IntEnum):
     UNPARSED = 6
     EMPTY = 7
     REJECTED = 8  # the server rejected this clip with a 4xx
+    TRUNCATED = 9  # cut off by the token limit and unreadable
+    SKIPPED = 10  # left out by the rule for long clips
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,14 @@ class Parsed:
             JSON), ``mixed`` (percent signs on some values only), ``oversize``, ``percent``, ``renorm``,
             ``repaired``, ``unclosed`` (the answer ends before its JSON does).
         total: sum of the class values as proportions, before renormalisation; None without values.
+        label: the class of a LABEL_ONLY answer, else None.
     """
 
     probs: tuple[float, ...] | None
     status: Status
     flags: tuple[str, ...]
     total: float | None
+    label: str | None = None
 
 
 def parse_answer(text: str, classes: tuple[str, ...]) -> Parsed:
@@ -82,87 +85,109 @@ def parse_answer(text: str, classes: tuple[str, ...]) -> Parsed:
     Returns:
         The distribution, shape (K,) in the order of ``classes``, or the reason why there is none.
     """
-    text = _visible(text)
-    if not text:
-        return Parsed(None, Status.EMPTY, (), None)
-    if len(text) > LONGEST:
-        return Parsed(None, Status.UNPARSED, ("oversize",), None)
+    values = _plain(text, classes)
+    if values:
+        percent = 50 <= sum(values.values()) <= 150
+        return _normalised(values, 0.0, 100 if percent else 1, classes, {"percent"} if percent else set())
+    return _read(visible(text), classes)
+
+
+def parse_label(text: str, classes: tuple[str, ...]) -> Parsed:
+    """Read an answer that should be one label.
+
+    Args:
+        text: content of the answer; any string.
+        classes: K class names.
+
+    Returns:
+        LABEL_ONLY if one class is named and not denied, else EMPTY, REFUSED or UNPARSED.
+    """
+    text = visible(text)
+    return _unread(text) or _lone_label(text, [value for value, _ in _structures(text)], classes)
+
+
+def _read(text: str, classes: tuple[str, ...]) -> Parsed:
+    unread = _unread(text)
+    if unread:
+        return unread
+    structures = []
     for value, flags in _structures(text):
+        structures.append(value)
         pairs = _distribution(value, classes)
         if pairs:
             return _judge(pairs, classes, flags)
     pairs = _lines(text, classes)
     if pairs:
         return _judge(pairs, classes, {"lines"})
-    # Before the lone label: "I can't tell whether she is sad" must not count as "sad".
-    if _REFUSAL.search(text):
-        return Parsed(None, Status.REFUSED, (), None)
-    if len(_label_words(text, classes)) == 1:
-        return Parsed(None, Status.LABEL_ONLY, (), None)
-    return Parsed(None, Status.UNPARSED, (), None)
+    return _lone_label(text, structures, classes)
+
+
+# One object of plain names and numbers: nothing to strip, to unescape or to repair.
+_PLAIN = re.compile(r'[ \t\r\n]*\{[A-Za-z0-9_ \t\r\n",:.+-]{0,2000}\}[ \t\r\n]*')
+
+
+def _plain(text: str, classes: tuple[str, ...]) -> dict[str, float] | None:
+    """Values of an answer exactly as asked for, None for any other: a short cut through `_read`."""
+    # Two quotes per class: no name stands twice.
+    if not _PLAIN.fullmatch(text) or text.count('"') != 2 * len(classes):
+        return None
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if len(values) != len(classes):
+        return None
+    for name in classes:
+        value = values.get(name)
+        if type(value) not in (int, float) or not 0 <= value <= 1000:
+            return None
+    return {name: float(value) for name, value in values.items()}
 
 
 # --- text -------------------------------------------------------------------------------------------------
 
-_THOUGHT = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
-_FENCE = re.compile(r"```(?:[ \t]*\w{0,10}[ \t]*(?=\n))?")
-_REFUSAL = re.compile(
-    r"\b(?:can ?not|can['’]t|could ?n['’]t|could not|(?:am|['’]m) (?:unable|not able) to|won['’]t|will not) "
-    r"(?:\w+ )?(?:determine|identify|infer|assess|analy[sz]e|assist|help|provide|process|listen|hear|detect|"
-    r"comply|classify|tell|judge|recogni[sz]e|evaluate|access|fulfil+|answer|do that)\b"
-    r"|\b(?:unable|not able) to (?:determine|identify|infer|assess|analy[sz]e|process|listen|hear|help)\b"
-    r"|\bas an ai\b"
-    r"|\bno (?:audio|recording|sound)(?: file)? (?:was |is )?(?:provided|attached|found|received)\b"
-    r"|\bich kann (?:das |die |den |dabei |leider )*nicht\b|\bje ne peux pas\b|\bno puedo\b|\bnie mogę\b"
-    r"|无法|不能",
-    re.IGNORECASE,
-)
-_WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
-_LINE = re.compile(
-    r"(?<![^\W\d_])([^\W\d_]{1,30}(?:[ _-][^\W\d_]{1,30}){0,2})[\"'*_` \t]{0,6}(?:[:=|(→]|\s[-–—]\s|\bis\b)"
-    r"[\"'*_` \t]{0,6}([~≈]?[+-]?\d+(?:[.,]\d+)?[ \t]?%?)"
-)
-
-
-def _visible(text: str) -> str:
-    """Text outside ``<think>`` blocks, without byte order mark and fences, in compatibility form."""
-    kept: list[str] = []
-    depth = position = 0
-    for tag in _THOUGHT.finditer(text):
-        if not depth:
-            kept.append(text[position : tag.start()])
-        position = tag.end()
-        if not tag[1]:
-            depth += 1
-        elif depth:
-            depth -= 1
-        else:
-            # A closing tag alone: the chat template had opened the block, all so far is thought.
-            kept.clear()
-    if not depth:
-        kept.append(text[position:])
-    visible = unicodedata.normalize("NFKC", "".join(kept)).replace("\ufeff", "")
-    return _FENCE.sub("\n", visible).strip()
-
-
-def _label_words(text: str, classes: tuple[str, ...]) -> set[str]:
-    """Classes that the text mentions."""
-    resolve = resolver(classes)
-    words = [*_WORD.findall(text), *unspaced_words(text)]
-    named = {label for word in words if (label := resolve(word))}
-    # Class names of several words are found by their text.
-    plain = " ".join(re.findall(r"[^\W_]+", fold(text)))
-    return named | {name for name in classes if f" {fold(name)} " in f" {plain} "}
+_AROUND = " \t\r\n\"'`*_.,:;!()"
 
 
 def _lines(text: str, classes: tuple[str, ...]) -> list[tuple[str, Any]]:
-    """Pairs of name and number written as ``name: number``; empty if no name is a class."""
+    """Pairs of the first listing that names a class; empty if none does."""
     resolve = resolver(classes)
-    pairs = []
-    for match in _LINE.finditer(text):
-        name = match[1] if resolve(match[1]) else match[1].split()[-1]
-        pairs.append((name, match[2]))
-    return pairs if any(resolve(name) for name, _ in pairs) else []
+    for listing in listings(text):
+        pairs = [(name if resolve(name) else name.split()[-1], number) for name, number in listing]
+        if any(resolve(name) for name, _ in pairs):
+            return pairs
+    return []
+
+
+def _unread(text: str) -> Parsed | None:
+    """Outcome of a visible text that is not looked into, None for any other."""
+    if not text:
+        return Parsed(None, Status.EMPTY, (), None)
+    if len(text) > LONGEST:
+        return Parsed(None, Status.UNPARSED, ("oversize",), None)
+    return None
+
+
+def _lone_label(text: str, structures: list[Any], classes: tuple[str, ...]) -> Parsed:
+    resolve = resolver(classes)
+    label = resolve(text.strip(_AROUND))
+    # Before the words of the text: "I can't tell whether she is sad" must not count as "sad".
+    if not label and refuses(text):
+        return Parsed(None, Status.REFUSED, (), None)
+    labels = {label} if label else _chosen(structures, classes) or named(text, classes)
+    if len(labels) != 1:
+        return Parsed(None, Status.UNPARSED, (), None)
+    if not label and text.count("{") > text.count("}"):
+        # Cut off before the second label, or before a number.
+        return Parsed(None, Status.UNPARSED, ("unclosed",), None)
+    return Parsed(None, Status.LABEL_ONLY, (), None, labels.pop())
+
+
+def _chosen(structures: list[Any], classes: tuple[str, ...]) -> set[str]:
+    """Classes that are values of the first JSON object: its other values may speak of further ones."""
+    resolve = resolver(classes)
+    pairs = next((value for value in structures if isinstance(value, _Pairs)), _Pairs())
+    return {label for _, item in pairs if isinstance(item, str) and (label := resolve(item))}
 
 
 # --- JSON -------------------------------------------------------------------------------------------------
@@ -175,6 +200,9 @@ class _Pairs(list):
     """Items of a JSON object in order; unlike a dict it keeps repeated names."""
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_Pairs)
+
+
 def _structures(text: str) -> Iterator[tuple[Any, set[str]]]:
     """Decoded bracketed pieces of the text in order, each with the flags of its decoding."""
     position = 0
@@ -183,14 +211,16 @@ def _structures(text: str) -> Iterator[tuple[Any, set[str]]]:
         if not opening:
             return
         start = opening.start()
-        end = _closing(text, start)
-        piece = text[start:end]
-        value, flags = _decoded(piece), set[str]()
-        if value is None:
-            value, flags = _decoded(repair(piece)), {"repaired"} if end else {"repaired", "unclosed"}
+        try:
+            value, end = _DECODER.raw_decode(text, start)
+            flags: set[str] = set()
+        except (ValueError, RecursionError):
+            closing = _closing(text, start)
+            value, end = _decoded(repair(text[start:closing])), closing or len(text)
+            flags = {"repaired"} if closing else {"repaired", "unclosed"}
         if value is not None:
             yield value, flags
-            position = end or len(text)
+            position = end
         else:
             position = start + 1
 
@@ -218,7 +248,7 @@ def _closing(text: str, start: int) -> int | None:
 
 def _decoded(piece: str) -> Any:
     try:
-        return json.loads(piece, object_pairs_hook=_Pairs)
+        return _DECODER.decode(piece)
     except (ValueError, RecursionError):
         return None
 

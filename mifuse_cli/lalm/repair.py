@@ -1,8 +1,84 @@
-"""One pass that mends the usual faults of JSON written by a language model."""
+"""What stands in an answer once thoughts, fences and the usual faults of JSON are out of the way."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
+
+_THOUGHT = re.compile(
+    r"<(/?)(?:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratchpad)>|[\[◁](/?)think[\]▷]",
+    re.IGNORECASE,
+)
+_CHANNEL = re.compile(r"<\|channel\|>[ \t]{0,4}(\w{1,20})")
+_FENCE = re.compile(r"```(?:[ \t]*\w{0,10}[ \t]*(?=\n))?")
+_PER_CENT = re.compile(r"(?<=\d)[ \t]{0,2}(?:per ?cent|pour ?cent|prozent|por ciento)\b", re.IGNORECASE)
+_ARABIC = str.maketrans("٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹٪٫،؛", "01234567890123456789%.,;")
+
+
+def visible(text: str) -> str:
+    """What an answer says once thinking is done.
+
+    Removed are blocks of thought (``<think>``, ``<reasoning>``, ``[THINK]`` and their kin, all channels but
+    the final one), byte order mark and code fences; an answer that is all thought becomes empty. Characters
+    take their compatibility form, Arabic digits and signs their Latin one, "percent" becomes ``%``.
+    """
+    text = _outside_thoughts(_final_channel(text))
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text).replace("\ufeff", "").translate(_ARABIC)
+    return _PER_CENT.sub("%", _FENCE.sub("\n", text)).strip()
+
+
+def _final_channel(text: str) -> str:
+    channels = list(_CHANNEL.finditer(text)) if "<|channel|>" in text else []
+    if not channels:
+        return text
+    last = channels[-1]
+    return text[last.end() :].partition("<|message|>")[2] if last[1] == "final" else ""
+
+
+def _outside_thoughts(text: str) -> str:
+    kept: list[str] = []
+    depth = position = 0
+    for tag in _THOUGHT.finditer(text):
+        if not depth:
+            kept.append(text[position : tag.start()])
+        position = tag.end()
+        if not (tag[1] or tag[2]):
+            depth += 1
+        elif depth:
+            depth -= 1
+        else:
+            # A closing tag alone: the chat template had opened the block, all so far is thought.
+            kept.clear()
+    if not depth:
+        kept.append(text[position:])
+    return "".join(kept)
+
+
+_NAME = r"[^\W\d_]{1,30}(?:[ _-][^\W\d_]{1,30}){0,2}"
+_SHARE = r"[~≈]?\d+(?:[.,]\d+)?[ \t]?%"
+_LINE = re.compile(
+    rf"(?<![^\W\d_])({_NAME})[\"'*_` \t]{{0,6}}(?:[:=→]|\bis\b|([|(]|[ \t][-–—][ \t]))"
+    r"[\"'*_` \t]{0,6}([~≈]?[+-]?\d+(?:[.,]\d+)?[ \t]?%?)"
+)
+# Without a sign between name and number only a list of nothing but shares tells which belongs to which.
+_LISTED = re.compile(
+    rf"(?:^|[,;|\n])[ \t*•>-]{{0,6}}(?:({_NAME})[ \t*]{{1,4}}({_SHARE})|({_SHARE})[ \t*]{{1,4}}({_NAME}))"
+    r"[ \t*.]{0,6}(?=$|[,;|\n])"
+)
+
+
+def listings(text: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Names with numbers outside JSON: those like ``name: 0.7``, then those like ``name 70%`` or ``70% name``."""
+    # In "70% sad | 30% angry" the bar stands between two pairs, not within one.
+    signed = [
+        (found[1], found[3])
+        for found in _LINE.finditer(text)
+        if not (found[2] and "%" in text[max(found.start() - 2, 0) : found.start()])
+    ]
+    listed = [(found[1] or found[4], found[2] or found[3]) for found in _LISTED.finditer(text)]
+    return signed, listed
+
 
 _QUOTES = str.maketrans({**dict.fromkeys("“”„‟«»", '"'), **dict.fromkeys("‘’‚‛", "'")})
 # A string that is never closed runs to the end: without that, each quote in it would be tried as a start.
