@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -108,7 +108,8 @@ def _signature(name: str, config_type: type[configs.StepConfig]) -> inspect.Sign
         if name == "show" and field.name == "file":
             described = typer.Argument(help=field.metadata["help"], show_default=False)
         default = inspect.Parameter.empty if required else field.default
-        parameters.append((field.name, Annotated[hints[field.name], described], default))
+        hint: Any = list[Path] if configs.is_repeatable(field) else hints[field.name]
+        parameters.append((field.name, Annotated[hint, described], default))
     parameters.append(("config", Annotated[Path | None, _config_option(config_type)], None))
     parameters.append(
         ("json", Annotated[bool, typer.Option("--json", help="Print the result as JSON.")], False)
@@ -153,19 +154,54 @@ def _(result) -> str:
 
 
 @command(
-    "query-lalm", "mifuse query-lalm --wav-dir ravdess/audio --n-samples 5 --model gpt-audio --out lalm.h5"
+    "query-lalm",
+    "mifuse query-lalm --wav-dir ravdess/audio --n-samples 5 --model gpt-audio --out lalm.h5 --yes",
 )
 def _(result) -> str:
-    return console.describe(
+    if result.volume and not result.statuses:
+        return _estimated(result)
+    text = console.describe(
+        {"artifact": result.out, **_answers(vars(result), f", {result.asked} of them now")}
+    )
+    return f"{text}\n\n{_estimated(result)}" if result.volume else text
+
+
+def _answers(summary: Mapping[str, Any], now: str = "") -> dict[str, Any]:
+    """What there is to say of an artifact of answers."""
+    answers = summary["clips"] * summary["samples"]
+    mi, spent = summary["mean_mi"], summary["spent_usd"]
+    return {
+        "clips": f"{summary['clips']}, {summary['without_answer']} of them without a valid answer",
+        "answers": f"{answers - summary['statuses'].get('missing', 0)} of {answers}{now}",
+        "by outcome": summary["statuses"],
+        "mean MI": "-" if mi is None else f"{mi:.4f} nats",
+        "tokens": summary["tokens"],
+        "requests": {name: number for name, number in summary["requests"].items() if number},
+        **({} if spent is None else {"spent": f"{spent:.4f} USD"}),
+    }
+
+
+def _estimated(result) -> str:
+    """Table of what a dry run or a pilot finds the corpus to take."""
+    volume, guess = result.volume, result.estimate
+    total = console.describe(
         {
-            "artifact": result.out,
-            "clips": f"{result.clips}, {result.without_answer} of them without a valid answer",
-            "answers": f"{result.clips * result.samples}, {result.asked} of them asked now",
-            "by outcome": result.statuses,
-            "mean MI": f"{result.mean_mi:.4f} nats",
-            "tokens": result.tokens,
+            "clips": f"{volume.clips} to ask about",
+            "requests": f"{volume.requests} for {volume.answers} answers",
+            "speech": f"{volume.seconds / 3600:.4g} hours in all requests, {volume.upload_bytes / 1e6:.4g} MB",
         }
     )
+    rows = []
+    for name, found, form in (
+        ("prompt tokens", guess.prompt_tokens, ",.0f"),
+        ("answer tokens", guess.completion_tokens, ",.0f"),
+        ("cost in USD", guess.usd, ",.2f"),
+        ("hours at the limits", guess.hours, ".2f"),
+    ):
+        if found is not None:
+            values = (found.low, found.expected, found.high)
+            rows.append([name, *("-" if value is None else format(value, form) for value in values)])
+    return f"{total}\n\n{console.table(['', 'low', 'expected', 'high'], rows)}"
 
 
 @command(
@@ -185,10 +221,12 @@ def _(result) -> str:
 
 @command("fuse", "mifuse fuse --lalm lalm.h5 --source source.h5 --weighting mi --out fused.h5")
 def _(result) -> str:
+    several = len(result.without_answer) > 1
     return console.describe(
         {
             "artifact": result.out,
             "clips": f"{result.clips}, {result.fallbacks} of them without a LALM answer",
+            **({"clips without an answer": result.without_answer} if several else {}),
             "mean MI (nats)": result.mean_mi,
             "mean weight": result.mean_weight,
             "teachers agree": f"{100 * result.agreement:.1f} % of clips",
@@ -252,7 +290,7 @@ def _(result) -> str:
             "made": f"{result.created} by mifuse {result.versions.get('mifuse', '?')}, seed {result.seed}",
             "command": result.command,
             "content": f"sha256 {result.sha256}",
-            **result.counts,
+            **(_answers(result.summary) if result.summary else {}),
         }
     )
     datasets = [

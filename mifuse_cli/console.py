@@ -1,12 +1,14 @@
-"""What the terminal sees: a progress bar or lines on stderr, results on stdout."""
+"""What the terminal sees: a progress bar or JSON lines on stderr, results on stdout."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,16 @@ from mifuse_cli.config import Progress
 
 _LINES = 10
 """How many progress lines a piece of work gets where stderr is no terminal."""
+_SECONDS = 30.0
+"""Time after which there is another line in any case."""
 
 
 @contextmanager
 def progress_bar(quiet: bool) -> Iterator[Progress | None]:
-    """A progress callback that draws on stderr: a bar with ETA on a terminal, else a line every tenth."""
+    """A progress callback that draws on stderr: a bar with ETA on a terminal, else JSON lines.
+
+    What the steps log meanwhile is written as notes.
+    """
     if quiet:
         yield None
     elif sys.stderr.isatty():
@@ -40,26 +47,75 @@ def progress_bar(quiet: bool) -> Iterator[Progress | None]:
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[facts]}"),
         )
-        with Bars(*columns, console=Console(stderr=True)) as bars:
+        console = Console(stderr=True)
+        with Bars(*columns, console=console) as bars, _logged(_print_above(console)):
             tasks: dict[str, Any] = {}
 
-            def draw(what: str, done: int, total: int) -> None:
+            def draw(what: str, done: int, total: int, facts: Mapping[str, Any] | None = None) -> None:
                 if what not in tasks:
-                    tasks[what] = bars.add_task(what, total=total)
-                bars.update(tasks[what], completed=done, total=total)
+                    tasks[what] = bars.add_task(what, total=total, facts="")
+                bars.update(tasks[what], completed=done, total=total, facts=_in_short(facts or {}))
 
             yield draw
     else:
-        printed: dict[str, int] = {}
+        printed: dict[str, tuple[int, float]] = {}
 
-        def line(what: str, done: int, total: int) -> None:
-            tenth = done * _LINES // max(total, 1)
-            if tenth > printed.get(what, 0):
-                printed[what] = tenth
-                print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)
+        def line(what: str, done: int, total: int, facts: Mapping[str, Any] | None = None) -> None:
+            tenth, now = done * _LINES // max(total, 1), time.monotonic()
+            last, at = printed.setdefault(what, (0, now))
+            if tenth > last or now > at + _SECONDS:
+                printed[what] = tenth, now
+                values = {"progress": what, "done": done, "total": total, **_rounded(facts or {})}
+                print(json.dumps(values), file=sys.stderr, flush=True)
 
-        yield line
+        with _logged(note):
+            yield line
+
+
+@contextmanager
+def _logged(write: Callable[[str], None]) -> Iterator[None]:
+    """Have what the package logs written by ``write``."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            write(record.getMessage())
+
+    logger, handler = logging.getLogger("mifuse"), Handler(logging.INFO)
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
+
+
+def _print_above(console: Any) -> Callable[[str], None]:
+    return lambda text: console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _in_short(facts: Mapping[str, Any]) -> str:
+    """Facts of a run of questions behind its bar."""
+    parts = []
+    if "per_minute" in facts:
+        parts.append(f"{facts['per_minute']:.0f}/min")
+    if "spent_usd" in facts:
+        cap = f" of {facts['cap_usd']:.2f}" if facts["cap_usd"] is not None else ""
+        parts.append(f"${facts['spent_usd']:.2f}{cap}, in the end ${facts['projected_usd']:.2f}")
+    for name, text in (("limited", "429"), ("refused", "refused"), ("ok", "readable")):
+        if facts.get(name) or (name == "ok" and name in facts):
+            parts.append(f"{text} {facts[name]:.1%}")
+    return "  ".join(parts)
+
+
+def _rounded(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in facts.items()
+    }
 
 
 def note(text: str) -> None:

@@ -1,28 +1,12 @@
 import random
 import sqlite3
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from scripted import completion, keep
 
-from mifuse_cli.errors import ArtifactError, InputError
+from mifuse_cli.errors import InputError
 from mifuse_cli.lalm import journal as journal_module
-from mifuse_cli.lalm.journal import Journal, Utterance, durable_mode
-
-ROOT = Path(journal_module.__file__).parents[2]
-
-WRITER = """
-import sys
-from mifuse_cli.lalm.journal import Journal
-
-with Journal(sys.argv[1]) as journal:
-    for i in range(int(sys.argv[2]), 10**9):
-        intent = journal.begin(f"key-{i}", 1)
-        print("intent", i, flush=True)
-        journal.store(intent, f"key-{i}", b"body %d" % i * 50, http_status=200)
-        print("answer", i, flush=True)
-"""
+from mifuse_cli.lalm.journal import Journal, Utterance
 
 
 @pytest.fixture
@@ -30,9 +14,10 @@ def path(tmp_path):
     return tmp_path / "lalm.h5.journal.sqlite"
 
 
-def writer(path, start=0):
-    command = [sys.executable, "-c", WRITER, str(path), str(start)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+@pytest.fixture
+def journal(path):
+    with Journal(path) as journal:
+        yield journal
 
 
 def query(path, sql):
@@ -43,179 +28,183 @@ def query(path, sql):
         db.close()
 
 
-def test_an_answer_comes_back_as_it_came(path):
-    with Journal(path) as journal:
-        intent = journal.begin("k", 2)
-        journal.store(intent, "k", b'{"choices": \xff\x00', http_status=200, request_id="req-1")
-        received = journal.answer("k")
-        journal.settle("k", outcome="ok", usage={"prompt": 7})
-    with Journal(path) as journal:
-        answer = journal.answer("k")
-        assert list(journal.answers()) == [answer]
-        assert journal.answer("other") is None
-    assert received.outcome is None
-    assert (answer.raw, answer.request_id, answer.attempt) == (b'{"choices": \xff\x00', "req-1", 2)
-    assert (answer.outcome, answer.usage) == ("ok", {"prompt": 7})
-    assert answer.latency >= 0
-    assert query(path, "SELECT raw FROM answer")[0][0] != answer.raw  # compressed
+def clip(name, sha256="00", **more):
+    values = {"duration": 1.5, "sr": 16000, "bytes": 48044, "path": f"{name}.wav", "pieces": (1.5,)}
+    return Utterance(name, sha256, **{**values, **more})
 
 
-def test_an_intent_is_committed_before_the_request(path):
-    with Journal(path) as journal:
-        journal.begin("k", 1)
-        assert query(path, "SELECT key, attempt, t_end FROM intent") == [("k", 1, None)]
-        assert journal.unresolved() == 1
+def got(journal, key):
+    """Body and position of every answer by choice."""
+    return {choice: (one.raw, one.position) for (_, choice), one in journal.answers([key]).items()}
 
 
-def test_unresolved_counts_calls_of_unknown_outcome(path):
-    with Journal(path) as journal:
-        ids = [journal.begin(f"k{i}", 1) for i in range(5)]
-        journal.store(ids[0], "k0", b"{}", http_status=200)
-        journal.fail(ids[1], 500, "server error")
-        journal.fail(ids[2], 0, "connection refused")
-        journal.fail(ids[3], None, "no answer in time")
-        assert journal.unresolved() == 2
-    assert query(path, "SELECT error FROM intent WHERE id = 4") == [("no answer in time",)]
+class TestAnswers:
+    def test_they_come_back_as_they_came(self, path):
+        raw = b'{"choices": \xff\x00' * 9
+        with Journal(path) as journal:
+            intent = journal.begin("k", 2, asked="a, sample 1").result()
+            journal.store(intent, "k", raw, http_status=200, request_id="req-1").result()
+            assert journal.answers(["k"])["k", 0].outcome is None
+            journal.settle(intent, "k", outcome="ok", usage={"prompt": 7})
+        with Journal(path) as journal:
+            (answer,) = journal.answers(["k", "other"]).values()
+        assert (answer.raw, answer.position, answer.outcome) == (raw, 0, "ok")
+        assert query(path, "SELECT json_extract(usage, '$.prompt') FROM answer") == [(7,)]
+        assert query(path, "SELECT attempt, asked, http_status FROM intent") == [(2, "a, sample 1", 200)]
+        ((request_id, stored, sent, received),) = query(
+            path, "SELECT request_id, raw, t_send, t_recv FROM answer JOIN intent ON id = intent_id"
+        )
+        assert request_id == "req-1" and len(stored) < len(raw) and sent <= received
 
-
-def test_only_an_unusable_answer_is_replaced(path):
-    with Journal(path) as journal:
-        journal.store(journal.begin("k", 1), "k", b"<html>", http_status=200)
-        assert journal.answered(["k", "other"]) == {"k"}
-        journal.settle("k", outcome="unusable")
-        assert journal.answered(["k"]) == set()
+    def test_only_an_unusable_one_is_replaced(self, journal):
+        keep(journal, "k", b"<html>")
+        assert journal.answered(["k", "other"]) == {"k": [0]}
         assert not journal.has_answers()
-        journal.store(journal.begin("k", 2), "k", b"good", http_status=200)
-        journal.settle("k", outcome="ok")
-        journal.store(journal.begin("k", 3), "k", b"late", http_status=200)
-        assert journal.answer("k").raw == b"good"
-        assert journal.answer("k").attempt == 2
-        assert journal.has_answers()
-        assert journal.unresolved() == 0
+        keep(journal, "k", b"<html>", outcome="ok")  # a late reply, of which nothing is kept
+        journal.settle(1, "k", outcome="unusable").result()
+        assert journal.answered(["k"]) == {} and not journal.has_answers()
+        keep(journal, "k", b"good", outcome="ok")
+        keep(journal, "k", b"late", outcome="unusable")
+        assert got(journal, "k") == {0: (b"good", 0)}
+        assert journal.has_answers() and journal.unresolved() == []
+
+    def test_many_keys_at_once(self, journal):
+        keys = [f"k{i}" for i in range(3000)]
+        intents = {key: journal.begin(key, 1) for key in keys[::3]}
+        for i, (key, intent) in enumerate(intents.items()):
+            stored = journal.store(intent.result(), key, b"%d" % (3 * i), http_status=200)
+        stored.result()
+        assert journal.answered(iter(keys)) == {key: [0] for key in keys[::3]}
+        assert journal.answers(keys)["k2997", 0].raw == b"2997"
+
+    def test_one_body_may_hold_several(self, journal):
+        keep(journal, "k", b"three", choices=(0, 1, 2), outcome="ok", usage={"prompt": 9})
+        keep(journal, "k", b"two more", choices=(3, 4), outcome="ok")
+        assert journal.answered(["k"]) == {"k": [0, 1, 2, 3, 4]}
+        assert got(journal, "k") == {
+            0: (b"three", 0), 1: (b"three", 1), 2: (b"three", 2), 3: (b"two more", 0), 4: (b"two more", 1),
+        }  # fmt: skip
+
+    def test_the_rest_is_asked_again_after_an_unusable_body(self, journal):
+        keep(journal, "k", b"one", choices=(0,), outcome="ok")
+        keep(journal, "k", b"<html>", choices=(1,), outcome="unusable")
+        assert journal.answered(["k"]) == {"k": [0]}
+        keep(journal, "k", b"rest", choices=(1, 2), outcome="ok")
+        assert got(journal, "k") == {0: (b"one", 0), 1: (b"rest", 0), 2: (b"rest", 1)}
+
+    def test_what_a_crash_left_unread_is_settled(self, path):
+        with Journal(path) as journal:
+            keep(journal, "two", completion("a", "b"), cost=0.5)
+            keep(journal, "rest", completion("a", "b"), choices=(1, 2))
+            keep(journal, "none", b"<html>")
+            keep(journal, "read", b"old", outcome="ok")
+        with Journal(path) as journal:
+            journal.settle_unread()
+            assert journal.answered(["two", "rest", "none", "read"]) == {
+                "two": [0, 1],
+                "rest": [1, 2],
+                "read": [0],
+            }
+            assert [one.position for one in journal.answers(["two"]).values()] == [0, 1]
+            usage = "SELECT json_extract(usage, '$.prompt') FROM answer WHERE key = 'two' AND choice = 0"
+            assert journal.read(usage) == [(120,)]
+            assert journal.accounts()["spent"] == 0.5  # nobody knows the price any more
 
 
-def test_answered_handles_many_keys(path):
-    with Journal(path) as journal:
-        for i in range(0, 3000, 3):
-            journal.store(journal.begin(f"k{i}", 1), f"k{i}", b"x", http_status=200)
-        assert journal.answered(f"k{i}" for i in range(3000)) == {f"k{i}" for i in range(0, 3000, 3)}
+class TestIntents:
+    def test_they_are_committed_before_the_request(self, path, journal):
+        assert journal.begin("k", 1, asked="a, sample 1").result() == 1
+        assert query(path, "SELECT key, attempt, t_end FROM intent") == [("k", 1, None)]
+        assert [asked for asked, _ in journal.unresolved()] == ["a, sample 1"]
+
+    def test_accounts(self, path, journal):
+        intents = [journal.begin(f"k{i}", 1, asked=f"clip {i}", cost=1.0).result() for i in range(8)]
+        for intent, key, cost in zip(intents, ("k0", "k1", "k2"), (0.25, None, 2.5), strict=False):
+            journal.store(intent, key, b"{}", http_status=200)
+            journal.settle(intent, key, outcome="ok", cost=cost)
+        journal.fail(intents[3], 500, "server error")
+        journal.fail(intents[4], 429, "slow down")
+        journal.fail(intents[5], 0, "connection refused")
+        journal.fail(intents[6], None, "no answer in time").result()
+        assert journal.accounts() == {
+            "sent": 7, "answered": 3, "limited": 1, "failed": 1, "unresolved": 2,
+            "spent": 0.25 + 1.0 + 2.5 + 1.0 + 1.0,
+        }  # fmt: skip
+        assert [asked for asked, _ in journal.unresolved()] == ["clip 6", "clip 7"]
+        assert query(path, "SELECT error FROM intent WHERE id = 7") == [("no answer in time",)]
+
+    def test_what_the_server_rejected(self, journal):
+        for key, status, said in [
+            ("a", 400, "bad"),
+            ("a", 422, "worse"),
+            ("b", 500, "oops"),
+            ("c", 413, "big"),
+        ]:
+            journal.fail(journal.begin(key, 1).result(), status, said).result()
+        assert journal.rejected(["a", "b", "none"]) == {"a": "worse"}
+
+    def test_an_answer_need_not_be_kept(self, journal):
+        journal.note(journal.begin("probe", 1, cost=1.0).result(), 200, 0.25).result()
+        assert (journal.unresolved(), journal.has_answers()) == ([], False)
+        assert journal.accounts()["answered"] == 1 and journal.accounts()["spent"] == 0.25
+
+    def test_those_in_a_batch_are_not_lost(self, journal):
+        journal.begin("a", 1, batch="tag").result()
+        assert journal.unresolved() == [] and journal.accounts()["unresolved"] == 1
 
 
-def test_specs_and_utterances_are_stored_once(path):
-    clip = Utterance("a", "00" * 32, 1.5, 16000, 48044, "a.wav")
-    with Journal(path) as journal:
+class TestClips:
+    def test_specs_are_stored_once(self, path, journal):
         assert journal.add_spec({"model": "m", "t": 1.0}) == journal.add_spec({"t": 1, "model": "m"})
-        journal.add_utterances([clip])
-        journal.add_utterances(iter([clip, Utterance("b", "11" * 32, 2.0, 16000, 64044, "b.wav")]))
-    assert query(path, "SELECT json FROM spec") == [('{"model":"m","t":1}',)]
-    assert query(path, "SELECT utt_id, duration FROM utt ORDER BY utt_id") == [("a", 1.5), ("b", 2.0)]
+        assert list(journal.specs().values()) == [{"model": "m", "t": 1}]
+        assert query(path, "SELECT json FROM spec") == [('{"model":"m","t":1}',)]
 
+    def test_they_come_back_in_the_order_of_their_ids(self, journal):
+        clips = [
+            clip(f"c{i:03}", pieces=(0.75,) * (i % 3), context=f"{i}", file_sha256="ff") for i in range(450)
+        ]
+        journal.add_utterances(journal.new_run(), random.Random(0).sample(clips, len(clips)))
+        blocks = list(journal.utterances())
+        assert [one for block in blocks for one in block] == clips
+        assert max(map(len, blocks)) <= journal_module.CLIPS_AT_A_TIME
+        assert journal.known(["c007", "none"]) == {"c007": clips[7]}
 
-def test_a_failed_transaction_leaves_nothing(path):
-    def clips():
-        yield Utterance("a", "00" * 32, 1.5, 16000, 48044, "a.wav")
-        raise KeyboardInterrupt
+    def test_those_of_an_older_manifest_are_known_but_not_asked_about(self, journal):
+        assert list(journal.utterances()) == []
+        journal.add_utterances(journal.new_run(), [clip("a"), clip("b")])
+        run = journal.new_run()
+        journal.add_utterances(run, [clip("b", "11")])
+        journal.add_utterances(run, iter([clip("c")]))
+        assert [one.utt_id for block in journal.utterances() for one in block] == ["b", "c"]
+        assert journal.known(["a", "b"]) == {"a": clip("a"), "b": clip("b", "11")}
 
-    with Journal(path) as journal:
+    def test_of_twins_one_is_asked(self, journal):
+        def twins():
+            return {one.utt_id for block in journal.utterances() for one in block if one.twin}
+
+        clips = [clip("b"), clip("a"), clip("c"), clip("d", context="hello"), clip("e", "11")]
+        run = journal.new_run()
+        journal.add_utterances(run, clips)
+        journal.mark_twins(run)
+        assert twins() == {"b", "c"}
+        run = journal.new_run()
+        journal.add_utterances(run, clips[2:])
+        journal.mark_twins(run)
+        assert twins() == set()
+
+    def test_a_failed_transaction_leaves_nothing(self, path, journal):
+        def clips():
+            yield clip("a")
+            raise KeyboardInterrupt
+
         with pytest.raises(KeyboardInterrupt):
-            journal.add_utterances(clips())
+            journal.add_utterances(1, clips())
+        with pytest.raises(InputError):
+            journal.add_utterances(1, [clip("b"), clip("c", duration=None)])
         assert query(path, "SELECT count(*) FROM utt") == [(0,)]
-        journal.begin("k", 1)
 
-
-def test_kill_loses_nothing_that_was_acknowledged(path):
-    random.seed(0)
-    acknowledged = {"intent": set(), "answer": set()}
-    for trial in range(4):
-        process = writer(path, start=trial * 1_000_000)
-        for _ in range(random.randint(20, 600)):
-            kind, i = process.stdout.readline().split()
-            acknowledged[kind].add(int(i))
-        process.kill()
-        for line in process.stdout:
-            if line.endswith("\n"):
-                kind, i = line.split()
-                acknowledged[kind].add(int(i))
-        process.wait()
-    assert len(acknowledged["answer"]) > 40
-    with Journal(path) as journal:
-        keys = [f"key-{i}" for i in acknowledged["answer"]]
-        assert journal.answered(keys) == set(keys)
-        for i in acknowledged["answer"]:
-            assert journal.answer(f"key-{i}").raw == b"body %d" % i * 50
-        # At most the one call that each kill interrupted is of unknown outcome.
-        assert journal.unresolved() <= 4
-    assert query(path, "PRAGMA integrity_check") == [("ok",)]
-    assert {f"key-{i}" for i in acknowledged["intent"]} <= {
-        k for (k,) in query(path, "SELECT key FROM intent")
-    }
-
-
-def test_a_second_process_is_refused(path):
-    process = writer(path)
-    try:
-        process.stdout.readline()
-        with pytest.raises(InputError, match=rf"in use by process {process.pid} on .*Wait for the other run"):
-            Journal(path)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-    Journal(path).close()
-    with Journal(path), pytest.raises(InputError, match="in use by process"):
-        Journal(path)
-    assert query(path, "SELECT * FROM lock") == []
-
-
-def test_foreign_and_newer_files_stay_as_they_are(path):
-    db = sqlite3.connect(path)
-    db.execute("CREATE TABLE photos (id)")
-    db.close()
-    before = path.read_bytes()
-    with pytest.raises(ArtifactError, match="no mifuse journal"):
-        Journal(path)
-    assert path.read_bytes() == before
-
-    path.unlink()
-    Journal(path).close()
-    db = sqlite3.connect(path)
-    db.execute("PRAGMA user_version = 99")
-    db.close()
-    with pytest.raises(ArtifactError, match=r"schema 99.*Upgrade mifuse"):
-        Journal(path)
-
-
-def test_damaged_files_are_reported(path):
-    path.write_bytes(b"utt_id,label\n" * 1000)
-    with pytest.raises(InputError, match="damaged, or not a journal"):
-        Journal(path)
-
-    path.unlink()
-    with Journal(path) as journal:
-        for i in range(200):
-            journal.store(journal.begin(f"k{i}", 1), f"k{i}", random.randbytes(500), http_status=200)
-    content = bytearray(path.read_bytes())
-    content[4096:] = b"\xa5" * (len(content) - 4096)
-    path.write_bytes(content)
-    with pytest.raises(InputError, match="damaged"), Journal(path) as journal:
-        list(journal.answers())
-
-
-def test_a_place_that_cannot_be_written_is_reported(tmp_path):
-    with pytest.raises(InputError, match="cannot be written"):
-        Journal(tmp_path / "missing" / "j.sqlite")
-    (tmp_path / "dir.sqlite").mkdir()
-    with pytest.raises(InputError, match="cannot be read or written"):
-        Journal(tmp_path / "dir.sqlite")
-
-
-def test_commits_are_durable_with_and_without_shared_memory(tmp_path):
-    db = sqlite3.connect(tmp_path / "a.sqlite")
-    assert durable_mode(db) == "wal"
-    assert db.execute("PRAGMA synchronous").fetchone() == (2,)
-    db.close()
-    # This way of locking files has no shared memory, like a network file system.
-    db = sqlite3.connect(f"file:{tmp_path / 'b.sqlite'}?vfs=unix-dotfile", uri=True)
-    assert durable_mode(db) == "delete"
-    assert db.execute("PRAGMA synchronous").fetchone() == (3,)
-    db.close()
+    def test_what_servers_can_do(self, journal):
+        assert journal.probed("h", "m") is None
+        journal.add_probe("h", "m", {"n": True})
+        journal.add_probe("h", "m", {"n": False})
+        assert journal.probed("h", "m") == {"n": False}

@@ -101,7 +101,7 @@ class TestQueryLalm:
     def test_no_valid_answer_at_all(self, ask, pipeline, tmp_path):
         ask.server.reply = lambda digest: "No."
         result = ask()
-        assert result.without_answer == 24 and np.isnan(result.mean_mi)
+        assert result.without_answer == 24 and result.mean_mi is None
         with pytest.raises(ArtifactError, match="no valid answer at all"):
             m.fuse(m.FuseConfig(lalm=ask.out, source=pipeline.source, out=tmp_path / "f.h5"))
         assert not (tmp_path / "f.h5").exists()
@@ -122,8 +122,8 @@ class TestQueryLalm:
         ask.server.reply = reply
         with pytest.raises(RemoteError, match="answers of this run are kept"):
             ask(concurrency=1)
-        assert not ask.out.exists()
+        assert (Lalm.load(ask.out).status == Status.OK).sum() == 10
         with Journal(journal_path(ask.out)) as journal:
-            assert len(list(journal.answers())) == 10
+            assert journal.accounts()["answered"] == 10
         ask.server.reply = None
         assert ask().asked == 38

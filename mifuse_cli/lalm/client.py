@@ -1,66 +1,63 @@
-"""Asking: one request, and many of them at once with every answer in the journal."""
+"""One request to a model behind an OpenAI-compatible endpoint, or a file of many as a batch."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, BinaryIO
+from urllib.parse import quote, urlsplit
 
 import openai
 
-from mifuse_cli.errors import MifuseError, RemoteError, UsageError
+from mifuse_cli.errors import UsageError
 from mifuse_cli.lalm.faults import Fault, RequestFailed, fault_of, message_of, wait_of
-from mifuse_cli.lalm.journal import Journal
-from mifuse_cli.lalm.replies import choices_of, content_of, json_of
-
-ATTEMPTS = 8  # requests for one question, rate limits not counted
-FIRST_DELAY = 0.5  # seconds; doubles with every attempt
-LONGEST_DELAY = 30.0
-PATIENCE = 900.0  # seconds without any answer after which a rate limit ends the run
-HOPELESS = 5  # questions without an answer, and none with one, after which the run ends
 
 _CONNECT_SECONDS = 10.0
+_RAW = {"X-Stainless-Raw-Response": "true"}  # tells the library to hand the response out as it is
+_STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 _LEFT_NOTHING = frozenset(
     {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"}
 )
 
-Progress = Callable[[int, int, int], None]  # questions answered, rejected, failed so far
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question: its key and how to build its messages.
-
-    ``messages`` is called in another thread shortly before the request, so that audio is in memory only
-    while its request is under way.
-    """
-
-    key: str
-    messages: Callable[[], list[dict[str, Any]]]
-
 
 @dataclass(frozen=True)
 class Reply:
-    """Body of a 200 response as the server sent it, and the server's id of the request."""
+    """Body of a 200 response as the server sent it, the server's id of the request, and the headers."""
 
     raw: bytes
     http_status: int
     request_id: str | None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Outcome of a run: number of answers, and the last message for each key without one."""
+class BatchState:
+    """What a provider says about a batch.
 
-    answered: int
-    rejected: dict[str, str]
-    failed: dict[str, str]
+    Attributes:
+        id: by which the provider knows it.
+        tag: by which we know it, "" if it is none of ours.
+        state: in the provider's word.
+        input_file, output_file, error_file: ids of its files, None as long as there are none.
+        message: what went wrong with the whole batch, "" if nothing did.
+    """
+
+    id: str
+    tag: str
+    state: str
+    input_file: str | None
+    output_file: str | None
+    error_file: str | None
+    message: str
+
+    @property
+    def over(self) -> bool:
+        """Whether no more answers will come."""
+        return self.state in ("completed", "failed", "expired", "cancelled")
 
 
 class Client:
@@ -70,8 +67,9 @@ class Client:
         base_url: address up to and with ``/v1``.
         model: name of the model.
         api_key: sent in the header; it appears in no message and no stored answer.
-        timeout: seconds for one request.
-        parameters: further fields of the request body, e.g. ``temperature``.
+        timeout: seconds for one request; for a file, without a sign of life.
+        stream: let the server send answers piece by piece, as some demand; they are read as a whole
+            nevertheless.
 
     Raises:
         UsageError: the key cannot be sent in a header, or the address is no URL.
@@ -84,7 +82,7 @@ class Client:
         api_key: str,
         *,
         timeout: float = 120.0,
-        parameters: Mapping[str, Any] | None = None,
+        stream: bool = False,
     ) -> None:
         if not re.fullmatch(r"[!-~]+", api_key):
             raise UsageError(
@@ -100,13 +98,14 @@ class Client:
                 "Expected one like https://api.openai.com/v1."
             )
         self.model = model
-        self._parameters = dict(parameters or {})
+        self._timeout = timeout
+        self._extra: dict[str, Any] = _STREAM if stream else {}
         # Retries of the library would be invisible to the journal and to the bill.
         self._openai = openai.AsyncOpenAI(
             base_url=base_url,
             api_key=api_key,
             max_retries=0,
-            timeout=openai.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS)),
+            timeout=openai.Timeout(timeout, connect=min(timeout / 2, _CONNECT_SECONDS)),
         )
 
     def __repr__(self) -> str:
@@ -120,37 +119,164 @@ class Client:
     ) -> None:
         await self._openai.close()
 
-    async def ask(self, messages: list[dict[str, Any]]) -> Reply:
+    async def ask(
+        self, messages: list[dict[str, Any]], fields: Mapping[str, Any], *, request_key: str | None = None
+    ) -> Reply:
         """Send one request, once.
+
+        Args:
+            messages: of the chat.
+            fields: further fields of the request body, e.g. ``temperature``.
+            request_key: names the request, so that a server that heeds it does not bill it twice.
 
         Raises:
             RequestFailed: no 200 response; its fault tells what to do.
         """
-        # Errors are raised "from None": those of the library hold the request with its headers.
-        try:
-            response = await self._openai.chat.completions.with_raw_response.create(
-                model=self.model,
-                messages=messages,  # type: ignore[arg-type]
-                extra_body=self._parameters,
+        body = {"model": self.model, "messages": messages, **fields, **self._extra}
+        headers = _RAW if request_key is None else {**_RAW, "Idempotency-Key": request_key}
+        # Not through `chat.completions`, which walks over all of the body: the audio takes it longer than the rest.
+        with self._translating():
+            async with asyncio.timeout(self._timeout):
+                response: Any = await self._openai.post(
+                    "/chat/completions", cast_to=object, body=body, options={"headers": headers}
+                )
+        return Reply(
+            self.without_key(response.http_response.content),
+            response.status_code,
+            response.request_id and self.redacted(response.request_id),
+            dict(response.headers),
+        )
+
+    async def upload(self, file: BinaryIO) -> str:
+        """Send the questions of a batch, read from where ``file`` stands; return the id that they got.
+
+        Raises:
+            RequestFailed: it did not arrive.
+        """
+        with self._translating():
+            sent = await self._openai.files.create(
+                file=("questions.jsonl", file, "application/jsonl"), purpose="batch"
             )
+        return self._expected(getattr(sent, "id", None), "file")
+
+    async def create_batch(self, input_file: str, tag: str) -> str:
+        """Have uploaded questions answered within a day; return the id of the batch.
+
+        Raises:
+            RequestFailed: no id came back, though the batch may exist; look for the tag in `batches`.
+        """
+        body = {
+            "input_file_id": input_file,
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+            "metadata": {"mifuse": tag},
+        }
+        with self._translating():
+            async with asyncio.timeout(self._timeout):
+                made = await self._openai.post("/batches", cast_to=object, body=body)
+        return self._batch(made).id
+
+    async def batches(self) -> AsyncGenerator[BatchState, None]:
+        """All batches of the account, the latest first.
+
+        Raises:
+            RequestFailed: the list did not come.
+        """
+        last = ""
+        while True:
+            page = await self._get("/batches", {"limit": 100, **({"after": last} if last else {})})
+            found = page.get("data") if isinstance(page, dict) else None
+            states = [self._batch(one) for one in found or []]
+            for state in states:
+                yield state
+            if not states or states[-1].id == last or not page.get("has_more"):
+                return
+            last = states[-1].id
+
+    async def batch_state(self, batch_id: str) -> BatchState:
+        """How far a batch is.
+
+        Raises:
+            RequestFailed: no answer, or nobody knows the batch.
+        """
+        return self._batch(await self._get(f"/batches/{quote(batch_id, safe='')}"))
+
+    async def lines(self, file_id: str) -> AsyncGenerator[bytes, None]:
+        """A file of the provider line by line, without the API key.
+
+        Raises:
+            RequestFailed: it did not come, or not to its end.
+        """
+        with self._translating():
+            async with self._openai.files.with_streaming_response.content(file_id) as response:
+                rest = b""
+                chunks = response.iter_bytes()
+                while True:
+                    try:
+                        chunk = await anext(chunks)
+                    except StopAsyncIteration:
+                        break
+                    except Exception as error:  # the library lets errors of the one below through here
+                        message = self.redacted(f"connection lost: {error}")
+                        raise RequestFailed(Fault.TRANSIENT, None, message) from None
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        yield self.without_key(line)
+                if rest:
+                    yield self.without_key(rest)
+
+    async def delete(self, file_id: str) -> None:
+        """Let the provider forget a file.
+
+        Raises:
+            RequestFailed: it may still have it.
+        """
+        with self._translating():
+            await self._openai.files.delete(file_id)
+
+    async def _get(self, path: str, params: Mapping[str, Any] | None = None) -> Any:
+        with self._translating():
+            async with asyncio.timeout(self._timeout):
+                return await self._openai.get(path, cast_to=object, options={"params": params or {}})
+
+    def _batch(self, body: Any) -> BatchState:
+        body = body if isinstance(body, dict) else {"message": str(body)}
+        metadata, errors = body.get("metadata"), body.get("errors")
+        return BatchState(
+            id=self._expected(body.get("id"), "batch", self.said(body)),
+            tag=str(metadata.get("mifuse", "")) if isinstance(metadata, dict) else "",
+            state=str(body.get("status")),
+            input_file=body.get("input_file_id"),
+            output_file=body.get("output_file_id"),
+            error_file=body.get("error_file_id"),
+            message=self.said(errors.get("data")) if isinstance(errors, dict) else "",
+        )
+
+    @staticmethod
+    def _expected(value: Any, thing: str, said: str = "") -> str:
+        if isinstance(value, str) and value:
+            return value
+        raise RequestFailed(Fault.FATAL, 200, f"found no id of a {thing} in the answer, expected one. {said}")
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        """Turn errors of the library into `RequestFailed`."""
+        # Raised "from None": those of the library hold the request with its headers.
+        try:
+            yield
         except openai.APIStatusError as error:
             fault = fault_of(error.status_code, error.body)
             message = self.said(error.body) or f"HTTP {error.status_code}"
-            raise RequestFailed(fault, error.status_code, message, wait_of(error.response.headers)) from None
+            headers = error.response.headers
+            raise RequestFailed(fault, error.status_code, message, wait_of(headers), dict(headers)) from None
         except openai.APITimeoutError as error:
             raise self._unreachable(error, "no answer in time") from None
         except openai.APIConnectionError as error:
             raise self._unreachable(error, f"connection failed: {error.__cause__}") from None
         except openai.OpenAIError as error:
             raise RequestFailed(Fault.FATAL, 0, self.redacted(str(error))) from None
-        raw = response.http_response.content
-        if len(self._api_key) >= 8:  # shorter ones are placeholders that may well be words of the answer
-            raw = raw.replace(self._api_key.encode(), b"***")
-        return Reply(
-            raw,
-            response.http_response.status_code,
-            response.request_id and self.redacted(response.request_id),
-        )
+        except TimeoutError:
+            raise RequestFailed(Fault.TRANSIENT, None, "no answer in time") from None
 
     def _unreachable(self, error: openai.APIConnectionError, message: str) -> RequestFailed:
         left = type(error.__cause__).__name__ not in _LEFT_NOTHING
@@ -161,6 +287,10 @@ class Client:
         text = self.redacted(message_of(body))
         return text if len(text) <= 400 else f"{text[:400]}..."
 
+    def without_key(self, raw: bytes) -> bytes:
+        """Bytes without the API key, unless it is so short that it may well be a word of the answer."""
+        return raw.replace(self._api_key.encode(), b"***") if len(self._api_key) >= 8 else raw
+
     def redacted(self, text: str) -> str:
         """Text without the API key, and without what follows its first 8 characters if it is a long one."""
         key = self._api_key
@@ -168,170 +298,3 @@ class Client:
             return re.sub(rf"(?<![\w-]){re.escape(key)}(?![\w-])", "***", text)
         text = text.replace(key, "***")
         return re.sub(rf"{re.escape(key[:8])}[\w*.-]*", "***", text) if len(key) >= 16 else text
-
-
-async def answer_all(
-    questions: Iterable[Question],
-    *,
-    client: Client,
-    journal: Journal,
-    concurrency: int = 8,
-    progress: Progress | None = None,
-) -> Counts:
-    """Ask all questions and keep every answer in the journal.
-
-    At most ``concurrency`` questions are taken from the iterator at a time. A cancelled call loses nothing
-    that was committed; requests under way then stay unresolved in the journal.
-
-    Args:
-        questions: with different keys, none of them answered in the journal; drawn in the event loop.
-        client: where to ask.
-        journal: where intents and answers go.
-        concurrency: requests under way at the same time.
-        progress: called after each question that is settled.
-
-    Raises:
-        RemoteError: the server refuses all requests, cannot be reached, or limits the rate for too long;
-            raised when the requests under way are through.
-        InputError: the journal or a clip cannot be read or written.
-    """
-    run = _Run(client, journal, progress)
-    source = iter(questions)
-    workers = [asyncio.create_task(run.work(source)) for _ in range(concurrency)]
-    try:
-        await asyncio.gather(*workers)
-    finally:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
-    if run.error:
-        raise run.error
-    return Counts(run.answered, run.rejected, run.failed)
-
-
-class _Run:
-    """What the workers of one run share."""
-
-    def __init__(self, client: Client, journal: Journal, progress: Progress | None) -> None:
-        self.client = client
-        self.journal = journal
-        self.progress = progress
-        self.answered = 0
-        self.rejected: dict[str, str] = {}
-        self.failed: dict[str, str] = {}
-        self.error: Exception | None = None
-        self._resumed = journal.has_answers()
-        self._stop = asyncio.Event()
-        self._now = asyncio.get_running_loop().time
-        self._resume_at = self._last_answer = self._now()
-        self._pauses = 0  # in a row, without an answer between them
-
-    async def work(self, source: Iterator[Question]) -> None:
-        """Ask questions from the shared source until it is empty or the run has to stop."""
-        try:
-            while not self._stop.is_set() and (question := next(source, None)):
-                await self._ask(question)
-        except Exception as error:
-            # The first error ends the run, but what the other workers have under way is paid for.
-            self.error = self.error or error
-            self._stop.set()
-
-    async def _ask(self, question: Question) -> None:
-        messages = await asyncio.to_thread(question.messages)
-        attempt = 1
-        while True:
-            while (wait := self._resume_at - self._now()) > 0 and not self._stop.is_set():
-                await self._rest(wait)
-            if self._stop.is_set():
-                return
-            failure = await self._attempt(question.key, messages, attempt)
-            if failure is None:
-                self.answered += 1
-                break
-            if failure.fault is Fault.FATAL:
-                raise self._fatal(failure)
-            if failure.fault is Fault.THROTTLED:
-                self._throttle(failure)
-                continue
-            if failure.fault is Fault.REJECTED:
-                self.rejected[question.key] = failure.message
-                break
-            if attempt == ATTEMPTS:
-                self.failed[question.key] = failure.message
-                break
-            delay = random.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2 ** (attempt - 1)))
-            await self._rest(max(delay, min(failure.wait or 0, LONGEST_DELAY)))
-            attempt += 1
-        if self.progress:
-            self.progress(self.answered, len(self.rejected), len(self.failed))
-        if failure and not self.answered:
-            self._check_hope(failure)
-
-    def _check_hope(self, failure: RequestFailed) -> None:
-        """Stop a run in which nothing was answered yet.
-
-        Rejected clips do not count where an earlier run got answers: they may be all that it left over.
-        """
-        hopeless = len(self.failed) + (0 if self._resumed else len(self.rejected))
-        if hopeless >= HOPELESS:
-            raise RemoteError(
-                f"{self.client.host}: the first {hopeless} questions got no answer, the last one because of: "
-                f"{_sentence(failure)} Check the address, the model and the audio, then run again."
-            )
-
-    async def _attempt(self, key: str, messages: list[dict[str, Any]], attempt: int) -> RequestFailed | None:
-        """Send one request between its intent and its outcome in the journal; None if it was answered."""
-        intent = self.journal.begin(key, attempt)
-        try:
-            reply = await self.client.ask(messages)
-        except RequestFailed as failure:
-            self.journal.fail(intent, failure.http_status, failure.message)
-            return failure
-        self.journal.store(intent, key, reply.raw, http_status=reply.http_status, request_id=reply.request_id)
-        if choices_of(reply.raw):
-            self.journal.settle(key, outcome="ok", usage=content_of(reply.raw, 0)[1])
-            self._last_answer, self._pauses = self._now(), 0
-            return None
-        self.journal.settle(key, outcome="unusable")
-        said = self.client.said(json_of(reply.raw) or reply.raw.decode("utf-8", "replace"))
-        return RequestFailed(Fault.TRANSIENT, reply.http_status, f"an answer without choices: {said}")
-
-    def _throttle(self, failure: RequestFailed) -> None:
-        """Let all workers wait as long as the server asks, or longer from pause to pause."""
-        now = self._now()
-        if now >= self._resume_at:
-            self._pauses += 1  # once for all the requests that the same limit hit
-        wait = failure.wait
-        if wait is None:
-            wait = random.uniform(0.5, 1) * min(LONGEST_DELAY, 2.0 ** min(self._pauses, 10) / 2)
-        if now + wait - self._last_answer > PATIENCE:
-            raise RemoteError(
-                f"{self.client.host} limits the rate: {_sentence(failure)} The next request would go out in "
-                f"{wait:.0f} s, {now + wait - self._last_answer:.0f} s after the last answer or the start. "
-                f"{self._kept()} Run the command again later."
-            )
-        self._resume_at = max(self._resume_at, now + max(wait, 0.05))
-
-    def _fatal(self, failure: RequestFailed) -> MifuseError:
-        advice = {
-            401: "Check the API key.",
-            402: "Check the credit of the account.",
-            403: "Check the API key and what it is allowed to do.",
-            404: "Check the address and the name of the model.",
-            429: "Check the credit of the account.",
-        }.get(failure.http_status or 0, "Check the address, the model and the parameters of the request.")
-        return RemoteError(
-            f"{self.client.host} answered {failure.http_status}: {_sentence(failure)} {advice} {self._kept()}"
-        )
-
-    def _kept(self) -> str:
-        return f"{self.answered} answers of this run are kept in {self.journal.path.name}."
-
-    async def _rest(self, seconds: float) -> None:
-        """Sleep, but wake up when the run stops."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stop.wait(), seconds)
-
-
-def _sentence(failure: RequestFailed) -> str:
-    return failure.message.rstrip(".") + "."

@@ -28,16 +28,23 @@ class RequestFailed(Exception):
         http_status: status of the response; 0 if the request never left, None if nothing came back.
         message: the server's own words, free of the API key.
         wait: seconds that the server asks to wait, or None.
+        headers: of the response.
     """
 
     def __init__(
-        self, fault: Fault, http_status: int | None, message: str, wait: float | None = None
+        self,
+        fault: Fault,
+        http_status: int | None,
+        message: str,
+        wait: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.fault = fault
         self.http_status = http_status
         self.message = message
         self.wait = wait
+        self.headers = headers or {}
 
 
 _NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
@@ -57,7 +64,8 @@ _BAD_REQUEST_WORDS = re.compile(
     r"(?:unknown|unsupported|unrecognized|unexpected|invalid) (?:request )?"
     r"(?:parameter|argument|field|name|model)"
     r"|model .{0,120}(?:does not exist|not found|is not supported)"
-    r"|extra (?:fields|inputs) (?:are )?not permitted|multiple candidates is not enabled|api key not valid",
+    r"|extra (?:fields|inputs) (?:are )?not permitted|multiple candidates is not enabled|api key not valid"
+    r"|server is pinned to",
     re.IGNORECASE | re.DOTALL,
 )
 

@@ -1,87 +1,45 @@
 """The journal: every question sent and every answer received, in one SQLite file that a crash cannot spoil.
 
 An intent is committed before its request is sent, and the bytes of an answer before anybody reads them. So
-nothing that was paid for and arrived is lost, and intents without an outcome count the calls that may have
+nothing that was paid for and arrived is lost, and intents without an outcome name the calls that may have
 been paid for in vain.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import astuple, dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, Literal, NamedTuple
 
-from mifuse_cli.errors import ArtifactError, InputError
-from mifuse_cli.lalm.lock import hold
+from mifuse_cli.lalm.database import Database
+from mifuse_cli.lalm.replies import choices_of, content_of
 from mifuse_cli.lalm.spec import canonical_json, spec_hash
 
-SCHEMA_VERSION = 1
-
-_APPLICATION_ID = 0x6D666A31  # "mfj1": tells a journal from other SQLite files
-_SCHEMA = """
-CREATE TABLE spec (
-    spec_hash TEXT PRIMARY KEY,
-    json TEXT NOT NULL
-);
-CREATE TABLE utt (
-    utt_id TEXT PRIMARY KEY,
-    sha256 TEXT NOT NULL,
-    duration REAL NOT NULL,
-    sr INTEGER NOT NULL,
-    bytes INTEGER NOT NULL,
-    path TEXT NOT NULL
-);
-CREATE TABLE intent (
-    id INTEGER PRIMARY KEY,
-    key TEXT NOT NULL,
-    attempt INTEGER NOT NULL,
-    t_send REAL NOT NULL,
-    est_cost REAL,
-    t_end REAL,
-    http_status INTEGER,
-    error TEXT
-);
-CREATE TABLE answer (
-    key TEXT NOT NULL,
-    choice INTEGER NOT NULL,
-    intent_id INTEGER NOT NULL,
-    t_recv REAL NOT NULL,
-    http_status INTEGER NOT NULL,
-    request_id TEXT,
-    raw BLOB NOT NULL,
-    usage TEXT,
-    cost REAL,
-    outcome TEXT,
-    PRIMARY KEY (key, choice)
-);
-CREATE TABLE lock (
-    pid INTEGER NOT NULL,
-    host TEXT NOT NULL,
-    started TEXT NOT NULL
-);
-"""
-_KEYS_PER_QUERY = 500
-_ANSWERS = """
-SELECT answer.key, choice, raw, answer.http_status, request_id, t_recv, t_recv - t_send, attempt,
-    usage, outcome
-FROM answer JOIN intent ON intent.id = intent_id
-"""
+CLIPS_AT_A_TIME = 200
+_UTTERANCE = ("utt_id", "sha256", "duration", "sr", "bytes", "path", "file_sha256", "context")
 
 Outcome = Literal["ok", "unusable"]
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """A clip as it was asked about: ``duration`` in seconds, ``sr`` in Hz, ``bytes`` as sent."""
+    """A clip as it is asked about.
+
+    Attributes:
+        utt_id, path: its name and its file.
+        sha256, bytes: of the 16-bit WAV that holds what is asked about; it stands for the audio in every key.
+        duration, sr: in seconds and Hz.
+        file_sha256: of the file as it lies on the disk.
+        context: what the prompt tells of the clip, "" if nothing.
+        pieces: seconds of each piece that is asked about on its own; one, none for a clip that is left out.
+        twin: another clip with the same audio and context is asked instead.
+    """
 
     utt_id: str
     sha256: str
@@ -89,84 +47,125 @@ class Utterance:
     sr: int
     bytes: int
     path: str
+    file_sha256: str = ""
+    context: str = ""
+    pieces: tuple[float, ...] = ()
+    twin: bool = False
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """A stored answer.
 
-    ``raw`` is the response body, ``received`` in Unix seconds, ``latency`` in seconds; ``attempt`` counts
-    from 1. ``outcome`` is "ok", "unusable" (no choices in it; asked again) or None (received, never read).
+    Attributes:
+        key, choice: of the question.
+        raw: body of the response, and ``position``, where in its list of choices the answer stands.
+        tokens: `usage` as JSON.
+        outcome: "ok", "unusable" (nothing in it; asked again), or None: received, never read.
     """
 
     key: str
     choice: int
     raw: bytes
-    http_status: int
-    request_id: str | None
-    received: float
-    latency: float
-    attempt: int
-    usage: dict[str, int] | None
+    position: int
+    tokens: str | None
     outcome: Outcome | None
 
 
-class Journal:
+class Waiting(NamedTuple):
+    """An intent in a batch: its id, what it asks in words, and the USD reserved for it."""
+
+    intent: int
+    asked: str
+    cost: float
+
+
+class Journal(Database):
     """Questions and answers of one artifact, held by one process at a time.
 
-    Used as a context manager; every method that writes has committed when it returns.
-
-    Raises:
-        InputError: the path cannot be opened, is damaged, or is held by another process.
-        ArtifactError: the file is no journal, or a newer mifuse wrote it.
+    Used as a context manager. Methods that write about requests return a future that is done once they are
+    committed; commits of many are shared. Reading sees what is committed.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._lock = hold(self.path)
-        try:
-            self._db = self._opened()
-        except BaseException:
-            self._lock.close()
-            raise
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Release the journal for other processes."""
-        try:
-            with self._writing() as db:
-                db.execute("DELETE FROM lock")
-        finally:
-            self._db.close()
-            self._lock.close()
+    # What is asked about
 
     def add_spec(self, spec: Mapping[str, Any]) -> str:
         """Store what is asked, once; return its hash, see `mifuse_cli.lalm.spec.spec_hash`."""
         row = (spec_hash(spec), canonical_json(spec))
-        with self._writing() as db:
-            db.execute("INSERT OR IGNORE INTO spec VALUES (?, ?)", row)
+        self.execute("INSERT OR IGNORE INTO spec VALUES (?, ?)", row).result()
         return row[0]
 
-    def add_utterances(self, utterances: Iterable[Utterance]) -> None:
-        """Store clips in one transaction; a clip of the same id is replaced."""
-        with self._writing() as db:
-            db.executemany("INSERT OR REPLACE INTO utt VALUES (?, ?, ?, ?, ?, ?)", map(astuple, utterances))
+    def specs(self) -> dict[str, dict[str, Any]]:
+        """All that was ever asked, by hash."""
+        return {found: json.loads(text) for found, text in self.read("SELECT spec_hash, json FROM spec")}
 
-    def begin(self, key: str, attempt: int) -> int:
-        """Note that a request is about to be sent; return the id of the intent. ``attempt`` is from 1."""
-        with self._writing() as db:
-            cursor = db.execute(
-                "INSERT INTO intent (key, attempt, t_send) VALUES (?, ?, ?)", (key, attempt, time.time())
+    def new_run(self) -> int:
+        """Number of a further run, whose clips take the place of those of the last one."""
+        return self.read("SELECT ifnull(max(run), 0) + 1 FROM utt")[0][0]
+
+    def add_utterances(self, run: int, utterances: Iterable[Utterance]) -> None:
+        """Store clips of a run, in one transaction; a clip of the same id is replaced."""
+        rows = [
+            (u.utt_id, u.sha256, u.duration, u.sr, u.bytes, u.path, u.file_sha256, u.context,
+             json.dumps(u.pieces), run)
+            for u in utterances
+        ]  # fmt: skip
+        sql = f"INSERT OR REPLACE INTO utt ({', '.join(_UTTERANCE)}, pieces, run) VALUES ({'?, ' * 9}?)"
+        self.submit(lambda db: db.executemany(sql, rows)).result()
+
+    def mark_twins(self, run: int) -> None:
+        """Of the clips of a run with the same audio and context, leave one to be asked."""
+        first = "SELECT min(utt_id) FROM utt WHERE run = ? GROUP BY sha256, context"
+        sql = f"UPDATE utt SET twin = 1 WHERE run = ? AND utt_id NOT IN ({first})"
+        self.execute(sql, (run, run)).result()
+
+    def utterances(self, at_a_time: int = CLIPS_AT_A_TIME) -> Iterator[list[Utterance]]:
+        """Clips of the last run in the order of their ids, so many at a time."""
+        after = ""
+        while True:
+            found = self._utterances(
+                "run = (SELECT max(run) FROM utt) AND utt_id > ? ORDER BY utt_id LIMIT ?",
+                (after, at_a_time),
             )
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
+            if not found:
+                return
+            yield found
+            after = found[-1].utt_id
+
+    def known(self, utt_ids: Sequence[str]) -> dict[str, Utterance]:
+        """Clips of any run by id."""
+        found = self._utterances(
+            f"pieces IS NOT NULL AND utt_id IN ({','.join('?' * len(utt_ids))})", utt_ids
+        )
+        return {one.utt_id: one for one in found}
+
+    def _utterances(self, condition: str, values: Sequence[Any]) -> list[Utterance]:
+        rows = self.read(f"SELECT {', '.join(_UTTERANCE)}, pieces, twin FROM utt WHERE {condition}", values)
+        return [
+            Utterance(
+                **dict(zip(_UTTERANCE, row, strict=False)),
+                pieces=tuple(json.loads(row[-2])),
+                twin=bool(row[-1]),
+            )
+            for row in rows
+        ]
+
+    # Requests and answers
+
+    def begin(
+        self, key: str, attempt: int, *, asked: str = "", cost: float = 0.0, batch: str | None = None
+    ) -> Future[int]:
+        """Note that a request is about to be sent; the future holds the id of the intent.
+
+        Args:
+            key: of the question.
+            attempt: from 1.
+            asked: the question in words, for people.
+            cost: most that the request can cost, in USD.
+            batch: tag of the batch that it is part of.
+        """
+        row = (key, attempt, time.time(), cost, asked, batch)
+        sql = "INSERT INTO intent (key, attempt, t_send, est_cost, asked, batch) VALUES (?, ?, ?, ?, ?, ?)"
+        return self.submit(lambda db: db.execute(sql, row).lastrowid)
 
     def store(
         self,
@@ -177,189 +176,202 @@ class Journal:
         http_status: int,
         request_id: str | None = None,
         choice: int = 0,
-    ) -> None:
+    ) -> Future[None]:
         """Keep the body of an answer as it came and close its intent.
 
         An earlier answer to the same key and choice stays, unless it was settled as unusable.
         """
         now = time.time()
-        with self._writing() as db:
+        row = (key, choice, intent_id, now, http_status, request_id, zlib.compress(raw))
+
+        def work(db: sqlite3.Connection) -> None:
             db.execute(
                 "INSERT INTO answer (key, choice, intent_id, t_recv, http_status, request_id, raw) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key, choice) DO UPDATE SET "
                 "intent_id = excluded.intent_id, t_recv = excluded.t_recv, raw = excluded.raw, "
                 "http_status = excluded.http_status, request_id = excluded.request_id, "
-                "usage = NULL, outcome = NULL "
-                "WHERE outcome = 'unusable'",
-                (key, choice, intent_id, now, http_status, request_id, zlib.compress(raw)),
+                "usage = NULL, cost = NULL, outcome = NULL WHERE outcome = 'unusable'",
+                row,
             )
             db.execute(
                 "UPDATE intent SET t_end = ?, http_status = ? WHERE id = ?", (now, http_status, intent_id)
             )
 
-    def settle(
-        self, key: str, *, outcome: Outcome, usage: Mapping[str, int] | None = None, choice: int = 0
-    ) -> None:
-        """Note what the stored answer turned out to be; an unusable one no longer counts as answered."""
-        row = (outcome, json.dumps(usage) if usage else None, key, choice)
-        with self._writing() as db:
-            db.execute("UPDATE answer SET outcome = ?, usage = ? WHERE key = ? AND choice = ?", row)
+        return self.submit(work)
 
-    def fail(self, intent_id: int, http_status: int | None, error: str) -> None:
+    def settle(
+        self,
+        intent_id: int,
+        key: str,
+        *,
+        outcome: Outcome,
+        choices: Sequence[int] = (0,),
+        usage: Mapping[str, int] | None = None,
+        cost: float | None = None,
+    ) -> Future[None]:
+        """Note what the stored answer turned out to be; an unusable one no longer counts as answered.
+
+        Args:
+            intent_id: of the request.
+            key: of the question.
+            outcome: what it is.
+            choices: those that the body answers, in its order; the first is the one it was stored under.
+            usage: tokens of the whole response.
+            cost: of it in USD, None to let the reserved cost stand.
+        """
+        first, *others = choices
+        tokens = json.dumps(usage) if usage else None
+
+        def work(db: sqlite3.Connection) -> None:
+            changed = db.execute(
+                "UPDATE answer SET outcome = ?, usage = ?, cost = ? WHERE key = ? AND choice = ? AND intent_id = ?",
+                (outcome, tokens, cost, key, first, intent_id),
+            ).rowcount
+            if changed:
+                db.executemany(
+                    "INSERT OR IGNORE INTO answer (key, choice, intent_id, t_recv, http_status, request_id, raw, "
+                    "outcome) SELECT key, ?, intent_id, t_recv, http_status, request_id, x'', outcome "
+                    "FROM answer WHERE key = ? AND choice = ?",
+                    [(choice, key, first) for choice in others],
+                )
+            if cost is not None:
+                db.execute("UPDATE intent SET est_cost = ? WHERE id = ?", (cost, intent_id))
+
+        return self.submit(work)
+
+    def fail(self, intent_id: int, http_status: int | None, error: str) -> Future[None]:
         """Close an intent without an answer.
 
         Args:
             intent_id: result of `begin`.
             http_status: status of the response; 0 if the request never left; None if it may have left but
-                nothing came back, which leaves the intent `unresolved`.
+                nothing came back, which leaves the intent `unresolved` and its cost reserved.
             error: message, free of secrets.
         """
-        with self._writing() as db:
-            db.execute(
-                "UPDATE intent SET t_end = ?, http_status = ?, error = ? WHERE id = ?",
-                (time.time(), http_status, error, intent_id),
-            )
+        return self.execute(
+            "UPDATE intent SET t_end = ?, http_status = ?, error = ?, "
+            "est_cost = CASE WHEN ? IS NULL THEN est_cost ELSE 0 END WHERE id = ?",
+            (time.time(), http_status, error, http_status, intent_id),
+        )
 
-    def answered(self, keys: Iterable[str]) -> set[str]:
-        """Those of ``keys`` that have an answer and need not be asked again."""
-        wanted = list(keys)
-        found: set[str] = set()
-        with self._translated():
-            for start in range(0, len(wanted), _KEYS_PER_QUERY):
-                batch = wanted[start : start + _KEYS_PER_QUERY]
-                marks = ",".join("?" * len(batch))
-                found.update(
-                    key
-                    for (key,) in self._db.execute(
-                        f"SELECT key FROM answer WHERE key IN ({marks}) AND outcome IS NOT 'unusable'", batch
-                    )
-                )
+    def note(self, intent_id: int, http_status: int, cost: float) -> Future[None]:
+        """Close an intent whose answer need not be kept."""
+        return self.execute(
+            "UPDATE intent SET t_end = ?, http_status = ?, est_cost = ? WHERE id = ?",
+            (time.time(), http_status, cost, intent_id),
+        )
+
+    def answered(self, keys: Iterable[str]) -> dict[str, list[int]]:
+        """Choices that need not be asked again, by key; keys without any are left out."""
+        found: dict[str, list[int]] = {}
+        for key, choice in self.read_keys(
+            "SELECT key, choice FROM answer WHERE outcome IS NOT 'unusable' AND", keys
+        ):
+            found.setdefault(key, []).append(choice)
         return found
+
+    def answers(self, keys: Iterable[str]) -> dict[tuple[str, int], Answer]:
+        """Stored answers to these questions by key and choice, unusable ones among them."""
+        rows = self.read_keys("SELECT key, choice, intent_id, raw, usage, outcome FROM answer WHERE", keys)
+        found: dict[tuple[str, int], Answer] = {}
+        bodies: dict[tuple[str, int], tuple[bytes, int]] = {}
+        with self.translating():
+            for key, choice, intent, packed, usage, outcome in sorted(rows, key=itemgetter(0, 1)):
+                if packed:
+                    raw, position = zlib.decompress(packed), 0
+                else:
+                    # A further choice of the body that stands with the first one.
+                    raw, position = bodies[key, intent]
+                bodies[key, intent] = raw, position + 1
+                found[key, choice] = Answer(key, choice, raw, position, usage, outcome)
+        return found
+
+    def settle_unread(self) -> None:
+        """Settle what was stored but, because of a crash, never read."""
+        for intent, key, choice, packed in self.read(
+            "SELECT intent_id, key, choice, raw FROM answer WHERE outcome IS NULL"
+        ):
+            with self.translating():
+                raw = zlib.decompress(packed)
+            got = len(choices_of(raw))
+            self.settle(
+                intent,
+                key,
+                outcome="ok" if got else "unusable",
+                choices=range(choice, choice + max(got, 1)),
+                usage=content_of(raw, 0)[1],
+            ).result()
 
     def has_answers(self) -> bool:
         """Whether any question was ever answered."""
-        with self._translated():
-            return bool(
-                self._db.execute("SELECT EXISTS (SELECT 1 FROM answer WHERE outcome = 'ok')").fetchone()[0]
-            )
+        return bool(self.read("SELECT EXISTS (SELECT 1 FROM answer WHERE outcome = 'ok')")[0][0])
 
-    def answer(self, key: str, choice: int = 0) -> Answer | None:
-        """The stored answer to one question, None if there is none."""
-        with self._translated():
-            row = self._db.execute(
-                f"{_ANSWERS} WHERE answer.key = ? AND choice = ?", (key, choice)
-            ).fetchone()
-            return _answer(row) if row else None
+    def rejected(self, keys: Iterable[str]) -> dict[str, str]:
+        """Messages by which the server rejected questions, by those of ``keys`` that it did reject."""
+        return dict(
+            self.read_keys("SELECT key, error FROM intent WHERE http_status IN (400, 413, 422) AND", keys)
+        )
 
-    def answers(self) -> Iterator[Answer]:
-        """All stored answers, in the order of their keys."""
-        with self._translated():
-            for row in self._db.execute(f"{_ANSWERS} ORDER BY answer.key, choice"):
-                yield _answer(row)
+    # Accounts
 
-    def unresolved(self) -> int:
-        """Number of intents of which nobody knows the outcome: calls that may have been paid for in vain."""
-        with self._translated():
-            return self._db.execute("SELECT count(*) FROM intent WHERE http_status IS NULL").fetchone()[0]
+    def unresolved(self) -> list[tuple[str, float]]:
+        """Calls of which nobody knows the outcome, so that they may have been paid for in vain.
 
-    def _opened(self) -> sqlite3.Connection:
-        with self._translated():
-            db = sqlite3.connect(self.path, isolation_level=None)
-            try:
-                self._check(db)
-                durable_mode(db)
-                db.execute("BEGIN IMMEDIATE")
-                if not _has_tables(db):
-                    for statement in _SCHEMA.split(";"):
-                        db.execute(statement)
-                    db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-                # A row that is still there is from a process that was killed: the file lock is ours.
-                db.execute("DELETE FROM lock")
-                started = time.strftime("%Y-%m-%d %H:%M:%S")
-                db.execute("INSERT INTO lock VALUES (?, ?, ?)", (os.getpid(), socket.gethostname(), started))
-                db.execute("COMMIT")
-            except BaseException:
-                db.close()
-                raise
-        return db
+        Returns:
+            What was asked and when (Unix seconds), in the order of sending.
+        """
+        return self.read(
+            "SELECT asked, t_send FROM intent WHERE http_status IS NULL AND batch IS NULL ORDER BY id"
+        )
 
-    def _check(self, db: sqlite3.Connection) -> None:
-        # Before anything is written: another program's database stays as it is.
-        (application,) = db.execute("PRAGMA application_id").fetchone()
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if application != _APPLICATION_ID and (application or version or _has_tables(db)):
-            raise ArtifactError(f"{self.path}: an SQLite file, but no mifuse journal. Choose another output.")
-        if version > SCHEMA_VERSION:
-            raise ArtifactError(
-                f"{self.path}: journal of schema {version}, but this mifuse reads up to {SCHEMA_VERSION}. "
-                "Upgrade mifuse."
-            )
+    def accounts(self) -> dict[str, float]:
+        """Sums over all runs.
 
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: committed when the block ends, rolled back when it raises."""
-        with self._translated():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        Returns:
+            ``sent``: requests that left; ``answered``, ``limited`` (429), ``failed`` and ``unresolved`` among
+            them; ``spent``: USD, with what unresolved requests may cost.
+        """
+        sent, answered, limited, unresolved, spent = self.read(
+            "SELECT ifnull(sum(http_status IS NOT 0), 0), ifnull(sum(http_status IS 200), 0), "
+            "ifnull(sum(http_status IS 429), 0), ifnull(sum(http_status IS NULL), 0), total(est_cost) FROM intent"
+        )[0]
+        failed = sent - answered - limited - unresolved
+        return {"sent": sent, "answered": answered, "limited": limited, "failed": failed,
+                "unresolved": unresolved, "spent": spent}  # fmt: skip
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.ProgrammingError:
-            raise
-        except sqlite3.OperationalError as error:
-            raise InputError(
-                f"{self.path}: cannot be read or written ({error}). Check the disk and the permissions; "
-                "what was committed before is intact."
-            ) from error
-        except (sqlite3.DatabaseError, zlib.error) as error:
-            raise InputError(
-                f"{self.path}: damaged, or not a journal ({error}). Restore it from a backup, try "
-                f"'sqlite3 {self.path.name} .recover', or move it away and start anew."
-            ) from error
+    # Batches of the provider
 
+    def plan_batch(self, tag: str, host: str) -> None:
+        """Note that a batch is about to be made, before the intents in it."""
+        sql = "INSERT INTO batch (tag, host, planned) VALUES (?, ?, ?)"
+        self.execute(sql, (tag, host, time.time())).result()
 
-def durable_mode(db: sqlite3.Connection) -> str:
-    """Make commits survive a crash and a power cut; return the journal mode in use.
+    def add_batch(self, tag: str, batch_id: str) -> None:
+        """Note that the provider took a batch, and the id that it has there."""
+        self.execute("UPDATE batch SET id = ? WHERE tag = ?", (batch_id, tag)).result()
 
-    Write-ahead logging needs shared memory. Where SQLite does not grant it, as on network file systems,
-    the rollback journal does the same more slowly.
-    """
-    try:
-        (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
-    except sqlite3.OperationalError:
-        mode = "refused"
-    if mode == "wal":
-        db.execute("PRAGMA synchronous = FULL")
-    else:
-        (mode,) = db.execute("PRAGMA journal_mode = DELETE").fetchone()
-        db.execute("PRAGMA synchronous = EXTRA")
-    return mode
+    def close_batch(self, tag: str, state: str) -> None:
+        """Note that a batch is over; ``state`` in the provider's word."""
+        self.execute("UPDATE batch SET state = ? WHERE tag = ?", (state, tag)).result()
 
+    def open_batches(self, host: str) -> list[tuple[str, str | None]]:
+        """Batches that are not over, oldest first: tag, and the provider's id if it is known to have them."""
+        sql = "SELECT tag, id FROM batch WHERE state IS NULL AND host = ? ORDER BY planned"
+        return self.read(sql, (host,))
 
-def _has_tables(db: sqlite3.Connection) -> bool:
-    return db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
+    def in_batch(self, tag: str) -> dict[str, Waiting]:
+        """Open intents of a batch by key."""
+        sql = "SELECT key, id, asked, est_cost FROM intent WHERE batch = ? AND http_status IS NULL"
+        return {key: Waiting(*row) for key, *row in self.read(sql, (tag,))}
 
+    # What servers can do
 
-def _answer(row: tuple[Any, ...]) -> Answer:
-    key, choice, raw, http_status, request_id, received, latency, attempt, usage, outcome = row
-    return Answer(
-        key=key,
-        choice=choice,
-        raw=zlib.decompress(raw),
-        http_status=http_status,
-        request_id=request_id,
-        received=received,
-        latency=latency,
-        attempt=attempt,
-        usage=json.loads(usage) if usage else None,
-        outcome=outcome,
-    )
+    def probed(self, host: str, model: str) -> dict[str, Any] | None:
+        """What was found out about a model at a host, None if nothing."""
+        rows = self.read("SELECT json FROM probe WHERE host = ? AND model = ?", (host, model))
+        return json.loads(rows[0][0]) if rows else None
+
+    def add_probe(self, host: str, model: str, found: Mapping[str, Any]) -> None:
+        """Keep what was found out."""
+        row = (host, model, time.time(), json.dumps(found))
+        self.execute("INSERT OR REPLACE INTO probe VALUES (?, ?, ?, ?)", row).result()

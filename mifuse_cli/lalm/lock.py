@@ -1,4 +1,4 @@
-"""One process per journal."""
+"""One process per journal, and what is known of the file system that it lies on."""
 
 from __future__ import annotations
 
@@ -37,6 +37,24 @@ def hold(journal: Path) -> IO[str]:
             f"{journal}: this file system has no file locks ({error.strerror}). Use a local disk."
         ) from None
     return lock
+
+
+_NETWORK = ("nfs", "cifs", "smb", "afs", "9p", "ceph", "lustre", "beegfs", "gpfs", "glusterfs", "sshfs")
+
+
+def network_filesystem(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
+    """Type of the network file system that holds ``path``, None if it is local or not known."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    path = path.resolve()
+    place, kind = Path("/"), ""
+    for _, directory, found, *_ in (line.split() for line in lines):
+        mounted = Path(directory.replace("\\040", " "))
+        if path.is_relative_to(mounted) and mounted.is_relative_to(place):
+            place, kind = mounted, found
+    return kind if kind.removeprefix("fuse.").startswith(_NETWORK) else None
 
 
 def _holder(journal: Path) -> str:

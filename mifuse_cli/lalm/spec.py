@@ -30,16 +30,21 @@ def spec_hash(spec: Mapping[str, Any]) -> str:
     return hashlib.blake2b(canonical_json(spec).encode(), digest_size=16).hexdigest()
 
 
-def question_key(audio_sha256: str, spec_hash: str, sample: int, order: Sequence[int]) -> str:
-    """Key of one question: BLAKE2b-128 of audio, spec, sample index and label order, 32 hex digits.
+def question_key(
+    audio_sha256: str, spec_hash: str, sample: int, order: Sequence[int], context: str = ""
+) -> str:
+    """Key of one question: BLAKE2b-128 of audio, spec, sample index, label order and context, 32 hex digits.
 
     Args:
         audio_sha256: hex SHA-256 of the audio bytes as sent.
         spec_hash: result of `spec_hash`.
         sample: index of the sample, from 0.
         order: class index at each position of the label list, length K.
+        context: what else the prompt says about this clip only.
     """
-    parts = (str(KEY_VERSION), audio_sha256, spec_hash, str(sample), ",".join(map(str, order)))
+    parts = [str(KEY_VERSION), audio_sha256, spec_hash, str(sample), ",".join(map(str, order))]
+    if context:
+        parts.append(context)
     return hashlib.blake2b("|".join(parts).encode(), digest_size=16).hexdigest()
 
 

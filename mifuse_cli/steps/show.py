@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mifuse_cli import artifacts, lineage
-from mifuse_cli.artifacts import SCHEMA_VERSION, Artifact, Lalm
+from mifuse_cli.artifacts import SCHEMA_VERSION
 from mifuse_cli.config import Progress, StepConfig, option
 from mifuse_cli.errors import MifuseError
 
@@ -33,7 +30,7 @@ class ShowResult:
         classes: names in order.
         sizes: length of every axis by letter.
         datasets: axes, shape and meaning of every dataset.
-        counts: further counts, such as LALM answers by outcome.
+        summary: what query-lalm says of its answers; empty for other kinds.
         parents: role, path, hash, and state: "unchanged", "changed", "absent" or "not compared".
         parameters: what the step recorded.
         config: the resolved configuration.
@@ -47,7 +44,7 @@ class ShowResult:
     classes: tuple[str, ...]
     sizes: dict[str, int]
     datasets: dict[str, dict[str, Any]]
-    counts: dict[str, int]
+    summary: dict[str, Any]
     parents: list[dict[str, str]]
     parameters: dict[str, Any]
     config: dict[str, Any]
@@ -80,12 +77,12 @@ def show(config: ShowConfig, *, progress: Progress | None = None) -> ShowResult:
                    "shape": list(array.shape), "holds": made.columns()[name]["holds"]}
             for name, array in made.arrays().items()
         },
-        counts=_counts(made),
+        summary=header.parameters.get("summary", {}),
         parents=[
             {"role": one.role, "path": one.path, "sha256": one.sha256, "state": _state(path, one)}
             for one in header.parents
         ],
-        parameters=header.parameters,
+        parameters={name: value for name, value in header.parameters.items() if name != "summary"},
         config={key: value for key, value in header.config.items() if key != "settings"},
         seed=header.seed,
         created=header.created,
@@ -93,15 +90,6 @@ def show(config: ShowConfig, *, progress: Progress | None = None) -> ShowResult:
         sha256=lineage.digest(config.file),
         versions=header.versions,
     )  # fmt: skip
-
-
-def _counts(made: Artifact) -> dict[str, int]:
-    if not isinstance(made, Lalm):
-        return {}
-    names = {int(code): name for name, code in made.header.parameters["status_codes"].items()}
-    found = Counter(names[int(code)] for code in made.status.ravel())
-    without = int(np.isnan(made.probs).any(axis=-1).all(axis=1).sum())
-    return {**dict(found.most_common()), "clips without a valid answer": without}
 
 
 def _state(file: Path, parent: artifacts.Parent) -> str:

@@ -1,0 +1,266 @@
+"""``mifuse query-lalm``: ask an audio-language model several times about every clip."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mifuse_cli import artifacts, lineage, provenance
+from mifuse_cli.artifacts import Lalm
+from mifuse_cli.config import Progress
+from mifuse_cli.errors import ArtifactError, InputError, RemoteError, UsageError
+from mifuse_cli.files import remove_leftovers
+from mifuse_cli.labels import parse_classes
+from mifuse_cli.lalm.address import host_of, is_local
+from mifuse_cli.lalm.clips import Rule
+from mifuse_cli.lalm.estimate import Volume, calibrated
+from mifuse_cli.lalm.journal import Journal
+from mifuse_cli.lalm.plan import Form, Plan
+from mifuse_cli.lalm.pricing import Price, price_of, read_prices
+from mifuse_cli.lalm.prompts import read_wording
+from mifuse_cli.lalm.survey import Survey
+from mifuse_cli.manifest import Clips
+from mifuse_cli.steps.query_lalm.config import QueryLalmConfig, QueryLalmResult
+from mifuse_cli.steps.query_lalm.reading import dry_run, priced, read_clips
+from mifuse_cli.steps.query_lalm.saving import journal_path, save_artifact, summary_of
+
+if TYPE_CHECKING:
+    from mifuse_cli.lalm.session import Ended
+
+__all__ = ["QueryLalmConfig", "QueryLalmResult", "journal_path", "query_lalm"]
+
+_log = logging.getLogger("mifuse")
+
+LONG_SECONDS = 20.0
+"""Audio longer than this is worth a look at whether the model hears all of it."""
+FEATURES = ("n", "logprobs", "json_schema", "seed", "long_audio")
+
+
+def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> QueryLalmResult:
+    """Ask what the journal has no answer to yet, then derive the artifact from the journal.
+
+    Every clip is decoded before the first question is sent. The key is read from ``api_key_file``, else
+    from the environment variable OPENAI_API_KEY, and only if something is to be asked. SIGINT and SIGTERM
+    let what is under way come in; then, as after an error, the artifact is saved as far as it goes.
+
+    Raises:
+        InputError: clips that cannot be read, no API key, a journal in use.
+        ArtifactError: ``out`` holds answers to other questions (another model, prompt, class list, ...).
+        RemoteError: the service failed, or a budget is used up; answers so far are kept.
+        UsageError: audio would leave this machine without ``yes``; a budget for a model without a price.
+        KeyboardInterrupt: after a signal.
+    """
+    classes = parse_classes(config.classes)
+    base_url = config.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    config = replace(config, base_url=base_url)
+    clips = Clips(config.manifest, config.wav_dir)
+    if config.context_column and config.context_column not in clips.columns:
+        raise InputError(
+            f"{clips.where}: has no column {config.context_column!r} (found: {', '.join(clips.columns)}). "
+            "Name the column that holds the text."
+        )
+    plan = _plan(config, classes)
+    rule = Rule(config.max_seconds, config.long_clips, config.upload)
+    price = price_of(config.model, read_prices(config.prices))
+    if config.budget is not None and price is None:
+        raise UsageError(
+            f"--budget: the price of {config.model} is not known. Give it in a file with --prices, or limit "
+            "the number of requests with --max-requests."
+        )
+    if config.dry_run:
+        return dry_run(config, clips, plan, rule, price)
+    if config.update and config.out.exists():
+        parents = [lineage.clips_parent(sorted(clips, key=lambda c: c.utt_id), clips.where, config.out)]
+        if lineage.is_current(config, config.out, parents) and _is_complete(config.out):
+            return replace(summary_of(config.out), up_to_date=True)
+    if config.out.exists() and not config.force and not config.update:
+        _refuse_other_questions(config.out, plan.form.spec())
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    with Journal(journal_path(config.out)) as journal:
+        remove_leftovers(config.out)
+        journal.settle_unread()
+        journal.add_spec(plan.form.spec())
+        read_clips(config, clips, plan, rule, journal, progress)
+        return _run(config, clips, Survey(plan, rule, journal), price, progress)
+
+
+def _plan(config: QueryLalmConfig, classes: tuple[str, ...]) -> Plan:
+    form = Form(
+        host=host_of(config.base_url),
+        model=config.model,
+        wording=read_wording(config.prompt, config.elicit, context=bool(config.context_column)),
+        classes=classes,
+        elicit=config.elicit,
+        temperature=config.temperature,
+        max_tokens=config.max_tokens,
+        json_schema=config.json_schema,
+        choices=config.choices_per_request,
+        seed=config.seed if config.send_seed else None,
+        audio_format=config.upload,
+        accept_label_only=config.accept_label_only,
+    )
+    return Plan(form, config.n_samples, reask=config.reask, reask_refused=config.reask_refused)
+
+
+def _is_complete(out: Path) -> bool:
+    return artifacts.read_header(out)[1].parameters.get("complete", True)
+
+
+def _refuse_other_questions(out: Path, spec: dict[str, Any]) -> None:
+    kind, header = artifacts.read_header(out)
+    asked = header.parameters.get("spec")
+    if kind != Lalm.kind or asked is None:
+        raise ArtifactError(f"{out}: is of kind {kind!r}, expected {Lalm.kind!r}. Choose another --out.")
+    changed = sorted(name for name in spec.keys() | asked.keys() if spec.get(name) != asked.get(name))
+    if changed:
+        raise ArtifactError(
+            f"{out}: holds answers to other questions: {', '.join(changed)} changed. "
+            "Choose another --out, or pass --force to replace it (the answers stay in its journal)."
+        )
+
+
+def _run(
+    config: QueryLalmConfig, clips: Clips, survey: Survey, price: Price | None, progress: Progress | None
+) -> QueryLalmResult:
+    """Ask what is missing, unless told not to, and save the artifact."""
+    whole, journal = survey, survey.journal
+    if config.pilot:
+        survey = Survey(whole.plan, whole.rule, journal, only=_drawn(config, journal))
+    volume = survey.volume()
+
+    def save() -> QueryLalmResult:
+        return save_artifact(config, clips.where, whole, price)
+
+    ended = None
+    if not config.reparse and (volume.requests or config.reask or config.reask_refused):
+        ended = _ask(config, survey, volume, price, save, progress)
+    # Before the first answer there is nothing to save, and a run that ended early is no reason to.
+    early = ended is not None and (ended.interrupted or ended.error or ended.failed)
+    result = save() if journal.has_answers() or not early else None
+    if ended and ended.interrupted:
+        raise KeyboardInterrupt
+    if ended and ended.error:
+        raise ended.error
+    if ended and ended.failed:
+        raise RemoteError(
+            f"{len(ended.failed)} of {volume.requests} questions got no answer, the last one because of: "
+            f"{list(ended.failed.values())[-1]} The {ended.answered} answers of this run are kept; "
+            "run the same command again to ask what is missing."
+        )
+    assert result is not None
+    result = replace(result, asked=ended.answered if ended else 0)
+    if config.pilot:
+        total = whole.volume(missing=False)
+        seen = survey.observations(price, batch=config.transport == "batch")
+        guess = calibrated(seen, total, rpm=config.rpm, tpm=config.tpm)
+        notes = (
+            *result.notes,
+            priced(config.model, price),
+            f"projected from {len(seen)} clips drawn at random",
+        )
+        result = replace(result, volume=total, estimate=guess, notes=notes)
+    return result
+
+
+def _drawn(config: QueryLalmConfig, journal: Journal) -> frozenset[str]:
+    """Ids of the clips of a pilot: a uniform sample drawn in one pass."""
+    rng = provenance.rng(config.seed, "pilot")
+    assert config.pilot
+    drawn: list[str] = []
+    seen = 0
+    for block in journal.utterances():
+        for one in block:
+            if one.twin or not one.pieces:
+                continue
+            seen += 1
+            place = len(drawn) if len(drawn) < config.pilot else int(rng.integers(seen))
+            drawn[place : place + 1] = [one.utt_id] if place < config.pilot else drawn[place : place + 1]
+    return frozenset(drawn)
+
+
+def _ask(
+    config: QueryLalmConfig,
+    survey: Survey,
+    volume: Volume,
+    price: Price | None,
+    save: Callable[[], QueryLalmResult],
+    progress: Progress | None,
+) -> Ended:
+    from mifuse_cli.lalm.session import Service, run
+
+    host, hours = host_of(config.base_url), volume.seconds / 3600
+    what = (
+        f"{volume.requests} requests with {hours:.3g} hours of speech in all ({volume.upload_bytes / 1e6:.1f} MB, "
+        f"{volume.clips} clips)"
+    )
+    if not is_local(config.base_url) and not config.yes:
+        raise UsageError(f"{what} would be sent to {host}. Pass --yes if the speakers' consent covers that.")
+    api_key = _api_key(config)
+    _log.info("sending %s to %s", what, host)
+    needed = frozenset(_features(config, survey))
+    service = Service(
+        base_url=config.base_url,
+        model=config.model,
+        api_key=api_key,
+        timeout=config.timeout,
+        stream=config.stream,
+        concurrency=config.concurrency,
+        rpm=config.rpm,
+        tpm=config.tpm,
+        price=price,
+        usd=config.budget,
+        requests=config.max_requests,
+        max_unreadable=config.max_unreadable,
+        needed=needed if config.probe != "off" else frozenset(),
+        probed={"auto": needed, "all": frozenset(FEATURES), "off": frozenset()}[config.probe],
+        batch=config.transport == "batch",
+        poll_seconds=config.poll_seconds,
+    )
+
+    def report(done: int, total: int, facts: Mapping[str, Any]) -> None:
+        if progress:
+            progress("asking", done, total, facts)
+
+    return run(
+        survey,
+        service,
+        rounds=max(config.reask, config.reask_refused),
+        answers=volume.answers,
+        save=save,
+        save_seconds=60 * config.save_minutes,
+        report=report,
+    )
+
+
+def _features(config: QueryLalmConfig, survey: Survey) -> Iterator[str]:
+    """What the options ask of the server, beyond an answer."""
+    if config.choices_per_request > 1:
+        yield "n"
+    if config.elicit == "logprob":
+        yield "logprobs"
+    if config.json_schema:
+        yield "json_schema"
+    if config.send_seed:
+        yield "seed"
+    extremes = survey.extremes()
+    if extremes and extremes[1] > LONG_SECONDS:
+        yield "long_audio"
+
+
+def _api_key(config: QueryLalmConfig) -> str:
+    if config.api_key_file is not None:
+        try:
+            return config.api_key_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--api-key-file {config.api_key_file}: cannot be read ({error}).") from None
+    key = os.environ.get("OPENAI_API_KEY", "")
+    if not key:
+        raise InputError(
+            "there is no API key: set OPENAI_API_KEY or give --api-key-file. "
+            "For a local server that needs none, any word will do."
+        )
+    return key

@@ -1,0 +1,152 @@
+"""What query-lalm can be told, and what it tells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mifuse_cli.config import StepConfig, above_zero, at_least, one_of, option, target_problems
+from mifuse_cli.errors import UsageError
+from mifuse_cli.labels import CLASSES, parse_classes
+from mifuse_cli.lalm.clips import RULES
+from mifuse_cli.lalm.elicit import MODES
+from mifuse_cli.lalm.estimate import Estimate, Volume
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryLalmConfig(StepConfig):
+    """Ask an audio-language model several times about every clip for a distribution over emotions.
+
+    Answers are kept in OUT.journal.sqlite as they come. Run the same command again to go on after an
+    interruption, or with a larger --n-samples to ask for more: only what is missing is asked.
+    """
+
+    manifest: Path | None = option(None, "CSV of target clips; labels in it are not read.")
+    wav_dir: Path | None = option(None, "Directory of target clips, instead of --manifest.")
+    out: Path = option(help="Artifact to write.")
+    model: str = option(help="Name of the model at the endpoint.")
+    base_url: str = option(
+        "", "Address of an OpenAI-compatible endpoint, up to /v1; default: OPENAI_BASE_URL, else OpenAI's."
+    )
+    api_key_file: Path | None = option(
+        None, "File that holds the API key; default: OPENAI_API_KEY.", settles=False
+    )
+    yes: bool = option(False, "Agree that the audio is sent to a host other than this one.", settles=False)
+
+    n_samples: int = option(5, "Questions about every clip.")
+    classes: str = option(",".join(CLASSES), "Emotion classes, in the order of every probability.")
+    elicit: str = option("verbalized", f"How to ask: {', '.join(MODES)}.")
+    temperature: float = option(
+        1.0, "Sampling temperature of the model; at 0 there is no uncertainty to measure."
+    )
+    prompt: Path | None = option(None, "YAML file with the texts system, template and refused.")
+    context_column: str = option("", "Column of the manifest whose text, such as a transcript, is shown.")
+    choices_per_request: int = option(
+        1, "Answers that one request asks for: cheaper, but they share one order of labels."
+    )
+    max_tokens: int | None = option(None, "Most tokens of an answer; default: by --elicit.")
+    json_schema: bool = option(False, "Let the server force the form of answers.")
+    send_seed: bool = option(False, "Send a seed made from --seed with every request.")
+    accept_label_only: bool = option(False, "Read an answer that names one label only as certainty.")
+    reask: int = option(0, "How often to ask again for an answer that cannot be read.")
+    reask_refused: int = option(0, "How often to ask again, in other words, after a refusal.")
+    max_seconds: float = option(30.0, "Longest audio to send: many models hear no more, and do not say so.")
+    long_clips: str = option("stop", f"What to do with longer clips: {', '.join(RULES)}.")
+    upload: str = option("wav", "Send audio as wav or mp3.")
+
+    rpm: float | None = option(None, "Requests a minute that the service allows.", settles=False)
+    tpm: float | None = option(None, "Tokens a minute that it allows.", settles=False)
+    concurrency: int = option(64, "Most requests under way at the same time.", settles=False)
+    timeout: float = option(120.0, "Seconds that one request may take.", settles=False)
+    transport: str = option(
+        "live", "live, or batch: through the provider's batches, within a day and for less.", settles=False
+    )
+    poll_seconds: float = option(60.0, "Seconds between two looks at a batch.", settles=False)
+    probe: str = option(
+        "auto",
+        "What to find out about the server first: auto (what the options rely on), all, or off.",
+        settles=False,
+    )
+    stream: bool = option(False, "Stream answers, for servers that require it.", settles=False)
+
+    dry_run: bool = option(False, "Send nothing; estimate requests, tokens, cost and hours.", settles=False)
+    pilot: int | None = option(None, "Ask about this many clips only, and project the cost.", settles=False)
+    budget: float | None = option(None, "Most USD that the artifact may cost in all runs.", settles=False)
+    max_requests: int | None = option(None, "Most requests in all runs.", settles=False)
+    prices: Path | None = option(None, "YAML file of prices, over the built-in ones.", settles=False)
+    max_unreadable: float = option(
+        0.5, "Share of the last 50 answers that may be unreadable before the run stops.", settles=False
+    )
+    reparse: bool = option(False, "Ask nothing; make the artifact anew from the journal.", settles=False)
+    save_minutes: float = option(5.0, "Minutes between two savings of the artifact.", settles=False)
+
+    def problems(self) -> Iterable[str]:
+        """Values that make no sense."""
+        yield from target_problems(self.manifest, self.wav_dir)
+        try:
+            parse_classes(self.classes)
+        except UsageError as error:
+            yield str(error)
+        yield from one_of("--elicit", self.elicit, MODES)
+        yield from one_of("--long-clips", self.long_clips, RULES)
+        yield from one_of("--transport", self.transport, ("live", "batch"))
+        yield from one_of("--probe", self.probe, ("auto", "all", "off"))
+        if self.stream and self.transport == "batch":
+            yield "--stream: a batch has no streams"
+        yield from one_of("--upload", self.upload, ("wav", "mp3"))
+        yield from at_least("--n-samples", self.n_samples, 1)
+        yield from at_least("--choices-per-request", self.choices_per_request, 1)
+        if self.choices_per_request > 0 and self.n_samples % self.choices_per_request:
+            yield f"--n-samples {self.n_samples}: expected a multiple of --choices-per-request"
+        if self.context_column == "emotion":
+            yield "--context-column emotion: the label must not be shown to the model"
+        if self.context_column and self.wav_dir:
+            yield "--context-column: needs a --manifest"
+        for name in ("temperature", "reask", "reask_refused", "budget"):
+            yield from at_least(f"--{name.replace('_', '-')}", getattr(self, name) or 0, 0)
+        for name in ("concurrency", "max_tokens", "pilot", "max_requests"):
+            value = getattr(self, name)
+            yield from at_least(f"--{name.replace('_', '-')}", 1 if value is None else value, 1)
+        for name in ("timeout", "max_seconds", "save_minutes", "poll_seconds", "rpm", "tpm"):
+            value = getattr(self, name)
+            yield from above_zero(f"--{name.replace('_', '-')}", 1 if value is None else value)
+
+
+@dataclass(frozen=True)
+class QueryLalmResult:
+    """What was asked and answered.
+
+    Attributes:
+        out: the artifact; not written by a dry run.
+        clips, samples: U and N.
+        asked: answers that came in this run.
+        complete: whether nothing is left to ask.
+        statuses: answers by outcome.
+        without_answer: clips without any valid answer.
+        mean_mi: mean mutual information over clips with an answer, in nats; None without any.
+        tokens: prompt and completion tokens of all answers, as far as the server tells.
+        requests: sums over all runs, see `Journal.accounts`.
+        spent_usd: what they cost, None without a price.
+        unresolved: requests that may have been billed without an answer kept: clip and sample.
+        volume, estimate: what a dry run or a pilot finds that the corpus takes.
+        up_to_date: nothing was done, since --update found the output current.
+        notes: what the user should know.
+    """
+
+    out: Path
+    clips: int
+    samples: int
+    asked: int = 0
+    complete: bool = False
+    statuses: dict[str, int] = field(default_factory=dict)
+    without_answer: int = 0
+    mean_mi: float | None = None
+    tokens: dict[str, int] = field(default_factory=dict)
+    requests: dict[str, int] = field(default_factory=dict)
+    spent_usd: float | None = None
+    unresolved: tuple[str, ...] = ()
+    volume: Volume | None = None
+    estimate: Estimate | None = None
+    up_to_date: bool = False
+    notes: tuple[str, ...] = ()

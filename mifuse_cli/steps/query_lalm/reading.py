@@ -1,0 +1,132 @@
+"""From clips to what is asked about: read into the journal, or only counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import islice
+
+from mifuse_cli import audio
+from mifuse_cli.config import Progress
+from mifuse_cli.errors import InputError
+from mifuse_cli.lalm.aliases import resolver
+from mifuse_cli.lalm.clips import Rule
+from mifuse_cli.lalm.estimate import Tally, estimate
+from mifuse_cli.lalm.journal import CLIPS_AT_A_TIME, Journal
+from mifuse_cli.lalm.plan import Plan
+from mifuse_cli.lalm.pricing import Price
+from mifuse_cli.manifest import Clip, Clips
+from mifuse_cli.steps.query_lalm.config import QueryLalmConfig, QueryLalmResult
+from mifuse_cli.steps.query_lalm.saving import journal_path
+
+
+def _blocks(clips: Iterable[Clip]) -> Iterator[list[Clip]]:
+    source = iter(clips)
+    while block := list(islice(source, CLIPS_AT_A_TIME)):
+        yield block
+
+
+def read_clips(
+    config: QueryLalmConfig, clips: Clips, plan: Plan, rule: Rule, journal: Journal, progress: Progress | None
+) -> None:
+    """Decode every clip and note it in the journal as one of this run."""
+    number, done = journal.new_run(), 0
+    too_long = _TooLong(config)
+    resolve, labels, contexts = resolver(plan.form.classes), 0, 0
+    for block in _blocks(clips):
+        known = journal.known([clip.utt_id for clip in block])
+        utterances = []
+        for clip in block:
+            context = clip.extra.get(config.context_column, "").strip()
+            one = rule.utterance(clip.utt_id, clip.path, context, known.get(clip.utt_id))
+            too_long.look(clip, one.duration)
+            contexts, labels = contexts + bool(context), labels + (resolve(context) is not None)
+            utterances.append(one)
+            done += 1
+            if progress:
+                progress("reading", done, len(clips))
+        journal.add_utterances(number, utterances)
+    too_long.refuse()
+    if labels > contexts / 2:
+        raise InputError(
+            f"{clips.where}: the column {config.context_column!r} names an emotion in {labels} of {contexts} "
+            "clips. It seems to hold labels, which must not be shown to the model. Name another column."
+        )
+    journal.mark_twins(number)
+
+
+class _TooLong:
+    """Clips that are longer than may be sent, where nothing was said of what to do with them."""
+
+    def __init__(self, config: QueryLalmConfig) -> None:
+        self._config = config
+        self._found = 0
+        self._first = ""
+
+    def look(self, clip: Clip, seconds: float) -> None:
+        if self._config.long_clips == "stop" and seconds > self._config.max_seconds:
+            self._first = self._first or f"{clip.path} of {seconds:.1f} s"
+            self._found += 1
+
+    def refuse(self) -> None:
+        if self._found:
+            raise InputError(
+                f"{self._found} clips are longer than --max-seconds {self._config.max_seconds:g}, first "
+                f"{self._first}. Many models hear only the beginning of long audio, and do not say so. Choose "
+                "--long-clips skip, crop or chunk, or raise --max-seconds to what the model hears."
+            )
+
+
+def dry_run(
+    config: QueryLalmConfig, clips: Clips, plan: Plan, rule: Rule, price: Price | None
+) -> QueryLalmResult:
+    """Estimate a run from durations alone; clips known to the journal by id and file count as unchanged."""
+    path = journal_path(config.out)
+    tally, too_long = Tally(), _TooLong(config)
+    each = config.n_samples // config.choices_per_request
+    with Journal(path) if path.exists() else nullcontext() as journal:
+        for block in _blocks(clips):
+            known = journal.known([clip.utt_id for clip in block]) if journal else {}
+            for clip in block:
+                seconds = audio.seconds(clip.path) if clip.duration_s is None else clip.duration_s
+                too_long.look(clip, seconds)
+                pieces = rule.pieces(seconds)
+                requests, one = len(pieces) * each, known.get(clip.utt_id)
+                if journal and one and one.path == str(clip.path):
+                    requests = sum(1 for _ in plan.missing([replace(one, pieces=pieces)], journal))
+                length = pieces[0] if pieces else 0.0
+                context = clip.extra.get(config.context_column, "")
+                tally.add(
+                    length,
+                    requests=requests,
+                    answers=requests * config.choices_per_request,
+                    upload_bytes=rule.upload_bytes(length),
+                    text_bytes=plan.form.text_bytes(context),
+                )
+    too_long.refuse()
+    volume = tally.volume()
+    guess = estimate(
+        volume,
+        price,
+        labels=len(plan.form.classes) if config.elicit == "verbalized" else 1,
+        max_tokens=plan.form.fields()["max_completion_tokens"],
+        rpm=config.rpm,
+        tpm=config.tpm,
+        batch=config.transport == "batch",
+    )
+    return QueryLalmResult(
+        out=config.out,
+        clips=len(clips),
+        samples=config.n_samples,
+        volume=volume,
+        estimate=guess,
+        notes=(priced(config.model, price),),
+    )
+
+
+def priced(model: str, price: Price | None) -> str:
+    """Where the prices of an estimate are from."""
+    if price is None:
+        return f"the price of {model} is not known; give it in a file with --prices"
+    return f"prices of {price.model} as of {price.date} ({price.source})"

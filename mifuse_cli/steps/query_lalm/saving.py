@@ -1,0 +1,153 @@
+"""From the journal to the artifact, and what can be said of it."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mifuse_cli import artifacts, fusion, lineage, manifest
+from mifuse_cli.artifacts import Lalm, Parent
+from mifuse_cli.lalm.collect import USAGE, collect
+from mifuse_cli.lalm.parsing import PARSER_VERSION, Status
+from mifuse_cli.lalm.pricing import Price
+from mifuse_cli.lalm.survey import Survey
+from mifuse_cli.steps.query_lalm.config import QueryLalmConfig, QueryLalmResult
+
+_CLIPS_AT_A_TIME = 500
+
+
+def journal_path(out: Path) -> Path:
+    """Where the answers behind the artifact ``out`` are kept."""
+    return out.with_name(out.name + ".journal.sqlite")
+
+
+class _Sums:
+    """What a result says of answers, summed up block by block."""
+
+    def __init__(self) -> None:
+        self.clips = self.without_answer = 0
+        self.mi = 0.0
+        self.statuses: Counter[int] = Counter()
+        self.tokens = np.zeros(2, dtype=np.int64)
+
+    def add(self, probs: np.ndarray, status: np.ndarray, usage: np.ndarray) -> None:
+        _, mi = fusion.mean_and_mi(probs.astype(float))
+        self.clips += len(probs)
+        self.without_answer += int(np.isnan(mi).sum())
+        self.mi += float(np.nansum(mi))
+        self.statuses.update(status.ravel().tolist())
+        self.tokens += np.where(usage[..., :2] > 0, usage[..., :2], 0).sum(axis=(0, 1))
+
+    def summary(self, samples: int, accounts: Mapping[str, float], priced: bool) -> dict[str, Any]:
+        """Fields of a result, fit for JSON; they are stored in the artifact."""
+        answered = self.clips - self.without_answer
+        sent = {name: int(number) for name, number in accounts.items() if name != "spent"}
+        return {
+            "clips": self.clips,
+            "samples": samples,
+            "complete": not self.statuses[Status.MISSING],
+            "statuses": {Status(code).name.lower(): n for code, n in sorted(self.statuses.items())},
+            "without_answer": self.without_answer,
+            "mean_mi": self.mi / answered if answered else None,
+            "tokens": dict(zip(USAGE, self.tokens.tolist(), strict=False)),
+            "requests": sent,
+            "spent_usd": accounts["spent"] if priced else None,
+        }
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python from looking for circles, of which none are made; it would take a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def save_artifact(
+    config: QueryLalmConfig, where: Path, survey: Survey, price: Price | None
+) -> QueryLalmResult:
+    """Write the artifact from what the journal holds, block by block.
+
+    Args:
+        config: of the run.
+        where: manifest or directory of the clips.
+        survey: all questions about them.
+        price: of the model, if known.
+    """
+    plan, journal = survey.plan, survey.journal
+    classes, sums, flags = plan.form.classes, _Sums(), Counter[str]()
+    end, rejections = 0, ""
+    with artifacts.writing(config.out, Lalm, classes) as writer:
+        for block in journal.utterances(_CLIPS_AT_A_TIME):
+            with _no_collection():
+                found = collect(block, plan, journal)
+            sums.add(found.probs, found.status, found.usage)
+            flags.update(found.flags)
+            rejections = found.rejection or rejections
+            lengths = np.array([[len(text) for text in texts] for texts in found.texts], dtype=np.int64)
+            ends = end + lengths.ravel().cumsum().reshape(lengths.shape)
+            end = int(ends[-1, -1])
+            raw = b"".join(text for texts in found.texts for text in texts)
+            writer.append(
+                utt_id=np.array([one.utt_id for one in block]),
+                audio_sha256=np.array([one.sha256 for one in block]),
+                probs=found.probs,
+                status=found.status,
+                order=found.order,
+                usage=found.usage,
+                raw=np.frombuffer(raw, dtype=np.uint8),
+                raw_end=ends,
+            )
+        summary = sums.summary(plan.n_samples, journal.accounts(), price is not None)
+        parameters: dict[str, Any] = {
+            "model": config.model,
+            "host": plan.form.host,
+            "spec": plan.form.spec(),
+            "spec_hash": plan.hash,
+            "parser_version": PARSER_VERSION,
+            "status_codes": {status.name.lower(): int(status) for status in Status},
+            "usage_columns": list(USAGE),
+            "complete": summary["complete"],
+            "summary": summary,
+            "flags": dict(sorted(flags.items())),
+            "probe": journal.probed(plan.form.host, config.model) or {},
+        }
+        sha256 = manifest.digest_of((one.utt_id, one.file_sha256) for b in journal.utterances() for one in b)
+        parent = Parent("clips", lineage.relative(where, config.out), sha256)
+        writer.finish(lineage.header(config, classes, [parent], **parameters))
+    unresolved = tuple(asked for asked, _ in journal.unresolved())
+    notes = tuple(_notes(sums, unresolved, rejections, config))
+    return QueryLalmResult(out=config.out, **summary, unresolved=unresolved, notes=notes)
+
+
+def summary_of(out: Path) -> QueryLalmResult:
+    """What a saved artifact says of itself."""
+    return QueryLalmResult(out=out, **artifacts.read_header(out)[1].parameters["summary"])
+
+
+def _notes(
+    sums: _Sums, unresolved: tuple[str, ...], rejection: str, config: QueryLalmConfig
+) -> Iterator[str]:
+    if number := sums.statuses[Status.REJECTED]:
+        yield f"{number} questions were rejected, the last one with: {rejection}"
+    if number := sums.statuses[Status.SKIPPED]:
+        yield f"{number // config.n_samples} clips are longer than {config.max_seconds:g} s and were left out"
+    if number := sums.statuses[Status.MISSING]:
+        yield f"{number} questions are unanswered yet; run the command again to ask them"
+    if unresolved:
+        yield (
+            f"{len(unresolved)} requests may have been billed without an answer kept, since they were interrupted "
+            f"or lost: {'; '.join(unresolved[:5])}{'; ...' if len(unresolved) > 5 else ''}"
+        )
+    if config.elicit == "label" and config.n_samples < 10:
+        yield f"{config.n_samples} labels a clip make a coarse distribution; 10 or more are better"
