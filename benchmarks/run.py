@@ -1,7 +1,8 @@
-"""Ratios that users feel: the feature cache, dropout passes, and the journal. Run with ``make bench``."""
+"""Ratios that users feel: cached features, dropout passes, the journal and its artifact. Run with ``make bench``."""
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
 import time
@@ -12,13 +13,19 @@ import numpy as np
 import torch
 
 from mifuse_cli import audio
-from mifuse_cli.lalm.journal import Journal
+from mifuse_cli.lalm.clips import Rule
+from mifuse_cli.lalm.journal import Journal, Utterance
+from mifuse_cli.lalm.plan import Form, Plan
+from mifuse_cli.lalm.prompts import Wording
+from mifuse_cli.lalm.survey import Survey
 from mifuse_cli.lineage import digest
 from mifuse_cli.manifest import scan
 from mifuse_cli.model.classifier import Classifier, Features, Head, predict, sample
 from mifuse_cli.model.encoder import LogMelEncoder
 from mifuse_cli.model.features import pooled_features
 from mifuse_cli.model.standard import statistics as feature_statistics
+from mifuse_cli.steps.query_lalm import QueryLalmConfig, journal_path
+from mifuse_cli.steps.query_lalm.saving import save_artifact
 
 REPEATS = 5
 
@@ -62,19 +69,56 @@ def dropout_passes() -> float:
     return seconds(lambda: sample(model, inputs, 10, 0)) / seconds(lambda: predict(model, inputs))
 
 
-def journal_share(directory: Path) -> float:
-    """Time that the journal takes for one question (three durable commits), over a request of 0.5 s."""
+BODY = json.dumps(
+    {
+        "choices": [{"message": {"content": '{"angry": 70, "happy": 10, "neutral": 5, "sad": 15}'}}],
+        "usage": {"prompt_tokens": 120, "completion_tokens": 40, "total_tokens": 160},
+    }
+).encode()
+
+
+def group_commit(directory: Path) -> float:
+    """How many times as fast 64 requests at once are kept as one after the other."""
+    keys = iter(range(10**9))
     with Journal(directory / "bench.sqlite") as journal:
-        keys = iter(range(10**6))
 
-        def ask() -> None:
-            for _ in range(50):
-                key = str(next(keys))
-                intent = journal.begin(key, 1)
-                journal.store(intent, key, b"{}" * 400, http_status=200)
-                journal.settle(key, outcome="ok")
+        def keep(waiting: int) -> None:
+            for _ in range(256 // waiting):
+                begun = [(key := str(next(keys)), journal.begin(key, 1)) for _ in range(waiting)]
+                done = []
+                for key, intent in begun:
+                    number = intent.result()
+                    done.append(journal.store(number, key, BODY, http_status=200))
+                    done.append(journal.settle(number, key, outcome="ok"))
+                for one in done:
+                    one.result()
 
-        return seconds(ask) / 50 / 0.5
+        return seconds(lambda: keep(1)) / seconds(lambda: keep(64))
+
+
+def compaction(directory: Path, clips: int = 2000) -> float:
+    """Cost of making the artifact from a journal, over that of decoding the JSON of its answers alone."""
+    form = Form("h", "m", Wording(), ("angry", "happy", "neutral", "sad"))
+    plan, rule = Plan(form, 5), Rule(30, "stop", "wav")
+    path = journal_path(directory / "lalm.h5")
+    with Journal(path) as journal:
+        found = [
+            Utterance(f"{i:06}", f"{i:064}", 2.0, audio.RATE, 64044, "", pieces=(2.0,)) for i in range(clips)
+        ]
+        journal.add_utterances(journal.new_run(), found)
+        begun = [(ask.key, journal.begin(ask.key, 1)) for ask in plan.asks(found)]
+        for key, intent in begun:
+            journal.store(intent.result(), key, BODY, http_status=200)
+            last = journal.settle(intent.result(), key, outcome="ok")
+        last.result()
+        config = QueryLalmConfig(wav_dir=directory, out=directory / "lalm.h5", model="m")
+        survey = Survey(plan, rule, journal)
+
+        def decode() -> None:
+            for _ in begun:
+                json.loads(json.loads(BODY)["choices"][0]["message"]["content"])
+
+        return seconds(lambda: save_artifact(config, directory, survey, None)) / seconds(decode)
 
 
 def main() -> None:
@@ -82,7 +126,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         print(f"cached features: {feature_cache(Path(name)):.0f} times as fast as encoding")
         print(f"10 dropout passes: {dropout_passes():.1f} times the cost of one prediction")
-        print(f"journal: {100 * journal_share(Path(name)):.2f} % of a request of half a second")
+        print(
+            f"journal: 64 requests at once are kept {group_commit(Path(name)):.0f} times as fast as one by one"
+        )
+        print(
+            f"artifact of 10,000 answers: {compaction(Path(name)):.0f} times the cost of decoding their JSON"
+        )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ normalize=source
 lalm_url=
 lalm_model=standin-lalm
 n_samples=5
+lalm_options=
 weighting=mi
 seeds="0 1 2"
 expdir=exp
@@ -29,6 +30,7 @@ help_message="Usage: bash recipes/run_all_transfers.sh --corpora DIR --encoder E
   --lalm-url URL     OpenAI-compatible endpoint, up to /v1; the key is read from OPENAI_API_KEY
   --lalm-model M     its name at the endpoint              [$lalm_model]
   --n-samples N      questions about every clip            [$n_samples]
+  --lalm-options O   further options of mifuse query-lalm, in quotes, such as '--rpm 500 --budget 20 --yes'
   --weighting W      of mifuse fuse                        [$weighting]
   --seeds LIST       in quotes                             [$seeds]
   --expdir DIR       where all output goes                 [$expdir]
@@ -48,7 +50,7 @@ while [ $# -gt 0 ]; do
   case $1 in
     -h|--help) echo "$help_message"; exit 0 ;;
     --dry-run) dry_run=true; shift ;;
-    --corpora|--names|--encoder|--layers|--normalize|--lalm-url|--lalm-model|--n-samples|--weighting|\
+    --corpora|--names|--encoder|--layers|--normalize|--lalm-url|--lalm-model|--n-samples|--lalm-options|--weighting|\
     --seeds|--expdir|--device|--stage|--stop-stage)
       [ $# -ge 2 ] || usage_error "$1 needs a value"
       name=${1#--}; printf -v "${name//-/_}" '%s' "$2"; shift 2 ;;
@@ -115,8 +117,9 @@ fi
 if at_stage 2; then
   log "stage 2: LALM answers"
   for name in $names; do
+    # shellcheck disable=SC2086 # several words
     run "$expdir/lalm/$name.h5" query-lalm --manifest "$(manifest "$name")" --base-url "$lalm_url" \
-      --model "$lalm_model" --n-samples "$n_samples"
+      --model "$lalm_model" --n-samples "$n_samples" $lalm_options
   done
 fi
 
