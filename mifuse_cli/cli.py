@@ -103,6 +103,7 @@ def _signature(name: str, config_type: type[configs.StepConfig]) -> inspect.Sign
             help=field.metadata["help"],
             envvar=[f"MIFUSE_{name.replace('-', '_')}_{field.name}".upper(), f"MIFUSE_{field.name}".upper()],
             show_envvar=False,
+            rich_help_panel=field.metadata["panel"] or None,
             show_default=not required and field.default not in ("", None) and field.default is not False,
         )
         if name == "show" and field.name == "file":

@@ -20,7 +20,9 @@ Progress = Callable[..., None]
 """Called with what is being done, how many pieces are done, how many there are, and perhaps facts by name."""
 
 
-def option(default: Any = dataclasses.MISSING, help: str = "", *, settles: bool = True) -> Any:
+def option(
+    default: Any = dataclasses.MISSING, help: str = "", *, settles: bool = True, panel: str = ""
+) -> Any:
     """Dataclass field that is a command-line option.
 
     Args:
@@ -28,8 +30,9 @@ def option(default: Any = dataclasses.MISSING, help: str = "", *, settles: bool 
         help: one sentence for ``--help``.
         settles: whether the value has a say in the result (``--force`` has none). Only such options are
             compared when ``--update`` asks whether an output is still what the configuration would give.
+        panel: heading in ``--help`` that the option stands under; "" for the general one.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "settles": settles})
+    return dataclasses.field(default=default, metadata={"help": help, "settles": settles, "panel": panel})
 
 
 @dataclass(frozen=True, kw_only=True)

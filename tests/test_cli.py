@@ -214,6 +214,7 @@ class TestQueryLalm:
         answered = int((made.status != 0).sum())
         assert answered == len(server.asked) < 48 and made.header.parameters["complete"] is False
         assert made.header.parameters["summary"]["requests"]["unresolved"] == 0
+        server.reply = None
         result = mifuse(*arguments, server.url, "--json", OPENAI_API_KEY=KEY)
         assert json.loads(result.stdout)["asked"] == 48 - answered
         assert Lalm.load(tmp_path / "l.h5").header.parameters["complete"] is True

@@ -107,7 +107,8 @@ class TestAnswered:
         def broken(raw, position):
             raise RuntimeError("a bug in reading")
 
-        asked = ask(serve((200, GOOD)).url, journal, [question("q0", judge=broken)])
+        questions = [question(f"q{i}", judge=broken) for i in range(3)]  # of which two wait for the price
+        asked = ask(serve((200, GOOD)).url, journal, questions, concurrency=3, price=PRICE)
         assert str(asked.error) == "a bug in reading"
         journal.execute("SELECT 1").result()  # behind all that was handed in before
         assert journal.answered(["q0"]) == {"q0": [0]}

@@ -314,6 +314,7 @@ class TestDurability:
         ("place", "kind"),
         [
             ("/etc/x", None),
+            ("/early/x", "lustre"),
             ("/data/x", "nfs4"),
             ("/data/local/x", None),
             ("/database/x", None),
@@ -325,6 +326,7 @@ class TestDurability:
     def test_network_file_systems_are_known_by_their_mounts(self, tmp_path, place, kind):
         mounts = tmp_path / "mounts"
         mounts.write_text(
+            "host@tcp:/scratch /early lustre rw 0 0\n"
             "/dev/sda1 / ext4 rw,relatime 0 0\n"
             "server:/export /data nfs4 rw 0 0\n"
             "/dev/sdb1 /data/local ext4 rw 0 0\n"

@@ -120,6 +120,7 @@ class TestKeys:
                 samples = [ask.first + choice for ask in mine for choice in range(ask.choices)]
                 assert samples == list(range(choices * requests))
                 assert {ask.seconds for ask in mine} == {seconds}
+            assert len({(ask.first, ask.order) for ask in asks}) == (requests if pieces else 0)
             assert len(asks) == len(pieces) * requests == len({ask.key for ask in asks})
 
     def test_names_are_for_people(self):

@@ -29,6 +29,7 @@ class Block:
             samples counts for the first of them; samples asked again count all that they took.
         texts: U x N raw answers as UTF-8.
         flags: what had to be done to read the answers, with how often.
+        models: names by which the server called who answered, with how often.
         rejection: a message by which the server rejected a question, "" if it rejected none.
     """
 
@@ -38,6 +39,7 @@ class Block:
     usage: np.ndarray
     texts: list[list[bytes]]
     flags: Counter[str]
+    models: Counter[str]
     rejection: str
 
 
@@ -81,6 +83,7 @@ def collect(utterances: Sequence[Utterance], plan: Plan, journal: Journal) -> Bl
         usage=np.array([cell.usage for cell in cells], dtype=np.int32).reshape(u, n, len(USAGE)),
         texts=[texts[start : start + n] for start in range(0, u * n, n)],
         flags=flags,
+        models=Counter(one.model for tries in answers.values() for one in tries),
         rejection=next(iter(rejected.values()), ""),
     )
 

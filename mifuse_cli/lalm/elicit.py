@@ -88,11 +88,13 @@ class Answered:
         text: what the model wrote.
         usage: numbers of prompt, completion, total, audio and cached tokens, -1 where the server does not
             tell.
+        model: the name by which the server says who answered, "" if it does not.
     """
 
     parsed: Parsed
     text: str
     usage: dict[str, int]
+    model: str = ""
 
 
 def read_answer(
@@ -138,7 +140,8 @@ def read_answer(
             parsed = replace(parsed, status=Status.TRUNCATED, label=None)
         elif accept_label_only and parsed.label:
             parsed = _one_hot(parsed.label, classes, (*parsed.flags, "label-only"))
-    return Answered(parsed, text, _usage(body))
+    model = _field(body, "model")
+    return Answered(parsed, text, _usage(body), model if isinstance(model, str) else "")
 
 
 def _label(text: str, classes: tuple[str, ...]) -> Parsed:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mifuse_cli import artifacts, lineage, provenance
 from mifuse_cli.artifacts import Lalm
+from mifuse_cli.audio import file_sha256
 from mifuse_cli.config import Progress
 from mifuse_cli.errors import ArtifactError, InputError, RemoteError, UsageError
 from mifuse_cli.files import remove_leftovers
@@ -25,8 +26,8 @@ from mifuse_cli.lalm.prompts import read_wording
 from mifuse_cli.lalm.survey import Survey
 from mifuse_cli.manifest import Clips
 from mifuse_cli.steps.query_lalm.config import QueryLalmConfig, QueryLalmResult
-from mifuse_cli.steps.query_lalm.reading import dry_run, priced, read_clips
-from mifuse_cli.steps.query_lalm.saving import journal_path, save_artifact, summary_of
+from mifuse_cli.steps.query_lalm.reading import context_of, dry_run, priced, read_clips
+from mifuse_cli.steps.query_lalm.saving import journal_path, parents_of, save_artifact, summary_of
 
 if TYPE_CHECKING:
     from mifuse_cli.lalm.session import Ended
@@ -74,8 +75,11 @@ def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> 
     if config.dry_run:
         return dry_run(config, clips, plan, rule, price)
     if config.update and config.out.exists():
-        parents = [lineage.clips_parent(sorted(clips, key=lambda c: c.utt_id), clips.where, config.out)]
-        if lineage.is_current(config, config.out, parents) and _is_complete(config.out):
+        ordered = sorted(clips, key=lambda clip: clip.utt_id)
+        files = ((one.utt_id, file_sha256(one.path)) for one in ordered)
+        texts = ((one.utt_id, context_of(one, config)) for one in ordered)
+        parents = parents_of(config, clips.where, files, texts)
+        if lineage.is_current(config, config.out, parents) and _holds_all(config.out, plan.form.spec()):
             return replace(summary_of(config.out), up_to_date=True)
     if config.out.exists() and not config.force and not config.update:
         _refuse_other_questions(config.out, plan.form.spec())
@@ -106,8 +110,10 @@ def _plan(config: QueryLalmConfig, classes: tuple[str, ...]) -> Plan:
     return Plan(form, config.n_samples, reask=config.reask, reask_refused=config.reask_refused)
 
 
-def _is_complete(out: Path) -> bool:
-    return artifacts.read_header(out)[1].parameters.get("complete", True)
+def _holds_all(out: Path, spec: dict[str, Any]) -> bool:
+    """Whether an artifact has all answers to these questions; a prompt file is no setting, but changes them."""
+    made = artifacts.read_header(out)[1].parameters
+    return made.get("spec") == spec and made.get("complete", False)
 
 
 def _refuse_other_questions(out: Path, spec: dict[str, Any]) -> None:

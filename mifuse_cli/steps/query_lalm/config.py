@@ -13,6 +13,8 @@ from mifuse_cli.lalm.clips import RULES
 from mifuse_cli.lalm.elicit import MODES
 from mifuse_cli.lalm.estimate import Estimate, Volume
 
+_QUESTION, _SERVICE, _MONEY = "Questions", "Pace and service", "Money and safety"
+
 
 @dataclass(frozen=True, kw_only=True)
 class QueryLalmConfig(StepConfig):
@@ -34,52 +36,87 @@ class QueryLalmConfig(StepConfig):
     )
     yes: bool = option(False, "Agree that the audio is sent to a host other than this one.", settles=False)
 
-    n_samples: int = option(5, "Questions about every clip.")
-    classes: str = option(",".join(CLASSES), "Emotion classes, in the order of every probability.")
-    elicit: str = option("verbalized", f"How to ask: {', '.join(MODES)}.")
+    n_samples: int = option(5, "Questions about every clip.", panel=_QUESTION)
+    classes: str = option(
+        ",".join(CLASSES), "Emotion classes, in the order of every probability.", panel=_QUESTION
+    )
+    elicit: str = option("verbalized", f"How to ask: {', '.join(MODES)}.", panel=_QUESTION)
     temperature: float = option(
-        1.0, "Sampling temperature of the model; at 0 there is no uncertainty to measure."
+        1.0, "Sampling temperature of the model; at 0 there is no uncertainty to measure.", panel=_QUESTION
     )
-    prompt: Path | None = option(None, "YAML file with the texts system, template and refused.")
-    context_column: str = option("", "Column of the manifest whose text, such as a transcript, is shown.")
+    prompt: Path | None = option(
+        None, "YAML file with the texts system, template and refused.", panel=_QUESTION
+    )
+    context_column: str = option(
+        "", "Column of the manifest whose text, such as a transcript, is shown.", panel=_QUESTION
+    )
     choices_per_request: int = option(
-        1, "Answers that one request asks for: cheaper, but they share one order of labels."
+        1, "Answers that one request asks for: cheaper, but they share one order of labels.", panel=_QUESTION
     )
-    max_tokens: int | None = option(None, "Most tokens of an answer; default: by --elicit.")
-    json_schema: bool = option(False, "Let the server force the form of answers.")
-    send_seed: bool = option(False, "Send a seed made from --seed with every request.")
-    accept_label_only: bool = option(False, "Read an answer that names one label only as certainty.")
-    reask: int = option(0, "How often to ask again for an answer that cannot be read.")
-    reask_refused: int = option(0, "How often to ask again, in other words, after a refusal.")
-    max_seconds: float = option(30.0, "Longest audio to send: many models hear no more, and do not say so.")
-    long_clips: str = option("stop", f"What to do with longer clips: {', '.join(RULES)}.")
-    upload: str = option("wav", "Send audio as wav or mp3.")
+    max_tokens: int | None = option(None, "Most tokens of an answer; default: by --elicit.", panel=_QUESTION)
+    json_schema: bool = option(False, "Let the server force the form of answers.", panel=_QUESTION)
+    send_seed: bool = option(False, "Send a seed made from --seed with every request.", panel=_QUESTION)
+    accept_label_only: bool = option(
+        False, "Read an answer that names one label only as certainty.", panel=_QUESTION
+    )
+    reask: int = option(0, "How often to ask again for an answer that cannot be read.", panel=_QUESTION)
+    reask_refused: int = option(
+        0, "How often to ask again, in other words, after a refusal.", panel=_QUESTION
+    )
+    max_seconds: float = option(
+        30.0, "Longest audio to send: many models hear no more, and do not say so.", panel=_QUESTION
+    )
+    long_clips: str = option("stop", f"What to do with longer clips: {', '.join(RULES)}.", panel=_QUESTION)
+    upload: str = option("wav", "Send audio as wav or mp3.", panel=_QUESTION)
 
-    rpm: float | None = option(None, "Requests a minute that the service allows.", settles=False)
-    tpm: float | None = option(None, "Tokens a minute that it allows.", settles=False)
-    concurrency: int = option(64, "Most requests under way at the same time.", settles=False)
-    timeout: float = option(120.0, "Seconds that one request may take.", settles=False)
-    transport: str = option(
-        "live", "live, or batch: through the provider's batches, within a day and for less.", settles=False
+    rpm: float | None = option(
+        None, "Requests a minute that the service allows.", settles=False, panel=_SERVICE
     )
-    poll_seconds: float = option(60.0, "Seconds between two looks at a batch.", settles=False)
+    tpm: float | None = option(None, "Tokens a minute that it allows.", settles=False, panel=_SERVICE)
+    concurrency: int = option(64, "Most requests under way at the same time.", settles=False, panel=_SERVICE)
+    timeout: float = option(120.0, "Seconds that one request may take.", settles=False, panel=_SERVICE)
+    transport: str = option(
+        "live",
+        "live, or batch: through the provider's batches, within a day and for less.",
+        settles=False,
+        panel=_SERVICE,
+    )
+    poll_seconds: float = option(60.0, "Seconds between two looks at a batch.", settles=False, panel=_SERVICE)
     probe: str = option(
         "auto",
         "What to find out about the server first: auto (what the options rely on), all, or off.",
         settles=False,
+        panel=_SERVICE,
     )
-    stream: bool = option(False, "Stream answers, for servers that require it.", settles=False)
+    stream: bool = option(
+        False, "Stream answers, for servers that require it.", settles=False, panel=_SERVICE
+    )
 
-    dry_run: bool = option(False, "Send nothing; estimate requests, tokens, cost and hours.", settles=False)
-    pilot: int | None = option(None, "Ask about this many clips only, and project the cost.", settles=False)
-    budget: float | None = option(None, "Most USD that the artifact may cost in all runs.", settles=False)
-    max_requests: int | None = option(None, "Most requests in all runs.", settles=False)
-    prices: Path | None = option(None, "YAML file of prices, over the built-in ones.", settles=False)
-    max_unreadable: float = option(
-        0.5, "Share of the last 50 answers that may be unreadable before the run stops.", settles=False
+    dry_run: bool = option(
+        False, "Send nothing; estimate requests, tokens, cost and hours.", settles=False, panel=_MONEY
     )
-    reparse: bool = option(False, "Ask nothing; make the artifact anew from the journal.", settles=False)
-    save_minutes: float = option(5.0, "Minutes between two savings of the artifact.", settles=False)
+    pilot: int | None = option(
+        None, "Ask about this many clips only, and project the cost.", settles=False, panel=_MONEY
+    )
+    budget: float | None = option(
+        None, "Most USD that the artifact may cost in all runs.", settles=False, panel=_MONEY
+    )
+    max_requests: int | None = option(None, "Most requests in all runs.", settles=False, panel=_MONEY)
+    prices: Path | None = option(
+        None, "YAML file of prices, over the built-in ones.", settles=False, panel=_MONEY
+    )
+    max_unreadable: float = option(
+        0.5,
+        "Share of the last 50 answers that may be unreadable before the run stops.",
+        settles=False,
+        panel=_MONEY,
+    )
+    reparse: bool = option(
+        False, "Ask nothing; make the artifact anew from the journal.", settles=False, panel=_MONEY
+    )
+    save_minutes: float = option(
+        5.0, "Minutes between two savings of the artifact.", settles=False, panel=_MONEY
+    )
 
     def problems(self) -> Iterable[str]:
         """Values that make no sense."""

@@ -27,6 +27,11 @@ def _blocks(clips: Iterable[Clip]) -> Iterator[list[Clip]]:
         yield block
 
 
+def context_of(clip: Clip, config: QueryLalmConfig) -> str:
+    """What the prompt tells of the clip, "" if nothing."""
+    return clip.extra.get(config.context_column, "").strip()
+
+
 def read_clips(
     config: QueryLalmConfig, clips: Clips, plan: Plan, rule: Rule, journal: Journal, progress: Progress | None
 ) -> None:
@@ -38,7 +43,7 @@ def read_clips(
         known = journal.known([clip.utt_id for clip in block])
         utterances = []
         for clip in block:
-            context = clip.extra.get(config.context_column, "").strip()
+            context = context_of(clip, config)
             one = rule.utterance(clip.utt_id, clip.path, context, known.get(clip.utt_id))
             too_long.look(clip, one.duration)
             contexts, labels = contexts + bool(context), labels + (resolve(context) is not None)
@@ -96,7 +101,7 @@ def dry_run(
                 if journal and one and one.path == str(clip.path):
                     requests = sum(1 for _ in plan.missing([replace(one, pieces=pieces)], journal))
                 length = pieces[0] if pieces else 0.0
-                context = clip.extra.get(config.context_column, "")
+                context = context_of(clip, config)
                 tally.add(
                     length,
                     requests=requests,

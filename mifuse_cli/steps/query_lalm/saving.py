@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,24 @@ class _Sums:
         }
 
 
+def parents_of(
+    config: QueryLalmConfig, where: Path, files: Iterable[tuple[str, str]], texts: Iterable[tuple[str, str]]
+) -> list[Parent]:
+    """The audio of the clips, and what the prompts tell of them, as parents.
+
+    Args:
+        config: of the run.
+        where: manifest or directory of the clips.
+        files: id and SHA-256 of the file of every clip, sorted by id.
+        texts: id and context of every clip, sorted by id.
+    """
+    place = lineage.relative(where, config.out)
+    parents = [Parent("clips", place, manifest.digest_of(files))]
+    if config.context_column:
+        parents.append(Parent("context", place, manifest.digest_of(texts)))
+    return parents
+
+
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """Keep Python from looking for circles, of which none are made; it would take a third of the time."""
@@ -85,7 +103,8 @@ def save_artifact(
         price: of the model, if known.
     """
     plan, journal = survey.plan, survey.journal
-    classes, sums, flags = plan.form.classes, _Sums(), Counter[str]()
+    classes, sums = plan.form.classes, _Sums()
+    flags, models = Counter[str](), Counter[str]()
     end, rejections = 0, ""
     with artifacts.writing(config.out, Lalm, classes) as writer:
         for block in journal.utterances(_CLIPS_AT_A_TIME):
@@ -93,6 +112,7 @@ def save_artifact(
                 found = collect(block, plan, journal)
             sums.add(found.probs, found.status, found.usage)
             flags.update(found.flags)
+            models.update(found.models)
             rejections = found.rejection or rejections
             lengths = np.array([[len(text) for text in texts] for texts in found.texts], dtype=np.int64)
             ends = end + lengths.ravel().cumsum().reshape(lengths.shape)
@@ -119,14 +139,16 @@ def save_artifact(
             "usage_columns": list(USAGE),
             "complete": summary["complete"],
             "summary": summary,
+            "answered_by": dict(sorted(models.items())),
             "flags": dict(sorted(flags.items())),
             "probe": journal.probed(plan.form.host, config.model) or {},
         }
-        sha256 = manifest.digest_of((one.utt_id, one.file_sha256) for b in journal.utterances() for one in b)
-        parent = Parent("clips", lineage.relative(where, config.out), sha256)
-        writer.finish(lineage.header(config, classes, [parent], **parameters))
+        files = ((one.utt_id, one.file_sha256) for block in journal.utterances() for one in block)
+        texts = ((one.utt_id, one.context) for block in journal.utterances() for one in block)
+        parents = parents_of(config, where, files, texts)
+        writer.finish(lineage.header(config, classes, parents, **parameters))
     unresolved = tuple(asked for asked, _ in journal.unresolved())
-    notes = tuple(_notes(sums, unresolved, rejections, config))
+    notes = tuple(_notes(sums, models, unresolved, rejections, config))
     return QueryLalmResult(out=config.out, **summary, unresolved=unresolved, notes=notes)
 
 
@@ -136,7 +158,7 @@ def summary_of(out: Path) -> QueryLalmResult:
 
 
 def _notes(
-    sums: _Sums, unresolved: tuple[str, ...], rejection: str, config: QueryLalmConfig
+    sums: _Sums, models: Counter[str], unresolved: tuple[str, ...], rejection: str, config: QueryLalmConfig
 ) -> Iterator[str]:
     if number := sums.statuses[Status.REJECTED]:
         yield f"{number} questions were rejected, the last one with: {rejection}"
@@ -149,5 +171,8 @@ def _notes(
             f"{len(unresolved)} requests may have been billed without an answer kept, since they were interrupted "
             f"or lost: {'; '.join(unresolved[:5])}{'; ...' if len(unresolved) > 5 else ''}"
         )
+    if len(models) > 1:
+        names = ", ".join(f"{name or 'a nameless one'} ({number})" for name, number in models.most_common())
+        yield f"the answers are not all from one model: {names}. The name {config.model} may have moved on"
     if config.elicit == "label" and config.n_samples < 10:
         yield f"{config.n_samples} labels a clip make a coarse distribution; 10 or more are better"
