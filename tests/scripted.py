@@ -19,6 +19,7 @@ from mifuse_cli.lalm.pacing import Pacer
 from mifuse_cli.lalm.parsing import Status
 from mifuse_cli.lalm.plan import Question
 from mifuse_cli.lalm.pricing import Price
+from mifuse_cli.lalm.stopping import on_signal
 
 KEY = "sk-test-0123456789abcdef"
 USAGE = {"prompt_tokens": 120, "completion_tokens": 40, "total_tokens": 160}
@@ -168,6 +169,7 @@ def question(name: str, **changes: Any) -> Question:
         "text_bytes": TEXT_BYTES,
         "messages": lambda: [{"role": "user", "content": f"question {name}"}],
         "judge": judge,
+        "clip": name,
     }
     fields = {"temperature": 1, **changes.pop("fields", {})}
     return Question(key=name, name=f"clip {name}", fields=fields, **{**values, **changes})
@@ -200,7 +202,7 @@ def ask(
                 **options,
             )
             items = [question(f"q{i}") for i in range(questions)] if isinstance(questions, int) else questions
-            with asking.stopped_by_signals():
+            with on_signal(asking.interrupt):
                 await asyncio.gather(asking.ask(items), *([beside(asking)] if beside else []))
             return asking
 

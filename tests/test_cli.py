@@ -206,6 +206,7 @@ class TestQueryLalm:
         until(lambda: not server.hold.is_set() and len(server.asked) > 12)
         process.send_signal(number)
         assert "interrupted: waiting" in next(line for line in process.stderr if "interr" in line)
+        server.reply = None
         server.hold.set()
         out, err = process.communicate(timeout=20)
         assert process.returncode == 130 and out == "" and "Traceback" not in err
@@ -214,7 +215,6 @@ class TestQueryLalm:
         answered = int((made.status != 0).sum())
         assert answered == len(server.asked) < 48 and made.header.parameters["complete"] is False
         assert made.header.parameters["summary"]["requests"]["unresolved"] == 0
-        server.reply = None
         result = mifuse(*arguments, server.url, "--json", OPENAI_API_KEY=KEY)
         assert json.loads(result.stdout)["asked"] == 48 - answered
         assert Lalm.load(tmp_path / "l.h5").header.parameters["complete"] is True

@@ -22,6 +22,7 @@ from scripted import (
 
 from mifuse_cli.errors import RemoteError
 from mifuse_cli.lalm import asking as asking_module
+from mifuse_cli.lalm import stopping
 from mifuse_cli.lalm.budget import Meter
 from mifuse_cli.lalm.journal import Journal
 from mifuse_cli.lalm.parsing import Status
@@ -91,7 +92,7 @@ class TestAnswered:
                 yield question(f"q{i}")
 
         ask(serve((200, GOOD)).url, journal, questions(), concurrency=3, report=settled.append)
-        assert len(settled) == 40 and max(ahead) <= 3
+        assert len(settled) == 40 and max(ahead) <= 2 * 3
 
     def test_the_intent_is_committed_before_the_request_leaves(self, serve, journal):
         def look(request):
@@ -248,7 +249,7 @@ class TestRateLimits:
         assert answers(journal) == 1 and len(server.requests) == 2
 
     def test_with_answers_in_between_the_run_goes_on(self, serve, journal, monkeypatch):
-        monkeypatch.setattr(asking_module, "PATIENCE", 0.75)
+        monkeypatch.setattr(stopping, "PATIENCE", 0.75)
         limit = (429, error("slow down"), {"retry-after-ms": "300"})
         asked = ask(serve(*[limit, (200, GOOD)] * 4).url, journal, 4, concurrency=1)
         assert (asked.answered, asked.limited, asked.error) == (4, 4, None)

@@ -57,7 +57,7 @@ def put(journal, ask, *texts, spent=None, choices=None):
 
 
 def reject(journal, ask, said="audio cannot be decoded"):
-    journal.fail(journal.begin(ask.key, 1).result(), 400, said).result()
+    journal.fail(journal.begin(ask.key, 1).result(), 400, said, rejected=True).result()
 
 
 class TestSamples:

@@ -274,7 +274,8 @@ class TestFirstVersion:
             assert body(journal, "k") == body(journal, "unread") == json.dumps(GOOD).encode()
             assert journal.read("SELECT usage FROM answer WHERE key = 'k'") == [('{"prompt": 7}',)]
             assert journal.accounts() == {
-                "sent": 3, "answered": 2, "limited": 0, "failed": 0, "unresolved": 1, "spent": 0,
+                "sent": 3, "answered": 2, "limited": 0, "rejected": 0, "failed": 0, "unresolved": 1,
+                "in_batches": 0, "spent": 0,
             }  # fmt: skip
             assert journal.unresolved() == [("", 12)]
             assert journal.specs() == {"5bec": {"model": "m"}}

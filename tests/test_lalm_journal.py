@@ -118,16 +118,18 @@ class TestIntents:
         assert [asked for asked, _ in journal.unresolved()] == ["a, sample 1"]
 
     def test_accounts(self, path, journal):
-        intents = [journal.begin(f"k{i}", 1, asked=f"clip {i}", cost=1.0).result() for i in range(8)]
+        intents = [journal.begin(f"k{i}", 1, asked=f"clip {i}", cost=1.0).result() for i in range(9)]
         for intent, key, cost in zip(intents, ("k0", "k1", "k2"), (0.25, None, 2.5), strict=False):
             journal.store(intent, key, b"{}", http_status=200)
             journal.settle(intent, key, outcome="ok", cost=cost)
         journal.fail(intents[3], 500, "server error")
         journal.fail(intents[4], 429, "slow down")
         journal.fail(intents[5], 0, "connection refused")
+        journal.fail(intents[8], 400, "bad audio", rejected=True)
         journal.fail(intents[6], None, "no answer in time").result()
         assert journal.accounts() == {
-            "sent": 7, "answered": 3, "limited": 1, "failed": 1, "unresolved": 2,
+            "sent": 8, "answered": 3, "limited": 1, "rejected": 1, "failed": 1, "unresolved": 2,
+            "in_batches": 0,
             "spent": 0.25 + 1.0 + 2.5 + 1.0 + 1.0,
         }  # fmt: skip
         assert [asked for asked, _ in journal.unresolved()] == ["clip 6", "clip 7"]
@@ -139,9 +141,11 @@ class TestIntents:
             ("a", 422, "worse"),
             ("b", 500, "oops"),
             ("c", 413, "big"),
+            ("d", 400, "no such parameter"),
         ]:
-            journal.fail(journal.begin(key, 1).result(), status, said).result()
-        assert journal.rejected(["a", "b", "none"]) == {"a": "worse"}
+            rejected = key in "ac"
+            journal.fail(journal.begin(key, 1).result(), status, said, rejected=rejected).result()
+        assert journal.rejected(["a", "b", "d", "none"]) == {"a": "worse"}
 
     def test_an_answer_need_not_be_kept(self, journal):
         journal.note(journal.begin("probe", 1, cost=1.0).result(), 200, 0.25).result()
@@ -150,7 +154,8 @@ class TestIntents:
 
     def test_those_in_a_batch_are_not_lost(self, journal):
         journal.begin("a", 1, batch="tag").result()
-        assert journal.unresolved() == [] and journal.accounts()["unresolved"] == 1
+        accounts = journal.accounts()
+        assert journal.unresolved() == [] and (accounts["unresolved"], accounts["in_batches"]) == (0, 1)
 
 
 class TestClips:

@@ -182,7 +182,7 @@ class TestHopeless:
     def test_twenty_rejections_in_a_row(self, serve, journal, between, sent):
         server = serve((200, GOOD), *[BAD] * 19, *between, BAD)
         asked = ask(server.url, journal, 90, concurrency=1)
-        with pytest.raises(RemoteError, match=r"rejected 20 questions in a row, .*bad audio\. .*are kept"):
+        with pytest.raises(RemoteError, match=r"rejected 20 clips in a row, .*bad audio\. .*are kept"):
             raise asked.error
         assert len(server.requests) == sent
 

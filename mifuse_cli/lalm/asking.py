@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import logging
 import random
-import signal
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from mifuse_cli.errors import MifuseError, RemoteError
@@ -22,19 +21,17 @@ from mifuse_cli.lalm.pacing import Outcome, Pacer, Turn
 from mifuse_cli.lalm.parsing import Status
 from mifuse_cli.lalm.plan import Question
 from mifuse_cli.lalm.replies import choices_of, content_of, json_of
+from mifuse_cli.lalm.stopping import Breaker
 
 ATTEMPTS = 8  # requests for one question, rate limits not counted
 LOST = 3  # of them, those that may have been billed though nothing came back
 FIRST_DELAY = 0.5  # seconds; doubles with every attempt
 LONGEST_DELAY = 30.0
-PATIENCE = 900.0  # seconds without any answer after which a rate limit ends the run
-HOPELESS = 5  # questions without an answer, and none with one, after which the run ends
-REJECTED_IN_A_ROW = 20
-JUDGED = 50  # last answers that the breaker looks at
-_ANSWER_TOKENS = 60  # a guess for the limit of tokens, corrected when the usage comes
-_AUDIO_TOKENS = 25  # a second, likewise
 DRAIN_SECONDS = 20.0  # that requests under way have left when the user interrupts
 
+_ANSWER_TOKENS = 60  # a guess for the limit of tokens, corrected when the usage comes
+_AUDIO_TOKENS = 25  # a second, likewise
+_GATEWAY_TIMEOUTS = (504, 524)  # of a proxy: the model may have answered
 
 _log = logging.getLogger("mifuse")
 
@@ -95,34 +92,36 @@ class Asking:
         self.interrupted = False
         self._concurrency = concurrency
         self._report = report
-        self._max_unreadable = max_unreadable
-        self._resumed = journal.has_answers()
         self._spent_before = budget.spent
         self._stop = asyncio.Event()
+        self._interrupted = asyncio.Event()
         self._freed = asyncio.Event()
-        self._now = asyncio.get_running_loop().time
-        self._last_answer = self._now()
-        self._judged: deque[bool] = deque(maxlen=JUDGED)
-        self._rejected_in_a_row = 0
+        self._breaker = Breaker(
+            client.host,
+            concurrency=concurrency,
+            max_unreadable=max_unreadable,
+            resumed=journal.has_answers(),
+            now=asyncio.get_running_loop().time,
+        )
 
     async def ask(self, questions: Iterable[Question]) -> None:
         """Ask all questions, unless the run has to stop; then `error` or `interrupted` tells why.
 
-        At most as many questions as the pacer's concurrency are taken from the iterator at a time. What was
-        under way when the run stopped is waited for: it is paid for.
+        At most twice as many questions as may be under way are taken from the iterator at a time, in another
+        thread. What was under way when the run stopped is waited for: it is paid for.
         """
-        source = iter(questions)
-        workers = [asyncio.create_task(self._work(source)) for _ in range(self._concurrency)]
-        stopped = asyncio.create_task(self._stop.wait())
+        drawn = self._drawn(iter(questions))
+        workers = [asyncio.create_task(self._work(drawn)) for _ in range(self._concurrency)]
+        through: asyncio.Future[Any] = asyncio.gather(*workers, return_exceptions=True)
+        interrupted = asyncio.create_task(self._interrupted.wait())
         try:
-            through: asyncio.Future[Any] = asyncio.gather(*workers, return_exceptions=True)
-            first: list[asyncio.Future[Any]] = [through, stopped]
+            first: list[asyncio.Future[Any]] = [through, interrupted]
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait(workers, timeout=DRAIN_SECONDS if self.interrupted else None)
+            await asyncio.wait(workers, timeout=DRAIN_SECONDS)
         finally:
-            for task in (stopped, *workers):
+            for task in (interrupted, *workers):
                 task.cancel()
-            await asyncio.gather(stopped, *workers, return_exceptions=True)
+            await asyncio.gather(interrupted, *workers, return_exceptions=True)
 
     def stop(self, error: Exception | None = None) -> None:
         """Let no further request out; the first error is the one that counts."""
@@ -131,42 +130,36 @@ class Asking:
         self.pacer.stop()
         self._freed.set()
 
-    @contextmanager
-    def stopped_by_signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM stop the run; a second one of them does what it always does."""
-        loop = asyncio.get_running_loop()
-
-        def interrupt() -> None:
-            self.interrupted = True
-            release()
-            self.stop()
-            _log.info(
-                "interrupted: waiting %.0f s at most for what is under way; interrupt again to leave it",
-                DRAIN_SECONDS,
-            )
-
-        def release() -> None:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-
-        # Only the main thread may handle signals; elsewhere whoever owns it decides.
-        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, interrupt)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
-                release()
+    def interrupt(self) -> None:
+        """Stop because the user wishes it."""
+        self.interrupted = True
+        self._interrupted.set()
+        self.stop()
+        _log.info(
+            "interrupted: waiting %.0f s at most for what is under way; interrupt again to leave it",
+            DRAIN_SECONDS,
+        )
 
     @property
     def spent(self) -> float:
         """USD that this run has cost."""
         return self.budget.spent - self._spent_before
 
-    async def _work(self, source: Iterator[Question]) -> None:
+    def _drawn(self, source: Iterator[Question]) -> Callable[[], Awaitable[Question | None]]:
+        """The next question, drawn with some others in a thread: a look into the journal takes a while."""
+        lock, ready = asyncio.Lock(), deque[Question]()
+
+        async def draw() -> Question | None:
+            async with lock:
+                if not ready:
+                    ready.extend(await asyncio.to_thread(lambda: list(islice(source, self._concurrency))))
+                return ready.popleft() if ready else None
+
+        return draw
+
+    async def _work(self, drawn: Callable[[], Awaitable[Question | None]]) -> None:
         try:
-            while not self._stop.is_set() and (question := next(source, None)):
+            while not self._stop.is_set() and (question := await drawn()):
                 await self._ask(question)
         except Exception as error:
             self.stop(error)
@@ -184,35 +177,41 @@ class Asking:
                 choices, attempt, lost = choices[result:], 1, 0
                 continue
             failure = result
+            stop: MifuseError | None = None
             if failure.fault is Fault.FATAL:
                 raise self._fatal(failure)
             if failure.fault is Fault.THROTTLED:
                 continue
             if failure.fault is Fault.REJECTED:
                 self.rejected[question.name] = failure.message
-                self._rejected_in_a_row += 1
-                break
-            lost += failure.http_status is None
-            if attempt == ATTEMPTS or lost == LOST:
-                self.failed[question.name] = failure.message
-                break
-            delay = random.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2 ** (attempt - 1)))
-            await self._rest(max(delay, min(failure.wait or 0, LONGEST_DELAY)))
-            attempt += 1
+                stop = self._breaker.rejected(question.clip, failure)
+                choices = ()
+            else:
+                lost += _is_lost(failure)
+                stop = self._breaker.failed(failure, lost=_is_lost(failure))
+                if attempt == ATTEMPTS or lost == LOST:
+                    self.failed[question.name] = failure.message
+                    stop = stop or self._breaker.given_up(failure)
+                    choices = ()
+            if stop:
+                raise self._with_kept(stop)
+            if choices:
+                delay = random.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2 ** (attempt - 1)))
+                await self._rest(max(delay, min(failure.wait or 0, LONGEST_DELAY)))
+                attempt += 1
         if self._report:
             self._report(self)
-        if choices:
-            self._check_hope(failure)
 
     async def _turn(
         self, question: Question, messages: list[dict[str, Any]], choices: tuple[int, ...], attempt: int
     ) -> int | RequestFailed | None:
         """One request when its turn comes: number of answers, or why there is none; None if the run stops."""
         tokens = len(choices) * _ANSWER_TOKENS + question.text_bytes / 4 + question.seconds * _AUDIO_TOKENS
-        if not (turn := await self.pacer.enter(tokens)):
-            return None
         cost = self.meter.worst(*_about(question, choices)) if self.meter else 0.0
         if not await self._reserve(cost):
+            return None
+        if not (turn := await self.pacer.enter(tokens)):
+            self._free(cost, 0.0, left=False)
             return None
         intent = await _committed(self.journal.begin(question.key, attempt, asked=question.name, cost=cost))
         self.sent += 1
@@ -220,12 +219,13 @@ class Asking:
             fields = _fields(question, choices)
             reply = await self.client.ask(messages, fields, request_key=f"{question.key}-{intent}")
         except RequestFailed as failure:
-            await _committed(self.journal.fail(intent, failure.http_status, failure.message))
-            self._free(cost, cost if failure.http_status is None else 0.0)
+            rejected = failure.fault is Fault.REJECTED
+            status = None if _is_lost(failure) else failure.http_status
+            await _committed(self.journal.fail(intent, status, failure.message, rejected=rejected))
+            self._free(cost, cost if status is None else 0.0, left=status != 0)
             if failure.fault is Fault.THROTTLED:
                 self._throttle(turn, failure)
             else:
-                rejected = failure.fault is Fault.REJECTED
                 outcome = Outcome.ANSWERED if rejected else Outcome.FAILED
                 self.pacer.leave(turn, outcome, headers=failure.headers)
             return failure
@@ -264,21 +264,15 @@ class Asking:
         usage = content_of(raw, 0)[1]
         spent = self.meter.observe(usage, *_about(question, choices)) if self.meter else None
         if got:
-            self._last_answer, self._rejected_in_a_row = self._now(), 0
+            self._breaker.answered()
             self.answered += got
         for position in range(got):
             status = question.judge(raw, position)
             self.statuses[status] += 1
-            self._judged.append(status is Status.OK)
-        unreadable = self._judged.count(False) / JUDGED
-        if len(self._judged) == JUDGED and unreadable > self._max_unreadable:
-            self.stop(
-                RemoteError(
-                    f"{self.client.host}: {unreadable:.0%} of the last {JUDGED} answers hold no distribution, the "
-                    f"last one: {content_of(raw, 0)[0][:200]!r}. {self._kept()} Check the prompt and the model, "
-                    "or raise --max-unreadable."
-                )
-            )
+            if not question.again:
+                stop = self._breaker.judged(status is Status.OK, content_of(raw, position)[0])
+                if stop:
+                    self.stop(self._with_kept(stop))
         return usage, spent, got
 
     async def _reserve(self, cost: float) -> bool:
@@ -295,40 +289,16 @@ class Asking:
             await self._freed.wait()
         return False
 
-    def _free(self, reserved: float, spent: float) -> None:
-        self.budget.settle(reserved, spent)
+    def _free(self, reserved: float, spent: float, *, left: bool = True) -> None:
+        self.budget.settle(reserved, spent, left=left)
         self._freed.set()
 
     def _throttle(self, turn: Turn, failure: RequestFailed) -> None:
         """Let all workers wait as long as the server asks, unless that is for too long."""
         self.limited += 1
         wait = self.pacer.leave(turn, Outcome.THROTTLED, headers=failure.headers, wait=failure.wait)
-        silence = self._now() + wait - self._last_answer
-        if silence > PATIENCE:
-            raise RemoteError(
-                f"{self.client.host} limits the rate: {_sentence(failure)} The next request would go out in "
-                f"{wait:.0f} s, {silence:.0f} s after the last answer or the start. "
-                f"{self._kept()} Run the command again later."
-            )
-
-    def _check_hope(self, failure: RequestFailed) -> None:
-        """Stop a run in which nothing was answered yet, or nothing any more.
-
-        Rejected clips do not count where an earlier run got answers: they may be all that it left over.
-        """
-        hopeless = len(self.failed) + (0 if self._resumed else len(self.rejected))
-        if self.answered:
-            hopeless = 0
-        if hopeless >= HOPELESS:
-            raise RemoteError(
-                f"{self.client.host}: the first {hopeless} questions got no answer, the last one because of: "
-                f"{_sentence(failure)} Check the address, the model and the audio, then run again."
-            )
-        if self._rejected_in_a_row >= REJECTED_IN_A_ROW:
-            raise RemoteError(
-                f"{self.client.host} rejected {REJECTED_IN_A_ROW} questions in a row, the last one with: "
-                f"{_sentence(failure)} {self._kept()} Check the audio and the model."
-            )
+        if stop := self._breaker.throttled(failure, wait):
+            raise self._with_kept(stop)
 
     def _fatal(self, failure: RequestFailed) -> MifuseError:
         advice = {
@@ -341,6 +311,9 @@ class Asking:
         return RemoteError(
             f"{self.client.host} answered {failure.http_status}: {_sentence(failure)} {advice} {self._kept()}"
         )
+
+    def _with_kept(self, error: MifuseError) -> MifuseError:
+        return RemoteError(f"{error} {self._kept()}")
 
     def _kept(self) -> str:
         return f"{self.answered} answers of this run are kept in {self.journal.path.name}."
@@ -369,6 +342,11 @@ def _fields(question: Question, choices: tuple[int, ...]) -> dict[str, Any]:
         # Of the rest of a question: with the same seed it would be the same answer again.
         fields["seed"] ^= question.choices[0] ^ choices[0]
     return fields
+
+
+def _is_lost(failure: RequestFailed) -> bool:
+    """Whether the request may have been billed though nothing came back."""
+    return failure.http_status is None or failure.http_status in _GATEWAY_TIMEOUTS
 
 
 def _total(usage: Mapping[str, int]) -> int | None:

@@ -67,17 +67,19 @@ class Budget:
         self.in_flight += 1
         return True
 
-    def settle(self, reserved: float, actual: float) -> None:
+    def settle(self, reserved: float, actual: float, *, left: bool = True) -> None:
         """Replace a reservation by what the request cost.
 
         Args:
             reserved: as given to `reserve`.
             actual: USD; 0 if the request never left or was refused, ``reserved`` if nobody knows.
+            left: whether it left at all; else it counts for nothing.
         """
         assert self.in_flight, "settled more often than reserved"
         self._reserved -= _whole(reserved)
         self._spent += _whole(actual)
         self.in_flight -= 1
+        self.sent -= not left
 
 
 class Meter:

@@ -8,7 +8,7 @@ import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -61,12 +61,12 @@ class Database:
 
     def close(self) -> None:
         """Commit what is under way and release the file for other processes."""
-        try:
+        # The file lock is what counts: a row that cannot be removed is no reason to hide another error.
+        with suppress(InputError):
             self.execute("DELETE FROM lock").result()
-        finally:
-            self._writer.close()
-            self._reader.close()
-            self._lock.close()
+        self._writer.close()
+        self._reader.close()
+        self._lock.close()
 
     def submit(self, work: Work) -> Future[Any]:
         """Have ``work`` done in a transaction; the future holds its result once that is committed."""

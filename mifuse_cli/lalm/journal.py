@@ -239,7 +239,9 @@ class Journal(Database):
 
         return self.submit(work)
 
-    def fail(self, intent_id: int, http_status: int | None, error: str) -> Future[None]:
+    def fail(
+        self, intent_id: int, http_status: int | None, error: str, *, rejected: bool = False
+    ) -> Future[None]:
         """Close an intent without an answer.
 
         Args:
@@ -247,11 +249,12 @@ class Journal(Database):
             http_status: status of the response; 0 if the request never left; None if it may have left but
                 nothing came back, which leaves the intent `unresolved` and its cost reserved.
             error: message, free of secrets.
+            rejected: whether it is the clip that the server does not accept.
         """
         return self.execute(
-            "UPDATE intent SET t_end = ?, http_status = ?, error = ?, "
+            "UPDATE intent SET t_end = ?, http_status = ?, error = ?, rejected = ?, "
             "est_cost = CASE WHEN ? IS NULL THEN est_cost ELSE 0 END WHERE id = ?",
-            (time.time(), http_status, error, http_status, intent_id),
+            (time.time(), http_status, error, rejected, http_status, intent_id),
         )
 
     def note(self, intent_id: int, http_status: int, cost: float) -> Future[None]:
@@ -308,9 +311,7 @@ class Journal(Database):
 
     def rejected(self, keys: Iterable[str]) -> dict[str, str]:
         """Messages by which the server rejected questions, by those of ``keys`` that it did reject."""
-        return dict(
-            self.read_keys("SELECT key, error FROM intent WHERE http_status IN (400, 413, 422) AND", keys)
-        )
+        return dict(self.read_keys("SELECT key, error FROM intent WHERE rejected AND", keys))
 
     # Accounts
 
@@ -328,16 +329,19 @@ class Journal(Database):
         """Sums over all runs.
 
         Returns:
-            ``sent``: requests that left; ``answered``, ``limited`` (429), ``failed`` and ``unresolved`` among
-            them; ``spent``: USD, with what unresolved requests may cost.
+            ``sent``: requests that left; ``answered``, ``limited`` (429), ``rejected`` (the clip), ``failed``,
+            ``unresolved`` (outcome unknown) and ``in_batches`` (not collected yet) among them; ``spent``: USD,
+            with what unresolved requests may cost.
         """
-        sent, answered, limited, unresolved, spent = self.read(
+        sent, answered, limited, unresolved, waiting, rejected, spent = self.read(
             "SELECT ifnull(sum(http_status IS NOT 0), 0), ifnull(sum(http_status IS 200), 0), "
-            "ifnull(sum(http_status IS 429), 0), ifnull(sum(http_status IS NULL), 0), total(est_cost) FROM intent"
+            "ifnull(sum(http_status IS 429), 0), ifnull(sum(http_status IS NULL AND batch IS NULL), 0), "
+            "ifnull(sum(http_status IS NULL AND batch IS NOT NULL), 0), ifnull(sum(rejected), 0), "
+            "total(est_cost) FROM intent"
         )[0]
-        failed = sent - answered - limited - unresolved
-        return {"sent": sent, "answered": answered, "limited": limited, "failed": failed,
-                "unresolved": unresolved, "spent": spent}  # fmt: skip
+        failed = sent - answered - limited - unresolved - waiting - rejected
+        return {"sent": sent, "answered": answered, "limited": limited, "rejected": rejected, "failed": failed,
+                "unresolved": unresolved, "in_batches": waiting, "spent": spent}  # fmt: skip
 
     # Batches of the provider
 

@@ -140,6 +140,8 @@ class Question:
         fields: further fields of the request body.
         judge: reads an answer: body and position in it to a status.
         length: how many times as long as usual an answer may be.
+        clip: id of the clip.
+        again: whether it was asked before.
     """
 
     key: str
@@ -151,6 +153,8 @@ class Question:
     fields: Mapping[str, Any]
     judge: Callable[[bytes, int], Status]
     length: int = 1
+    clip: str = ""
+    again: bool = False
 
 
 class Plan:
@@ -248,10 +252,13 @@ class Plan:
         )
 
     def _retry(self, ask: Ask, choice: int, again: int, cause: Status) -> Ask:
-        """The question behind one choice of ``ask``, in the form in which it is asked once more."""
+        """The question behind one choice of ``ask``, in the form in which it is asked once more.
+
+        The form is not part of the key: a parser that sees another cause must not ask again.
+        """
         extra = self.form.wording.refused if cause is Status.REFUSED else ""
         longer = cause is Status.TRUNCATED
-        key = question_key(ask.key, self.hash, choice, ask.order, f"again {again} {longer} {extra}")
+        key = question_key(ask.key, self.hash, choice, ask.order, f"again {again}")
         return Ask(ask.utterance, ask.piece, ask.first + choice, ask.order, key, 1, again, extra, longer)
 
     def _lacking(self, asks: list[Ask], journal: Journal) -> Iterator[tuple[Ask, tuple[int, ...]]]:

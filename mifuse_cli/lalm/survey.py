@@ -3,24 +3,57 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mifuse_cli.errors import MifuseError
 from mifuse_cli.lalm import prompts
 from mifuse_cli.lalm.clips import Rule
-from mifuse_cli.lalm.collect import collect
+from mifuse_cli.lalm.collect import USAGE, collect
 from mifuse_cli.lalm.estimate import Observation, Tally, Volume
 from mifuse_cli.lalm.journal import Journal, Utterance
 from mifuse_cli.lalm.plan import LONGER, Ask, Plan, Question
 from mifuse_cli.lalm.pricing import Price, cost_of
+from mifuse_cli.lalm.stopping import on_signal
 
 if TYPE_CHECKING:
     from mifuse_cli.lalm.asking import Asking
 
 _CLIPS_IN_MEMORY = 64  # whose bytes are kept for their next sample
+
+
+_log = logging.getLogger("mifuse")
+
+
+@asynccontextmanager
+async def saved_now_and_then(save: Callable[[], Any], seconds: float) -> AsyncIterator[None]:
+    """Call ``save`` in another thread every so many seconds, not at the end; a failure is only told."""
+    over = asyncio.Event()
+
+    async def work() -> None:
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), seconds)
+            if over.is_set():
+                return
+            try:
+                await asyncio.to_thread(save)
+            except (MifuseError, OSError) as error:
+                _log.warning("could not save in between: %s", error)
+
+    saving = asyncio.create_task(work())
+    try:
+        yield
+    finally:
+        # A thread cannot be stopped: the last saving must not run beside the one at the end.
+        over.set()
+        await saving
 
 
 class Survey:
@@ -37,6 +70,7 @@ class Survey:
         self.plan, self.rule, self.journal = plan, rule, journal
         self.only = only
         self._sent = lru_cache(maxsize=_CLIPS_IN_MEMORY)(rule.sent)
+        self._lock_of = lru_cache(maxsize=_CLIPS_IN_MEMORY)(lambda utt_id, piece: threading.Lock())
         self._fields = plan.form.fields()
 
     def volume(self, *, missing: bool = True) -> Volume:
@@ -77,39 +111,27 @@ class Survey:
             save_seconds: see ``save``.
         """
 
-        async def save_now_and_then() -> None:
-            while True:
-                await asyncio.sleep(save_seconds)
-                await asyncio.to_thread(save)
-
-        saving = asyncio.create_task(save_now_and_then())
-        try:
-            with asking.stopped_by_signals():
+        async with saved_now_and_then(save, save_seconds):
+            with on_signal(asking.interrupt):
                 await asking.ask(self.questions())
                 for _ in range(rounds):
                     if asking.error or asking.interrupted:
                         break
                     await asking.ask(self.again())
-        finally:
-            saving.cancel()
-            await asyncio.wait({saving})
-        if not saving.cancelled() and (error := saving.exception()):
-            raise error
 
     def observations(self, price: Price | None, *, batch: bool = False) -> list[Observation]:
-        """What every clip that was asked about took so far."""
+        """What clips took so far; those of which the server does not tell are left out."""
         found = []
         for block in self._blocks():
             for one in block:
                 usage = collect([one], self.plan, self.journal).usage[0]
                 sent = usage[usage[:, 0] != 0]  # further choices of a response count with its first
+                if not len(sent) or (sent[:, :2] < 0).any():
+                    continue
                 seconds = sum(one.pieces) * len(sent)
-                known = bool((sent[:, :2] >= 0).all())
-                tokens = dict(zip(("prompt", "completion", "total", "audio", "cached"),
-                                  map(int, sent.sum(axis=0)), strict=True))  # fmt: skip
-                usd = cost_of(tokens, price, seconds=seconds, batch=batch) if price and known else None
-                prompt, completion = (tokens["prompt"], tokens["completion"]) if known else (None, None)
-                found.append(Observation(seconds, prompt, completion, usd))
+                tokens = dict(zip(USAGE, map(int, sent.sum(axis=0)), strict=True))
+                usd = cost_of(tokens, price, seconds=seconds, batch=batch) if price else None
+                found.append(Observation(seconds, tokens["prompt"], tokens["completion"], usd))
         return found
 
     def extremes(self) -> tuple[Utterance, float] | None:
@@ -156,11 +178,18 @@ class Survey:
             choices=choices,
             seconds=ask.seconds,
             text_bytes=self._text(ask),
-            messages=lambda: self._messages(ask, self._sent(ask.utterance, ask.piece)),
+            messages=lambda: self._messages(ask, self._audio(ask)),
             fields=fields,
             judge=lambda raw, position: self.plan.judge(ask, raw, position),
             length=length,
+            clip=ask.utterance.utt_id,
+            again=ask.again > 0,
         )
+
+    def _audio(self, ask: Ask) -> bytes:
+        # Samples of a clip are asked for at the same time: one decodes it, the others wait for that.
+        with self._lock_of(ask.utterance.utt_id, ask.piece):
+            return self._sent(ask.utterance, ask.piece)
 
     def _messages(self, ask: Ask, audio: bytes) -> list[dict[str, Any]]:
         form = self.plan.form

@@ -65,7 +65,8 @@ ALTER TABLE utt ADD COLUMN twin INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE intent ADD COLUMN asked TEXT NOT NULL DEFAULT '';
 ALTER TABLE intent ADD COLUMN batch TEXT;
 CREATE INDEX open_intent ON intent (batch) WHERE http_status IS NULL;
-CREATE INDEX rejected_intent ON intent (key) WHERE http_status IN (400, 413, 422);
+ALTER TABLE intent ADD COLUMN rejected INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX rejected_intent ON intent (key) WHERE rejected;
 CREATE INDEX unread_answer ON answer (key) WHERE outcome IS NULL;
 CREATE TABLE batch (
     tag TEXT PRIMARY KEY,

@@ -77,14 +77,16 @@ class Writer:
                 # Whatever else is broken, nobody may be left waiting.
                 with contextlib.suppress(sqlite3.Error):
                     self._db.execute("ROLLBACK")
-            if len(group) > 1:
+            if len(group) > 1 and not isinstance(error, sqlite3.OperationalError):
                 # One of them is at fault; the others have done nothing wrong.
                 for one in group:
                     self._commit([one])
                 return
+            # A full disk or a lock is the same for all, and each try may take a minute.
             shown = self._translated(error) if isinstance(error, sqlite3.Error) else error
-            if group[0][1].set_running_or_notify_cancel():
-                group[0][1].set_exception(shown)
+            for _, future in group:
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(shown)
             return
         for (_, future), result in zip(group, results, strict=True):
             # Whoever waited may have been cancelled; what is paid for is committed all the same.
