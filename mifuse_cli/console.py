@@ -103,9 +103,12 @@ def _in_short(facts: Mapping[str, Any]) -> str:
     parts = []
     if "per_minute" in facts:
         parts.append(f"{facts['per_minute']:.0f}/min")
+    if "batches" in facts:
+        parts.append(f"{facts['batches']} batches open")
     if "spent_usd" in facts:
-        cap = f" of {facts['cap_usd']:.2f}" if facts["cap_usd"] is not None else ""
-        parts.append(f"${facts['spent_usd']:.2f}{cap}, in the end ${facts['projected_usd']:.2f}")
+        cap, end = facts.get("cap_usd"), facts.get("projected_usd")
+        of, then = "" if cap is None else f" of {cap:.2f}", "" if end is None else f", in the end ${end:.2f}"
+        parts.append(f"${facts['spent_usd']:.2f}{of}{then}")
     for name, text in (("limited", "429"), ("refused", "refused"), ("ok", "readable")):
         if facts.get(name) or (name == "ok" and name in facts):
             parts.append(f"{text} {facts[name]:.1%}")

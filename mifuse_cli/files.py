@@ -17,10 +17,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends well, and goes if it fails.
 
     Raises:
-        InputError: the directory cannot be written, or ``path`` is a directory.
+        InputError: the directory or, as the disk is full, the file cannot be written; ``path`` is a directory.
     """
-    if path.is_dir():
-        raise InputError(f"{path}: is a directory, but a file is to be written. Choose another --out.")
+    check_place(path)
     temporary = _temporary(path)
     try:
         yield temporary
@@ -28,6 +27,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_directory(path.parent)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}). Make room or choose another --out; "
+            "what was there before is unchanged."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -39,6 +43,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     Raises:
         InputError: the parent directory cannot be written.
     """
+    _make_parent(path)
     temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -60,6 +65,17 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_place(path: Path) -> None:
+    """Make the directory in which a file is to be written.
+
+    Raises:
+        InputError: it cannot be made or written, or ``path`` is a directory itself.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory, but a file is to be written. Choose another --out.")
+    _make_parent(path)
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove what processes that were killed left of a file; no other process may be writing it now."""
     for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
@@ -68,6 +84,10 @@ def remove_leftovers(path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _make_parent(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -76,7 +96,6 @@ def _temporary(path: Path) -> Path:
         ) from None
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{path.parent}: cannot be written. Choose another --out or change its permissions.")
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _sync_directory(path: Path) -> None:

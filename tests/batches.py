@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 from contextlib import closing
 
-from mifuse_cli.lalm.batch import Money, run_batches
+from mifuse_cli.lalm.batch import Counts, Money, run_batches
 from mifuse_cli.lalm.budget import Budget
 from mifuse_cli.lalm.client import Client
 from mifuse_cli.lalm.journal import Journal
@@ -37,8 +37,11 @@ class Runs:
         self.slept, self.highest = [], 0.0
         self.client, self.journal = Client, Journal
 
-    def __call__(self, asked, *, key=KEY, budget=None, price=ACTUAL, report=None, **limits):
+    def __call__(
+        self, asked, *, key=KEY, budget=None, price=ACTUAL, poll_seconds=60, report=lambda _: None, **limits
+    ):
         self.budget = budget = budget or Budget(usd=None, requests=None)
+        self.counts = counts = Counts()
 
         def reserve(cost):
             granted = budget.reserve(cost)
@@ -49,19 +52,23 @@ class Runs:
             self.slept.append(seconds)
             assert len(self.slept) < 100, "waits for ever"
 
+        def settle(reserved, spent, left):
+            budget.settle(reserved, spent, left=left)
+
         async def main(journal):
             async with self.client(self.llmock.base_url(), "m", key, timeout=5) as client:
-                return await run_batches(
+                await run_batches(
                     asked,
                     client=client,
                     journal=journal,
-                    money=Money(
-                        lambda q: WORST * len(q.choices), reserve, budget.settle, lambda usage: price
-                    ),
-                    sleep=sleep,
+                    money=Money(lambda q: WORST * len(q.choices), reserve, settle, lambda usage: price),
+                    counts=counts,
+                    poll_seconds=poll_seconds,
                     report=report,
+                    sleep=sleep,
                     **limits,
                 )
+                return counts
 
         with self.journal(self.path) as journal:
             return asyncio.run(main(journal))

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import tracemalloc
 from dataclasses import replace
 from itertools import pairwise
@@ -138,12 +140,42 @@ class TestNothingAppears:
         ):
             under_way.append(**one("a", 0, 1))
 
-    @pytest.mark.parametrize("failure", [OSError, KeyboardInterrupt])
+    @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
     def test_if_it_fails_though_finished(self, path, failure):
         with pytest.raises(failure), writing(path, Predictions, CLASSES) as under_way:
             under_way.append(**one("a", 0, 1))
             under_way.finish(HEADER)
             raise failure
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from mifuse_cli.artifacts import Header, Predictions
+from mifuse_cli.errors import InputError
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+ids = np.array([f"{number:05}" for number in range(20_000)])
+probs = np.random.default_rng(0).dirichlet([1, 1], len(ids)).astype(np.float32)
+made = Predictions(header=Header(classes=("a", "b")), utt_id=ids, probs=probs)
+whole = made.save(Path("whole.h5")) and Path("whole.h5").stat().st_size
+for limit in np.linspace(0, whole - 1, 12).astype(int).tolist():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        made.save(Path("x.h5"))
+    except InputError as error:
+        assert "x.h5: cannot be written (File too large). Make room" in str(error)
+    else:
+        sys.exit(f"{limit} of {whole} bytes were enough")
+"""
+
+
+def test_a_full_disk_is_an_error_to_show(tmp_path):
+    # In a process of its own: HDF5 would crash it at its end.
+    done = subprocess.run([sys.executable, "-c", FULL], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [file.name for file in tmp_path.iterdir()] == ["whole.h5"]
 
 
 def test_wrong_use_is_refused_and_does_no_harm(tmp_path):

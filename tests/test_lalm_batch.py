@@ -43,9 +43,8 @@ class TestRun:
         runs(questions(1))
         with Journal(runs.path) as journal:
             ((_, answer),) = journal.answers([f"{0:032x}"]).items()
-            assert journal.accounts() | {"spent": None} == {
-                "sent": 1, "answered": 1, "limited": 0, "failed": 0, "unresolved": 0, "spent": None
-            }  # fmt: skip
+            sums = {name: number for name, number in journal.accounts().items() if number}
+            assert sums == {"sent": 1, "answered": 1, "spent": pytest.approx(ACTUAL)}
         text, usage = content_of(answer.raw, 0)
         assert text and usage["prompt"] > 0
         assert answer.outcome == "ok"

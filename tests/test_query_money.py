@@ -15,8 +15,10 @@ from querying import GOOD, Query, heard, seconds_of
 from scripted import completion, error, serving
 
 from mifuse_cli.artifacts import Lalm
+from mifuse_cli.lalm.journal import Journal
 from mifuse_cli.lalm.pricing import cost_of, read_prices
 from mifuse_cli.lalm.replies import content_of
+from mifuse_cli.steps.query_lalm import journal_path
 
 CLIPS = 24
 PRICES = "m: {text_in: 2, audio_in: 20, out: 10, audio_tokens_per_second: 25, date: 2026-01-31}\n"
@@ -112,6 +114,25 @@ class TestDryRun:
         assert requests("--temperature", 0.5) == 2 * CLIPS
         assert len(server.requests) == 2 * CLIPS
 
+    def test_beside_a_run(self, query, serve, till):
+        query.found(serve(till).url)
+        with Journal(journal_path(query.out)):
+            told = query.found("", "--dry-run", key=None)
+        assert told["volume"]["requests"] == 2 * CLIPS
+        assert "are not subtracted" in told["notes"][-1] and "in use by process" in told["notes"][-1]
+
+    def test_context_is_that_of_the_manifest_as_it_is_now(self, query, serve, till, corpus):
+        def write(*words):
+            rows = [{**row, "said": words[n % len(words)]} for n, row in enumerate(read_rows(corpus))]
+            return write_csv(corpus.parent / "said.csv", rows)
+
+        query.manifest, flags = write("yes"), ["--context-column", "said"]
+        server = serve(till)
+        query.found(server.url, *flags)
+        query.manifest = write("yes", "no")
+        assert query.found(server.url, "--dry-run", *flags, key=None)["volume"]["requests"] == CLIPS
+        assert query.found(server.url, *flags)["asked"] == CLIPS
+
     def test_prices(self, query, tmp_path):
         def cost(*flags, model="gpt-audio"):
             told = query.found("", "--dry-run", *flags, model=model, key=None)
@@ -165,6 +186,34 @@ class TestPilot:
         query.out = query.out.with_name("other.h5")
         assert drawn(1) != first
 
+    def test_leaves_out_clips_without_tokens(self, query, serve, till, prices):
+        def answer(request):
+            return (400, error("no speech in it")) if heard(request)[0] == unheard else till
+
+        unheard = None
+        flags = ["--pilot", 8, "--prices", prices, "--concurrency", 1]
+        server = serve(answer)
+        clean = query.found(server.url, *flags)
+        unheard = heard(server.requests[0])[0]
+        query.out = query.out.with_name("other.h5")
+        told = query.found(server.url, *flags)
+        assert told["statuses"]["rejected"] == 2
+        assert "the tokens of 1 of the 8 clips of the pilot are not known" in " ".join(told["notes"])
+        assert "projected from 7 clips" in told["notes"][-1]
+        usd = [one["estimate"]["usd"]["expected"] for one in (clean, told)]
+        assert usd[0] == pytest.approx(usd[1], rel=0.2)
+
+    def test_of_a_service_that_counts_no_tokens(self, query, serve):
+        result = query(serve((200, completion(GOOD, usage={}))).url, "--pilot", 4)
+        assert result.exit_code == 0 and "low" not in result.stdout
+        assert "the tokens of 4 of the 4 clips of the pilot are not known" in result.stderr
+
+    def test_has_to_have_clips(self, query, serve, till):
+        server = serve(till)
+        flags = ["--pilot", 4, "--max-seconds", 0.05, "--long-clips", "skip"]
+        refused(query(server.url, *flags), 3, "--pilot: there is no clip to ask about", "crop or chunk")
+        assert server.requests == []
+
 
 class TestBudget:
     def test_half_the_cost_with_64_under_way(self, query, serve, till, prices):
@@ -205,6 +254,13 @@ class TestBudget:
         assert query.found(server.url, "--max-requests", 2 * CLIPS + 2)["complete"]
         assert len(server.requests) == 2 * CLIPS + 2 and set(till.keys.values()) == {1}
 
+    def test_tells_of_answers_made_without_a_price(self, query, serve, till, prices):
+        server, flags = serve(till), ["--prices", prices, "--budget", 9]
+        words = "earlier answers were made without a price and are not in the budget"
+        assert words not in query(server.url, "--max-requests", 99).stderr
+        assert f"note: 48 {words}" in query(server.url, *flags, n_samples=3).stderr
+        assert words not in query(server.url, *flags, n_samples=4).stderr
+
     def test_without_a_price(self, query, serve, till, tmp_path):
         server = serve(till)
         refused(query(server.url, "--budget", 1), 2, "price of m is not known", "--prices", "--max-requests")
@@ -219,9 +275,13 @@ class TestConsent:
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("HTTP_PROXY", server.url.removesuffix("/v1"))
         refused(query(elsewhere), 2, "203.0.113.1", "48 requests", "hours of speech", "--yes")
-        assert server.requests == [] and not query.out.exists()
+        line = refused(query(elsewhere, "--pilot", 5), 2, "a pilot of 5 clips out of 48 requests")
+        assert line.endswith("consent covers that.")
+        # No clip was decoded for that.
+        assert server.requests == [] and list(query.out.parent.glob("l.h5*")) == []
         told = query(elsewhere, "--yes").stderr.splitlines()
         assert len(server.requests) == 48 and query.out.exists()
+        refused(query(elsewhere, n_samples=3), 2, "24 requests", "--yes")
         (line,) = [line for line in told if "sending" in line]
         assert re.fullmatch(
             r"note: sending 48 requests with 0\.00\d+ hours of speech in all \(\S+ MB, 24 clips\) "

@@ -139,9 +139,8 @@ class TestSchema:
         server = serve(lambda request: line if "response_format" in request.body else good)
         refused(query(server.url, "--json-schema"), 2, words, "m at 127.0.0.1", "--probe off")
         assert server.requests == probes(server) and 1 <= len(server.requests) <= 2
-        before = len(server.requests)
         refused(query(server.url, "--json-schema"), 2, words)
-        assert len(server.requests) == before and not query.out.exists()
+        assert server.requests == probes(server) and not query.out.exists()
         assert query.found(server.url, "--force")["complete"]
 
     def test_is_sent_where_it_is_honoured(self, query, serve):
@@ -195,6 +194,13 @@ class TestPrompt:
         file.write_text("template: How does it sound?")
         refused(query(server.url, "--prompt", file), 2, "has 0 fields {labels}, expected one")
         assert server.requests == []
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, "nan"])
+def test_a_share_is_from_0_to_1(query, share):
+    refused(
+        query("", "--max-unreadable", share), 2, f"--max-unreadable {share}: expected a share from 0 to 1"
+    )
 
 
 class TestContext:

@@ -26,7 +26,7 @@ from mifuse_cli.artifacts.schema import (
     content_hash,
     unsorted,
 )
-from mifuse_cli.artifacts.writer import Writer
+from mifuse_cli.artifacts.writer import Output, Writer
 from mifuse_cli.errors import ArtifactError, InputError
 from mifuse_cli.files import atomic_file
 
@@ -222,15 +222,16 @@ def writing(path: Path, kind: type[Artifact], classes: tuple[str, ...]) -> Itera
         classes: class names; the header has to have the same.
 
     Raises:
-        InputError: the directory cannot be written.
+        InputError: it cannot be written: the directory is read-only, the disk is full, ...
         RuntimeError: the block ended without `Writer.finish`.
     """
     import h5py
 
-    with atomic_file(path) as temporary:
-        with h5py.File(temporary, "w") as file:
-            writer = Writer(file, kind.kind, kind.columns(), classes, str(path))
+    with atomic_file(path) as temporary, Output(temporary) as output:
+        with h5py.File(output, "w") as file:
+            writer = Writer(file, output, kind.kind, kind.columns(), classes, str(path))
             yield writer
+        output.check()
         if not writer.finished:
             raise RuntimeError(f"{path}: the writer was left without finish()")
 

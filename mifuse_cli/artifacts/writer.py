@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +26,38 @@ CHUNK = 2**18
 """Bytes of a chunk before compression: four fit HDF5's cache, so a chunk that blocks share is packed once."""
 
 
+class Output(io.FileIO):
+    """A file to give to HDF5, which crashes the process at its end if the disk was full: it is not told."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raise the first error there was; what was written since is lost."""
+        if self._error:
+            raise self._error
+
+    def write(self, data: Any) -> int:
+        """Write all of ``data``."""
+        view = memoryview(data)
+        done = 0
+        try:
+            while done < len(view):
+                done += super().write(view[done:])
+        except OSError as error:
+            self._error = self._error or error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Cut the file off at ``size`` bytes, or make it that long."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return self.tell() if size is None else size
+
+
 class Writer:
     """An artifact under way in an open file; `mifuse_cli.artifacts.writing` makes one.
 
@@ -31,8 +65,17 @@ class Writer:
         finished: whether the content hash has been written.
     """
 
-    def __init__(self, file: h5py.File, kind: str, columns: Columns, classes: tuple[str, ...], where: str):
+    def __init__(
+        self,
+        file: h5py.File,
+        output: Output,
+        kind: str,
+        columns: Columns,
+        classes: tuple[str, ...],
+        where: str,
+    ) -> None:
         self._file = file
+        self._output = output
         self._kind = kind
         self._columns = columns
         self._classes = classes
@@ -51,6 +94,7 @@ class Writer:
         Raises:
             ArtifactError: shapes, distributions or the order of ids break the schema, in this block or with
                 those before.
+            OSError: it cannot be written.
         """
         if self.finished:
             raise RuntimeError(f"{self._where}: is finished")
@@ -60,6 +104,7 @@ class Writer:
         check_arrays(self._columns, arrays, self._classes, self._where, self._last_id)
         for name, array in arrays.items():
             self._add(name, array.astype(self._columns[name]["dtype"]))
+        self._output.check()
         if len(arrays.get("utt_id", ())):
             self._last_id = str(arrays["utt_id"][-1])
 
@@ -69,6 +114,7 @@ class Writer:
         Raises:
             ArtifactError: no clips, a dataset that is missing, or datasets of other lengths.
             ValueError: the header is about other classes.
+            OSError: it cannot be written.
         """
         if header.classes != self._classes:
             raise ValueError(f"{self._where}: was begun with the classes {self._classes}")
@@ -79,6 +125,8 @@ class Writer:
         check_shapes(self._columns, shapes, self._classes, self._where)
         if self._last_id is None:
             raise unsorted(self._where)
+        self._file.flush()
+        self._output.check()  # before any of it is read back
         parts = ((name, shapes[name], self._blocks(name)) for name in sorted(shapes))
         digest = content_hash(self._kind, header, parts)
         self._file.attrs.update(kind=self._kind, **header.attributes(), sha256=digest)

@@ -27,7 +27,6 @@ from mifuse_cli.lalm.replies import choices_of, content_of, json_of
 
 MAX_REQUESTS = 50_000  # of a batch
 MAX_BYTES = 200_000_000
-POLL_SECONDS = 60.0
 PATIENCE = 900.0  # seconds that one call may fail before the run gives up
 
 _FIRST_DELAY = 1.0
@@ -63,13 +62,13 @@ class Money:
     Attributes:
         cost: most USD that a question can cost.
         reserve: sets that aside; False if it would pass the budget.
-        settle: replaces a reservation by what was spent.
+        settle: replaces a reservation by what was spent; told, too, whether the request left at all.
         price: USD for tokens as of `mifuse_cli.lalm.replies.content_of`, None to let the reservation stand.
     """
 
     cost: Callable[[Question], float]
     reserve: Callable[[float], bool]
-    settle: Callable[[float, float], None]
+    settle: Callable[[float, float, bool], None]
     price: Callable[[Mapping[str, int]], float | None]
 
 
@@ -79,12 +78,13 @@ async def run_batches(
     client: Client,
     journal: Journal,
     money: Money,
+    counts: Counts,
+    poll_seconds: float,
+    report: Callable[[Counts], None],
     max_requests: int = MAX_REQUESTS,
     max_bytes: int = MAX_BYTES,
-    poll_seconds: float = POLL_SECONDS,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    report: Callable[[Counts], None] | None = None,
-) -> Counts:
+) -> None:
     """Collect what earlier runs left with the provider, then ask these questions and wait for the answers.
 
     What answers turn out to cost less than was reserved is spent on further questions. A cancelled run loses
@@ -95,27 +95,28 @@ async def run_batches(
         client: where to ask.
         journal: where intents and answers go.
         money: the budget; what earlier runs sent is not settled with it.
+        counts: goes on from what it holds, and is right whenever the run ends.
+        poll_seconds: between two looks at the batches.
+        report: called after every look.
         max_requests: most questions in a file.
         max_bytes: most bytes in a file.
-        poll_seconds: between two looks at the batches.
         sleep: waits.
-        report: called after every look.
 
     Raises:
         RemoteError: the provider refuses batches, lost one, or cannot be reached.
         InputError: the journal, a clip or the temporary file cannot be read or written.
     """
-    run = _Run(client, journal, money, max_requests, max_bytes, poll_seconds, sleep, report)
+    run = _Run(client, journal, money, counts, max_requests, max_bytes, poll_seconds, sleep, report)
     try:
         await run.adopt()
         await run.collect()
         run.broken = ""  # whatever broke an earlier batch may be mended
         source, held = iter(questions), None
         while True:
-            before = run.counts.sent
+            before = counts.sent
             held = await run.submit(chain([held] if held else [], source))
             await run.collect()
-            if held is None or run.counts.sent == before or run.broken:
+            if held is None or counts.sent == before or run.broken:
                 break
     except RequestFailed as failure:
         raise RemoteError(
@@ -123,11 +124,10 @@ async def run_batches(
         ) from None
     if run.broken:
         raise RemoteError(
-            f"{client.host}: a batch failed: {run.broken.rstrip('.')}. {run.counts.answered} answers came in and "
+            f"{client.host}: a batch failed: {run.broken.rstrip('.')}. {counts.answered} answers came in and "
             "are kept. Correct the cause, or wait if it is a limit on batches, then run again."
         )
-    run.counts.refused = held is not None
-    return run.counts
+    counts.refused = held is not None
 
 
 class _Run:
@@ -138,15 +138,16 @@ class _Run:
         client: Client,
         journal: Journal,
         money: Money,
+        counts: Counts,
         max_requests: int,
         max_bytes: int,
         poll_seconds: float,
         sleep: Callable[[float], Awaitable[None]],
-        report: Callable[[Counts], None] | None,
+        report: Callable[[Counts], None],
     ) -> None:
         self.client, self.journal, self.money = client, journal, money
         self.max_requests, self.max_bytes, self.poll_seconds = max_requests, max_bytes, poll_seconds
-        self.counts = Counts()
+        self.counts = counts
         self.broken = ""
         self._sleep, self._report = sleep, report
         self._tags: set[str] = set()  # of this run: their money is in the budget
@@ -220,16 +221,14 @@ class _Run:
                 if state.over:
                     await self._close(tag, state)
                     self.counts.waiting -= 1
-            if self._report:
-                self._report(self.counts)
+            self._report(self.counts)
             if self.counts.waiting:
                 await self._sleep(self.poll_seconds)
 
     async def _send(self, file: BatchFile) -> None:
         """Upload a file and have a batch made of it."""
         with file.content:
-            for intent in file.intents:
-                await asyncio.wrap_future(intent)
+            await _all(file.intents)
 
             async def upload() -> str:
                 file.content.seek(0)
@@ -298,28 +297,28 @@ class _Run:
         if not choices or key not in waiting:
             return []
         intent, name, reserved = waiting.pop(key)
+        for earlier in (self.counts.rejected, self.counts.failed):
+            earlier.pop(name, None)
         response = _field(entry, "response")
         body, status = _field(response, "body"), _field(response, "status_code")
         status = status if type(status) is int else 0
         if status != 200:
             message = self.client.said(body if body else _field(entry, "error")) or f"HTTP {status}"
-            rejected = status and fault_of(status, body) is Fault.REJECTED
+            rejected = status != 0 and fault_of(status, body) is Fault.REJECTED
             (self.counts.rejected if rejected else self.counts.failed)[name] = message
             if mine:
-                self.money.settle(reserved, 0.0)
-            return [self.journal.fail(intent, status, message)]
+                self.money.settle(reserved, 0.0, status != 0)
+            return [self.journal.fail(intent, status, message, rejected=rejected)]
         raw = json.dumps(body).encode()
         request_id = _field(response, "request_id")
         got = min(len(choices_of(raw)), len(choices))
         usage = content_of(raw, 0)[1]
         cost = self.money.price(usage)
         self.counts.answered += got
-        for earlier in (self.counts.rejected, self.counts.failed):
-            earlier.pop(name, None)
         if not got:
             self.counts.failed[name] = f"an answer without choices: {self.client.said(body)}"
         if mine:
-            self.money.settle(reserved, reserved if cost is None else cost)
+            self.money.settle(reserved, reserved if cost is None else cost, True)
         return [
             self.journal.store(
                 intent,
@@ -345,7 +344,7 @@ class _Run:
         for intent, _, reserved in left:
             self.journal.fail(intent, 0, message)
             if tag in self._tags:
-                self.money.settle(reserved, 0.0)
+                self.money.settle(reserved, 0.0, False)
         self.journal.close_batch(tag, state)
         return [name for _, name, _ in left]
 
@@ -366,7 +365,8 @@ class _Run:
 
 async def _all(futures: Iterable[Future[Any]]) -> None:
     for future in futures:
-        await asyncio.wrap_future(future)
+        # A run that is cancelled meanwhile keeps what it began to write.
+        await asyncio.shield(asyncio.wrap_future(future))
 
 
 def _field(value: Any, name: str) -> Any:

@@ -96,13 +96,11 @@ class Meter:
     Args:
         price: of the model.
         max_tokens: cap on the tokens of one answer.
-        batch: whether requests are sent in batch mode.
     """
 
-    def __init__(self, price: Price, *, max_tokens: int, batch: bool = False) -> None:
+    def __init__(self, price: Price, *, max_tokens: int) -> None:
         self._price = price
         self._max_tokens = max_tokens
-        self._batch = batch
         self._prompt_scale = 1.0
         self._answer_scale = 1.0
         self._seen = False
@@ -122,8 +120,7 @@ class Meter:
             choices: answers asked for.
         """
         prompt, answer = self._guess(seconds, text_bytes, choices)
-        factor = self._price.batch_factor if self._batch else 1.0
-        return factor * (self._prompt_scale * prompt + self._answer_scale * answer)
+        return self._prompt_scale * prompt + self._answer_scale * answer
 
     def observe(self, usage: Mapping[str, int], seconds: float, text_bytes: int, choices: int = 1) -> float:
         """USD that an answered request cost; its worst case if the server sent no usage.
@@ -134,7 +131,7 @@ class Meter:
             text_bytes: as given to `worst`.
             choices: as given to `worst`.
         """
-        cost = cost_of(usage, self._price, seconds=seconds, batch=self._batch)
+        cost = cost_of(usage, self._price, seconds=seconds)
         if cost is None:
             self._blind += 1
             return self.worst(seconds, text_bytes, choices)

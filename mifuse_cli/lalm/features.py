@@ -28,7 +28,9 @@ async def find_out(
     budget: Budget,
     meter: Meter | None,
 ) -> None:
-    """Probe what the journal does not tell of this model yet, and stop if it cannot do what is needed.
+    """Probe what this model is not known to do, and stop if it cannot do what is needed.
+
+    What it did not do in an earlier run it may have learnt since.
 
     Args:
         survey: its clips; the shortest is the one that is sent.
@@ -36,7 +38,7 @@ async def find_out(
         needed: features that the run relies on.
         wanted: features to find out about.
         budget: pays for the requests.
-        meter: prices them, if the price is known.
+        meter: prices them as what they are, live requests; None if the price is not known.
 
     Raises:
         UsageError: a needed feature is refused or ignored.
@@ -48,7 +50,7 @@ async def find_out(
     if extremes is None:
         return
     shortest, longest = extremes
-    unknown = wanted - found.keys()
+    unknown = wanted - {name for name, facts in found.items() if facts["value"] in ("honoured", "accepted")}
     # What was heard says nothing of clips that are longer still.
     if "long_audio" in wanted and longest > found.get("long_audio", {}).get("seconds", 0.0) + 0.5:
         unknown |= {"long_audio"}
@@ -79,8 +81,7 @@ async def find_out(
             return reply
 
         clip = audio.read(Path(shortest.path))
-        probed = await probe(send, messages, clip, wanted=unknown, fields=fields, longest=longest)
-        found = {**found, **probed.found}
+        found |= await probe(send, messages, clip, wanted=unknown, fields=fields, longest=longest)
         journal.add_probe(host, model, found)
     if problems := unsupported(found, sorted(needed)):
         raise UsageError(

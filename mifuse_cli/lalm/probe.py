@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from mifuse_cli.lalm.client import Reply
 from mifuse_cli.lalm.faults import Fault, RequestFailed
 from mifuse_cli.lalm.replies import choices_of, content_of
 
-LONGEST = 35.0  # seconds; beyond the 30 s at which many audio encoders stop listening
 ATTEMPTS = 4  # requests for one test, rate limits not counted
 PATIENCE = 120.0  # seconds of waiting in one test
 
@@ -52,33 +50,16 @@ Ask = Callable[[list[dict[str, Any]], Mapping[str, Any]], Awaitable[Reply]]
 Messages = Callable[[np.ndarray], list[dict[str, Any]]]
 
 
-@dataclass(frozen=True)
-class Probed:
-    """What was found out, and what it took.
-
-    Attributes:
-        found: by name of the feature a dict, fit for JSON, with a ``value``: "honoured", "ignored",
-            "refused" (by the server's ``message``), or "unknown". ``seed``: "accepted" instead of
-            "honoured". ``n``: number of ``choices`` that came for 2. ``logprobs``: number of ``alternatives``.
-            ``long_audio``: "truncated" instead of "ignored"; ``seconds`` sent, ``heard`` (an estimate), and
-            ``tokens_per_second``.
-        answers: body and tokens of every answer.
-    """
-
-    found: dict[str, dict[str, Any]]
-    answers: list[tuple[bytes, dict[str, int]]]
-
-
 async def probe(
     ask: Ask,
     messages: Messages,
     clip: np.ndarray,
     *,
     wanted: Collection[str],
-    fields: Mapping[str, Any] | None = None,
-    longest: float = LONGEST,
+    fields: Mapping[str, Any],
+    longest: float,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-) -> Probed:
+) -> dict[str, dict[str, Any]]:
     """Test features with one answered request for all of ``n``, ``logprobs`` and ``seed``, one for
     ``json_schema``, and two or three for ``long_audio``; refused ones come on top.
 
@@ -92,6 +73,13 @@ async def probe(
         longest: seconds of audio that the model should hear.
         sleep: waits.
 
+    Returns:
+        By name of the feature a dict, fit for JSON, with a ``value``: "honoured", "ignored", "refused" (by the
+        server's ``message``), or "unknown". ``seed``: "accepted" instead of "honoured". ``n``: number of
+        ``choices`` that came for 2. ``logprobs``: number of ``alternatives``. ``long_audio``: "truncated"
+        instead of "ignored"; ``seconds`` sent, ``heard`` (an estimate, or with ``at_most`` a bound), and
+        ``tokens_per_second`` where they are known.
+
     Raises:
         RequestFailed: no request can succeed, or none did in time.
         KeyError: no such feature.
@@ -99,14 +87,14 @@ async def probe(
     for name in wanted:
         if name not in _FIELDS and name != "long_audio":
             raise KeyError(name)
-    run = _Probe(ask, messages, clip, fields or {}, sleep)
+    run = _Probe(ask, messages, clip, fields, sleep)
     if together := [name for name in ("n", "logprobs", "seed") if name in wanted]:
         await run.test(together)
     if "json_schema" in wanted:
         await run.test(["json_schema"])
     if "long_audio" in wanted:
         await run.hear(longest)
-    return Probed(run.found, run.answers)
+    return run.found
 
 
 def unsupported(found: Mapping[str, Mapping[str, Any]], wanted: Collection[str]) -> list[str]:
@@ -115,7 +103,7 @@ def unsupported(found: Mapping[str, Mapping[str, Any]], wanted: Collection[str])
     An ignored ``n`` can: the answers that are missing are asked for one by one. What is unknown may work.
 
     Args:
-        found: as of `Probed`.
+        found: as of `probe`.
         wanted: features that are to be used.
     """
     sentences = []
@@ -126,9 +114,10 @@ def unsupported(found: Mapping[str, Mapping[str, Any]], wanted: Collection[str])
         if value == "refused":
             sentences.append(f"The server refuses {thing}: {str(facts.get('message', '')).rstrip('.')}.")
         elif value == "truncated":
+            about = "at most" if facts.get("at_most") else "about"
             sentences.append(
-                f"The model hears about {facts['heard']:.0f} s of {facts['seconds']:.0f} s of audio, and does not "
-                "say so."
+                f"The model hears {about} {facts['heard']:.0f} s of {facts['seconds']:.0f} s of audio, and does "
+                "not say so."
             )
         elif value == "ignored" and name != "n":
             sentences.append(f"The server ignores {thing} without a word.")
@@ -145,7 +134,7 @@ _THINGS = {
 
 
 class _Probe:
-    """Tests under way: what they found, what they took."""
+    """Tests under way, and what they found."""
 
     def __init__(
         self,
@@ -156,7 +145,6 @@ class _Probe:
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self.found: dict[str, dict[str, Any]] = {}
-        self.answers: list[tuple[bytes, dict[str, int]]] = []
         self._ask, self._messages, self._clip, self._sleep = ask, messages, clip, sleep
         self._fields = {**fields, "max_completion_tokens": _TOKENS}
         self._plain_works = False
@@ -210,7 +198,6 @@ class _Probe:
         while True:
             try:
                 reply = await self._ask(messages, {**self._fields, **extra})
-                self.answers.append((reply.raw, content_of(reply.raw, 0)[1]))
                 if choices_of(reply.raw):
                     return reply.raw
                 failure = RequestFailed(Fault.TRANSIENT, reply.http_status, "an answer without choices")
@@ -249,7 +236,10 @@ def _heard(points: list[tuple[float, int]]) -> dict[str, Any]:
     facts = {"tokens_per_second": round(rate, 1)}
     if short <= max(_SLACK_TOKENS, _SLACK * expected):
         return {"value": "honoured", **facts}
-    return {"value": "truncated", "heard": round(x2 + max(y3 - y2, 0) / rate, 1), **facts}
+    if y3 - y2 <= _SLACK_TOKENS:
+        # It stopped listening somewhere before x2, so that the rate up to there is not known either.
+        return {"value": "truncated", "heard": round(x2, 1), "at_most": True}
+    return {"value": "truncated", "heard": round(x2 + (y3 - y2) / rate, 1), **facts}
 
 
 def _read_n(raw: bytes) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mifuse_cli.errors import RemoteError
+from mifuse_cli.errors import InputError, RemoteError
 from mifuse_cli.lalm.asking import Asking, BudgetReached
 from mifuse_cli.lalm.batch import Counts, Money, run_batches
 from mifuse_cli.lalm.budget import Budget, Meter
@@ -19,7 +20,10 @@ from mifuse_cli.lalm.pacing import Pacer
 from mifuse_cli.lalm.parsing import Status
 from mifuse_cli.lalm.plan import Question
 from mifuse_cli.lalm.pricing import Price, cost_of
-from mifuse_cli.lalm.survey import Survey
+from mifuse_cli.lalm.stopping import on_signal
+from mifuse_cli.lalm.survey import Survey, saved_now_and_then
+
+_log = logging.getLogger("mifuse")
 
 Report = Callable[[int, int, Mapping[str, Any]], None]
 """Answers so far, answers in all, and facts about the run by name."""
@@ -91,103 +95,191 @@ def run(
 
     Raises:
         UsageError: the key or the address cannot be used, or the service cannot do what the options need.
+        InputError: questions of a live run may be with the provider already.
     """
     accounts = survey.journal.accounts()
     budget = Budget(
         usd=service.usd, requests=service.requests, spent=accounts["spent"], sent=int(accounts["sent"])
     )
     longest = survey.plan.form.fields()["max_completion_tokens"]
-    meter = Meter(service.price, max_tokens=longest, batch=service.batch) if service.price else None
-    started = time.monotonic()
-
-    def tell(asking: Asking) -> None:
-        if report:
-            done = asking.answered + len(asking.rejected) + len(asking.failed)
-            report(done, max(answers, done), _facts(asking, service, answers, time.monotonic() - started))
+    meter = Meter(service.price, max_tokens=longest) if service.price else None
 
     async def main() -> Ended:
         client = Client(
             service.base_url, service.model, service.api_key, timeout=service.timeout, stream=service.stream
         )
         async with client:
-            try:
-                await find_out(survey, client, service.needed, service.probed, budget, meter)
-            except RequestFailed as failure:
-                message = f"{client.host}: {failure.message.rstrip('.')}. Nothing was asked yet."
-                return Ended(0, {}, RemoteError(message), False)
-            if service.batch:
-                return await _in_batches(survey, client, service, budget, meter, answers, report)
-            asking = Asking(
-                client,
-                survey.journal,
-                Pacer(
-                    concurrency=service.concurrency,
-                    rpm=service.rpm,
-                    tpm=service.tpm,
-                    now=asyncio.get_running_loop().time,
-                ),
-                concurrency=service.concurrency,
-                budget=budget,
-                meter=meter,
-                max_unreadable=service.max_unreadable,
-                report=tell,
+            course = _Course(
+                survey, service, client, budget, meter, rounds, answers, save, save_seconds, report
             )
-            await survey.ask(asking, rounds=rounds, save=save, save_seconds=save_seconds)
-            return Ended(asking.answered, asking.failed, asking.error, asking.interrupted)
+            return await (course.in_batches() if service.batch else course.live())
 
     return asyncio.run(main())
 
 
-async def _in_batches(
-    survey: Survey,
-    client: Client,
-    service: Service,
-    budget: Budget,
-    meter: Meter | None,
-    answers: int,
-    report: Report | None,
-) -> Ended:
-    def cost(question: Question) -> float:
-        return meter.worst(question.seconds, question.text_bytes, len(question.choices)) if meter else 0.0
+@dataclass(frozen=True)
+class _Course:
+    """A run by either way; see `run` for what it is about. The meter is that of live requests."""
 
-    def price(usage: Mapping[str, int]) -> float | None:
-        # Without the number of audio tokens the price would be a guess; the reservation stands then.
-        if service.price is None or usage["audio"] <= 0:
-            return None
-        return cost_of(usage, service.price, seconds=0.0, batch=True)
+    survey: Survey
+    service: Service
+    client: Client
+    budget: Budget
+    meter: Meter | None
+    rounds: int
+    answers: int
+    save: Callable[[], Any]
+    save_seconds: float
+    report: Report | None
 
-    def tell(counts: Counts) -> None:
-        if report:
-            facts = {"batches": counts.waiting, "spent_usd": budget.spent} if service.price else {}
-            report(min(counts.answered, answers), answers, facts)
+    async def live(self) -> Ended:
+        """One request at a time for each of some workers."""
+        service, started = self.service, time.monotonic()
 
-    counts = await run_batches(
-        survey.questions(),
-        client=client,
-        journal=survey.journal,
-        money=Money(cost, budget.reserve, budget.settle, price),
-        poll_seconds=service.poll_seconds,
-        report=tell,
-    )
-    error = BudgetReached.after(budget, counts.answered) if counts.refused else None
-    return Ended(counts.answered, counts.failed, error, False)
+        def tell(asking: Asking) -> None:
+            facts = _pace(asking, self.answers, time.monotonic() - started) | self._money(asking)
+            self._tell(asking.answered + len(asking.rejected) + len(asking.failed), facts)
+
+        self._refuse_open_batches()
+        try:
+            await self._find_out()
+        except RemoteError as error:
+            return Ended(0, {}, error, False)
+        asking = Asking(
+            self.client,
+            self.survey.journal,
+            Pacer(
+                concurrency=service.concurrency,
+                rpm=service.rpm,
+                tpm=service.tpm,
+                now=asyncio.get_running_loop().time,
+            ),
+            concurrency=service.concurrency,
+            budget=self.budget,
+            meter=self.meter,
+            max_unreadable=service.max_unreadable,
+            report=tell,
+        )
+        await self.survey.ask(asking, rounds=self.rounds, save=self.save, save_seconds=self.save_seconds)
+        return Ended(asking.answered, asking.failed, asking.error, asking.interrupted)
+
+    async def in_batches(self) -> Ended:
+        """Files of requests; what is not answered when the run ends stays with the provider."""
+        counts = Counts()
+        committed = saved = 0
+
+        async def send(questions: Iterable[Question]) -> None:
+            await run_batches(
+                questions,
+                client=self.client,
+                journal=self.survey.journal,
+                money=self._batch_money(),
+                counts=counts,
+                poll_seconds=self.service.poll_seconds,
+                report=tell,
+            )
+
+        async def ask() -> Exception | None:
+            try:
+                # What earlier runs left is paid for: it comes in whatever becomes of the rest.
+                await send(())
+                await self._find_out()
+                before = -1
+                # What a server that ignores "n" left over, or could not do, is asked again while that helps.
+                while counts.answered > before and not counts.refused:
+                    before = counts.answered
+                    await send(one for one in self.survey.questions() if one.name not in counts.rejected)
+                for _ in range(self.rounds):
+                    if not counts.refused:
+                        await send(self.survey.again())
+            except Exception as error:
+                return error
+            return BudgetReached.after(self.budget, counts.answered) if counts.refused else None
+
+        def tell(counts: Counts) -> None:
+            nonlocal committed
+            committed = counts.answered
+            done = counts.answered + len(counts.rejected) + len(counts.failed)
+            self._tell(done, {"batches": counts.waiting} | self._money())
+
+        def save() -> None:
+            nonlocal saved
+            # Most looks at batches bring nothing.
+            if (answered := committed) > saved:
+                self.save()
+                saved = answered
+
+        def interrupt() -> None:
+            asking.cancel()
+            _log.info("interrupted: batches under way stay with the provider; run again to collect them")
+
+        asking = asyncio.create_task(ask())
+        async with saved_now_and_then(save, self.save_seconds):
+            with on_signal(interrupt):
+                await asyncio.wait({asking})
+        error = None if asking.cancelled() else asking.result()
+        return Ended(counts.answered, counts.failed, error, asking.cancelled())
+
+    def _refuse_open_batches(self) -> None:
+        journal, host = self.survey.journal, self.client.host
+        batches = [journal.in_batch(tag) for tag, _ in journal.open_batches(host)]
+        if waiting := sum(map(len, batches)):
+            raise InputError(
+                f"{waiting} questions are with the provider in {len(batches)} batches, and would be paid twice; "
+                "run with --transport batch to collect them first."
+            )
+
+    async def _find_out(self) -> None:
+        needed, probed = self.service.needed, self.service.probed
+        try:
+            await find_out(self.survey, self.client, needed, probed, self.budget, self.meter)
+        except RequestFailed as failure:
+            message = f"{self.client.host}: {failure.message.rstrip('.')}. Nothing was asked yet."
+            raise RemoteError(message) from None
+
+    def _batch_money(self) -> Money:
+        price, meter, budget = self.service.price, self.meter, self.budget
+
+        def cost(question: Question) -> float:
+            if price is None or meter is None:
+                return 0.0
+            length = len(question.choices) * question.length
+            return price.batch_factor * meter.worst(question.seconds, question.text_bytes, length)
+
+        def settle(reserved: float, spent: float, left: bool) -> None:
+            budget.settle(reserved, spent, left=left)
+
+        def spent(usage: Mapping[str, int]) -> float | None:
+            # Without the number of audio tokens the price would be a guess; the reservation stands then.
+            if price is None or usage["audio"] <= 0:
+                return None
+            return cost_of(usage, price, seconds=0.0, batch=True)
+
+        return Money(cost, budget.reserve, settle, spent)
+
+    def _tell(self, done: int, facts: Mapping[str, Any]) -> None:
+        if self.report:
+            self.report(done, max(self.answers, done), facts)
+
+    def _money(self, asking: Asking | None = None) -> dict[str, Any]:
+        """What a progress display shows of money, if there is a price; where it leads only if that is known."""
+        if self.service.price is None:
+            return {}
+        facts: dict[str, Any] = {"spent_usd": self.budget.spent, "cap_usd": self.service.usd}
+        if asking:
+            left = max(self.answers - asking.answered, 0)
+            facts["projected_usd"] = self.budget.spent + left * asking.spent / max(asking.answered, 1)
+        return facts
 
 
-def _facts(asking: Asking, service: Service, answers: int, seconds: float) -> dict[str, Any]:
-    """What a progress display shows of a run; shares are of answers, 429s of requests."""
+def _pace(asking: Asking, answers: int, seconds: float) -> dict[str, Any]:
+    """What a progress display shows of a live run; shares are of answers, 429s of requests."""
     read = max(sum(asking.statuses.values()), 1)
     rate = asking.answered / seconds if seconds else 0.0
-    left = max(answers - asking.answered, 0)
-    facts: dict[str, Any] = {
+    return {
         "per_minute": 60 * rate,
-        "eta_s": left / rate if rate else None,
+        "eta_s": max(answers - asking.answered, 0) / rate if rate else None,
         "limited": asking.limited / max(asking.sent, 1),
         "ok": asking.statuses[Status.OK] / read,
         "refused": asking.statuses[Status.REFUSED] / read,
     }
-    if service.price:
-        spent = asking.budget.spent
-        facts["spent_usd"] = spent
-        facts["projected_usd"] = spent + left * asking.spent / max(asking.answered, 1)
-        facts["cap_usd"] = service.usd
-    return facts

@@ -14,19 +14,20 @@ from mifuse_cli.artifacts import Lalm
 from mifuse_cli.audio import file_sha256
 from mifuse_cli.config import Progress
 from mifuse_cli.errors import ArtifactError, InputError, RemoteError, UsageError
-from mifuse_cli.files import remove_leftovers
+from mifuse_cli.files import check_place, remove_leftovers
 from mifuse_cli.labels import parse_classes
-from mifuse_cli.lalm.address import host_of, is_local
+from mifuse_cli.lalm.address import check_address, host_of, is_local
 from mifuse_cli.lalm.clips import Rule
 from mifuse_cli.lalm.estimate import Volume, calibrated
 from mifuse_cli.lalm.journal import Journal
+from mifuse_cli.lalm.parsing import PARSER_VERSION
 from mifuse_cli.lalm.plan import Form, Plan
 from mifuse_cli.lalm.pricing import Price, price_of, read_prices
 from mifuse_cli.lalm.prompts import read_wording
 from mifuse_cli.lalm.survey import Survey
 from mifuse_cli.manifest import Clips
 from mifuse_cli.steps.query_lalm.config import QueryLalmConfig, QueryLalmResult
-from mifuse_cli.steps.query_lalm.reading import context_of, dry_run, priced, read_clips
+from mifuse_cli.steps.query_lalm.reading import context_of, dry_run, priced, read_clips, volume_of
 from mifuse_cli.steps.query_lalm.saving import journal_path, parents_of, save_artifact, summary_of
 
 if TYPE_CHECKING:
@@ -50,13 +51,16 @@ def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> 
 
     Raises:
         InputError: clips that cannot be read, no API key, a journal in use.
-        ArtifactError: ``out`` holds answers to other questions (another model, prompt, class list, ...).
+        ArtifactError: ``out`` holds answers to other questions (another model, prompt, class list, ...) or is of
+            another kind.
         RemoteError: the service failed, or a budget is used up; answers so far are kept.
-        UsageError: audio would leave this machine without ``yes``; a budget for a model without a price.
-        KeyboardInterrupt: after a signal.
+        UsageError: audio would leave this machine without ``yes``; a budget for a model without a price; an
+            address that is none.
+        KeyboardInterrupt: after a signal, unless an error ended the run.
     """
     classes = parse_classes(config.classes)
     base_url = config.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    check_address(base_url)
     config = replace(config, base_url=base_url)
     clips = Clips(config.manifest, config.wav_dir)
     if config.context_column and config.context_column not in clips.columns:
@@ -81,9 +85,14 @@ def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> 
         parents = parents_of(config, clips.where, files, texts)
         if lineage.is_current(config, config.out, parents) and _holds_all(config.out, plan.form.spec()):
             return replace(summary_of(config.out), up_to_date=True)
-    if config.out.exists() and not config.force and not config.update:
-        _refuse_other_questions(config.out, plan.form.spec())
-    config.out.parent.mkdir(parents=True, exist_ok=True)
+    check_place(config.out)
+    if config.out.exists() and not config.force:
+        _refuse_to_replace(config.out, plan.form.spec(), update=config.update)
+    if not config.reparse and not journal_path(config.out).exists():
+        # Everything is to be asked, so what would stop that later can stop it before clips are decoded.
+        _api_key(config)
+        if not _agreed(config):
+            raise _refusal(config, _amount(config, volume_of(config, clips, plan, rule)))
     with Journal(journal_path(config.out)) as journal:
         remove_leftovers(config.out)
         journal.settle_unread()
@@ -111,21 +120,33 @@ def _plan(config: QueryLalmConfig, classes: tuple[str, ...]) -> Plan:
 
 
 def _holds_all(out: Path, spec: dict[str, Any]) -> bool:
-    """Whether an artifact has all answers to these questions; a prompt file is no setting, but changes them."""
+    """Whether an artifact has all answers to these questions, as this parser reads them.
+
+    The text of a prompt file is no setting, but changes the questions.
+    """
     made = artifacts.read_header(out)[1].parameters
-    return made.get("spec") == spec and made.get("complete", False)
+    read = made.get("parser_version") == PARSER_VERSION
+    return read and made.get("spec") == spec and made.get("complete", False)
 
 
-def _refuse_other_questions(out: Path, spec: dict[str, Any]) -> None:
+def _refuse_to_replace(out: Path, spec: dict[str, Any], *, update: bool) -> None:
+    """Refuse to write over another kind of artifact or, without ``update``, over answers to other questions."""
     kind, header = artifacts.read_header(out)
+    otherwise = "Choose another --out, or pass --force to replace it"
+    if kind != Lalm.kind:
+        raise ArtifactError(f"{out}: is of kind {kind!r}, expected {Lalm.kind!r}. {otherwise}.")
+    if update:
+        return
     asked = header.parameters.get("spec")
-    if kind != Lalm.kind or asked is None:
-        raise ArtifactError(f"{out}: is of kind {kind!r}, expected {Lalm.kind!r}. Choose another --out.")
+    if asked is None:
+        raise ArtifactError(
+            f"{out}: was made by an older mifuse and does not say what was asked. {otherwise}."
+        )
     changed = sorted(name for name in spec.keys() | asked.keys() if spec.get(name) != asked.get(name))
     if changed:
         raise ArtifactError(
             f"{out}: holds answers to other questions: {', '.join(changed)} changed. "
-            "Choose another --out, or pass --force to replace it (the answers stay in its journal)."
+            f"{otherwise} (the answers stay in its journal)."
         )
 
 
@@ -142,15 +163,25 @@ def _run(
         return save_artifact(config, clips.where, whole, price)
 
     ended = None
-    if not config.reparse and (volume.requests or config.reask or config.reask_refused):
+    rounds = max(config.reask, config.reask_refused)
+    # Batches of an earlier run are collected even if all that they were made for is there by now.
+    waiting = config.transport == "batch" and journal.open_batches(whole.plan.form.host)
+    if not config.reparse and (volume.requests or rounds or waiting):
         ended = _ask(config, survey, volume, price, save, progress)
-    # Before the first answer there is nothing to save, and a run that ended early is no reason to.
-    early = ended is not None and (ended.interrupted or ended.error or ended.failed)
-    result = save() if journal.has_answers() or not early else None
-    if ended and ended.interrupted:
-        raise KeyboardInterrupt
+    early = ended is not None and bool(ended.interrupted or ended.error or ended.failed)
+    result = None
+    try:
+        # Before the first answer there is nothing to save, and a run that ended early is no reason to.
+        if journal.has_answers() or not early:
+            result = save()
+    except Exception as error:
+        if not early:
+            raise
+        _log.warning("%s could not be saved: %s", config.out, error)
     if ended and ended.error:
         raise ended.error
+    if ended and ended.interrupted:
+        raise KeyboardInterrupt
     if ended and ended.failed:
         raise RemoteError(
             f"{len(ended.failed)} of {volume.requests} questions got no answer, the last one because of: "
@@ -159,17 +190,27 @@ def _run(
         )
     assert result is not None
     result = replace(result, asked=ended.answered if ended else 0)
-    if config.pilot:
-        total = whole.volume(missing=False)
-        seen = survey.observations(price, batch=config.transport == "batch")
-        guess = calibrated(seen, total, rpm=config.rpm, tpm=config.tpm)
-        notes = (
-            *result.notes,
-            priced(config.model, price),
-            f"projected from {len(seen)} clips drawn at random",
+    return _projected(config, result, survey, whole, price) if config.pilot else result
+
+
+def _projected(
+    config: QueryLalmConfig, result: QueryLalmResult, pilot: Survey, whole: Survey, price: Price | None
+) -> QueryLalmResult:
+    """The result of a pilot with what the whole corpus will take, if the pilot could find that out."""
+    assert pilot.only
+    seen = pilot.observations(price, batch=config.transport == "batch")
+    notes = list(result.notes)
+    if silent := len(pilot.only) - len(seen):
+        notes.append(
+            f"the tokens of {silent} of the {len(pilot.only)} clips of the pilot are not known (rejected, or the "
+            "server does not tell); the projection leaves them out"
         )
-        result = replace(result, volume=total, estimate=guess, notes=notes)
-    return result
+    if not seen:
+        return replace(result, notes=tuple(notes))
+    total = whole.volume(missing=False)
+    guess = calibrated(seen, total, rpm=config.rpm, tpm=config.tpm)
+    notes += [priced(config.model, price), f"projected from {len(seen)} clips drawn at random"]
+    return replace(result, volume=total, estimate=guess, notes=tuple(notes))
 
 
 def _drawn(config: QueryLalmConfig, journal: Journal) -> frozenset[str]:
@@ -185,6 +226,11 @@ def _drawn(config: QueryLalmConfig, journal: Journal) -> frozenset[str]:
             seen += 1
             place = len(drawn) if len(drawn) < config.pilot else int(rng.integers(seen))
             drawn[place : place + 1] = [one.utt_id] if place < config.pilot else drawn[place : place + 1]
+    if not drawn:
+        raise InputError(
+            f"--pilot: there is no clip to ask about: all are longer than --max-seconds {config.max_seconds:g} and "
+            "left out. Choose --long-clips crop or chunk, or raise --max-seconds."
+        )
     return frozenset(drawn)
 
 
@@ -198,15 +244,20 @@ def _ask(
 ) -> Ended:
     from mifuse_cli.lalm.session import Service, run
 
-    host, hours = host_of(config.base_url), volume.seconds / 3600
-    what = (
-        f"{volume.requests} requests with {hours:.3g} hours of speech in all ({volume.upload_bytes / 1e6:.1f} MB, "
-        f"{volume.clips} clips)"
-    )
-    if not is_local(config.base_url) and not config.yes:
-        raise UsageError(f"{what} would be sent to {host}. Pass --yes if the speakers' consent covers that.")
+    host, rounds = survey.plan.form.host, max(config.reask, config.reask_refused)
+    what = _amount(config, volume) if volume.requests else "questions to ask again"
+    if (volume.requests or rounds) and not _agreed(config):
+        raise _refusal(config, what)
     api_key = _api_key(config)
-    _log.info("sending %s to %s", what, host)
+    if volume.requests or rounds:
+        _log.info("sending %s to %s", what, host)
+    else:
+        _log.info("collecting open batches from %s", host)
+    accounts = survey.journal.accounts()
+    if config.budget is not None and accounts["answered"] and not accounts["spent"]:
+        _log.info(
+            "%d earlier answers were made without a price and are not in the budget", accounts["answered"]
+        )
     needed = frozenset(_features(config, survey))
     service = Service(
         base_url=config.base_url,
@@ -234,12 +285,31 @@ def _ask(
     return run(
         survey,
         service,
-        rounds=max(config.reask, config.reask_refused),
+        rounds=rounds,
         answers=volume.answers,
         save=save,
         save_seconds=60 * config.save_minutes,
         report=report,
     )
+
+
+def _amount(config: QueryLalmConfig, volume: Volume) -> str:
+    """What is sent, for a person to agree to."""
+    drawn = f"a pilot of {config.pilot} clips out of " if config.pilot and config.pilot < volume.clips else ""
+    return (
+        f"{drawn}{volume.requests} requests with {volume.seconds / 3600:.3g} hours of speech in all "
+        f"({volume.upload_bytes / 1e6:.1f} MB, {volume.clips} clips)"
+    )
+
+
+def _agreed(config: QueryLalmConfig) -> bool:
+    """Whether audio may be sent to the host."""
+    return config.yes or is_local(config.base_url)
+
+
+def _refusal(config: QueryLalmConfig, what: str) -> UsageError:
+    host = host_of(config.base_url)
+    return UsageError(f"{what} would be sent to {host}. Pass --yes if the speakers' consent covers that.")
 
 
 def _features(config: QueryLalmConfig, survey: Survey) -> Iterator[str]:

@@ -13,7 +13,7 @@ from mifuse_cli.lalm.clips import RULES
 from mifuse_cli.lalm.elicit import MODES
 from mifuse_cli.lalm.estimate import Estimate, Volume
 
-_QUESTION, _SERVICE, _MONEY = "Questions", "Pace and service", "Money and safety"
+_CLIPS, _QUESTIONS, _SERVICE, _MONEY, _JOURNAL = "Clips", "Questions", "Service", "Money", "Journal"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,51 +24,54 @@ class QueryLalmConfig(StepConfig):
     interruption, or with a larger --n-samples to ask for more: only what is missing is asked.
     """
 
-    manifest: Path | None = option(None, "CSV of target clips; labels in it are not read.")
-    wav_dir: Path | None = option(None, "Directory of target clips, instead of --manifest.")
-    out: Path = option(help="Artifact to write.")
-    model: str = option(help="Name of the model at the endpoint.")
-    base_url: str = option(
-        "", "Address of an OpenAI-compatible endpoint, up to /v1; default: OPENAI_BASE_URL, else OpenAI's."
-    )
-    api_key_file: Path | None = option(
-        None, "File that holds the API key; default: OPENAI_API_KEY.", settles=False
-    )
-    yes: bool = option(False, "Agree that the audio is sent to a host other than this one.", settles=False)
-
-    n_samples: int = option(5, "Questions about every clip.", panel=_QUESTION)
-    classes: str = option(
-        ",".join(CLASSES), "Emotion classes, in the order of every probability.", panel=_QUESTION
-    )
-    elicit: str = option("verbalized", f"How to ask: {', '.join(MODES)}.", panel=_QUESTION)
-    temperature: float = option(
-        1.0, "Sampling temperature of the model; at 0 there is no uncertainty to measure.", panel=_QUESTION
-    )
-    prompt: Path | None = option(
-        None, "YAML file with the texts system, template and refused.", panel=_QUESTION
-    )
+    manifest: Path | None = option(None, "CSV of target clips; labels in it are not read.", panel=_CLIPS)
+    wav_dir: Path | None = option(None, "Directory of target clips, instead of --manifest.", panel=_CLIPS)
     context_column: str = option(
-        "", "Column of the manifest whose text, such as a transcript, is shown.", panel=_QUESTION
-    )
-    choices_per_request: int = option(
-        1, "Answers that one request asks for: cheaper, but they share one order of labels.", panel=_QUESTION
-    )
-    max_tokens: int | None = option(None, "Most tokens of an answer; default: by --elicit.", panel=_QUESTION)
-    json_schema: bool = option(False, "Let the server force the form of answers.", panel=_QUESTION)
-    send_seed: bool = option(False, "Send a seed made from --seed with every request.", panel=_QUESTION)
-    accept_label_only: bool = option(
-        False, "Read an answer that names one label only as certainty.", panel=_QUESTION
-    )
-    reask: int = option(0, "How often to ask again for an answer that cannot be read.", panel=_QUESTION)
-    reask_refused: int = option(
-        0, "How often to ask again, in other words, after a refusal.", panel=_QUESTION
+        "", "Column of the manifest whose text, such as a transcript, is shown.", panel=_CLIPS
     )
     max_seconds: float = option(
-        30.0, "Longest audio to send: many models hear no more, and do not say so.", panel=_QUESTION
+        30.0, "Longest audio to send: many models hear no more, and do not say so.", panel=_CLIPS
     )
-    long_clips: str = option("stop", f"What to do with longer clips: {', '.join(RULES)}.", panel=_QUESTION)
-    upload: str = option("wav", "Send audio as wav or mp3.", panel=_QUESTION)
+    long_clips: str = option("stop", f"What to do with longer clips: {', '.join(RULES)}.", panel=_CLIPS)
+    upload: str = option("wav", "Send audio as wav or mp3.", panel=_CLIPS)
+    out: Path = option(help="Artifact to write.")
 
+    n_samples: int = option(5, "Questions about every clip.", panel=_QUESTIONS)
+    classes: str = option(
+        ",".join(CLASSES), "Emotion classes, in the order of every probability.", panel=_QUESTIONS
+    )
+    elicit: str = option("verbalized", f"How to ask: {', '.join(MODES)}.", panel=_QUESTIONS)
+    temperature: float = option(
+        1.0, "Sampling temperature of the model; at 0 there is no uncertainty to measure.", panel=_QUESTIONS
+    )
+    prompt: Path | None = option(
+        None, "YAML file with the texts system, template and refused.", panel=_QUESTIONS
+    )
+    choices_per_request: int = option(
+        1, "Answers that one request asks for: cheaper, but they share one order of labels.", panel=_QUESTIONS
+    )
+    max_tokens: int | None = option(None, "Most tokens of an answer; default: by --elicit.", panel=_QUESTIONS)
+    json_schema: bool = option(False, "Let the server force the form of answers.", panel=_QUESTIONS)
+    send_seed: bool = option(False, "Send a seed made from --seed with every request.", panel=_QUESTIONS)
+    accept_label_only: bool = option(
+        False, "Read an answer that names one label only as certainty.", panel=_QUESTIONS
+    )
+    reask: int = option(
+        0, "How often to ask one question again if its answer cannot be read.", panel=_QUESTIONS
+    )
+    reask_refused: int = option(
+        0, "How often to ask one question again, in other words, after a refusal.", panel=_QUESTIONS
+    )
+
+    model: str = option(help="Name of the model at the endpoint.", panel=_SERVICE)
+    base_url: str = option(
+        "",
+        "Address of an OpenAI-compatible endpoint, up to /v1; default: OPENAI_BASE_URL, else OpenAI's.",
+        panel=_SERVICE,
+    )
+    api_key_file: Path | None = option(
+        None, "File that holds the API key; default: OPENAI_API_KEY.", settles=False, panel=_SERVICE
+    )
     rpm: float | None = option(
         None, "Requests a minute that the service allows.", settles=False, panel=_SERVICE
     )
@@ -77,7 +80,7 @@ class QueryLalmConfig(StepConfig):
     timeout: float = option(120.0, "Seconds that one request may take.", settles=False, panel=_SERVICE)
     transport: str = option(
         "live",
-        "live, or batch: through the provider's batches, within a day and for less.",
+        "live, or batch: through the provider's batches, within a day and at a lower price.",
         settles=False,
         panel=_SERVICE,
     )
@@ -91,7 +94,16 @@ class QueryLalmConfig(StepConfig):
     stream: bool = option(
         False, "Stream answers, for servers that require it.", settles=False, panel=_SERVICE
     )
+    max_unreadable: float = option(
+        0.5,
+        "Share of the last 50 answers, from 0 to 1, that may be unreadable before the run stops.",
+        settles=False,
+        panel=_SERVICE,
+    )
 
+    yes: bool = option(
+        False, "Agree that the audio is sent to a host other than this one.", settles=False, panel=_MONEY
+    )
     dry_run: bool = option(
         False, "Send nothing; estimate requests, tokens, cost and hours.", settles=False, panel=_MONEY
     )
@@ -105,17 +117,15 @@ class QueryLalmConfig(StepConfig):
     prices: Path | None = option(
         None, "YAML file of prices, over the built-in ones.", settles=False, panel=_MONEY
     )
-    max_unreadable: float = option(
-        0.5,
-        "Share of the last 50 answers that may be unreadable before the run stops.",
-        settles=False,
-        panel=_MONEY,
-    )
+
     reparse: bool = option(
-        False, "Ask nothing; make the artifact anew from the journal.", settles=False, panel=_MONEY
+        False,
+        "Make the artifact anew from the answers in the journal; the clips are read, nothing is asked.",
+        settles=False,
+        panel=_JOURNAL,
     )
     save_minutes: float = option(
-        5.0, "Minutes between two savings of the artifact.", settles=False, panel=_MONEY
+        5.0, "Minutes between two savings of the artifact.", settles=False, panel=_JOURNAL
     )
 
     def problems(self) -> Iterable[str]:
@@ -136,6 +146,8 @@ class QueryLalmConfig(StepConfig):
         yield from at_least("--choices-per-request", self.choices_per_request, 1)
         if self.choices_per_request > 0 and self.n_samples % self.choices_per_request:
             yield f"--n-samples {self.n_samples}: expected a multiple of --choices-per-request"
+        if not 0 <= self.max_unreadable <= 1:
+            yield f"--max-unreadable {self.max_unreadable}: expected a share from 0 to 1"
         if self.context_column == "emotion":
             yield "--context-column emotion: the label must not be shown to the model"
         if self.context_column and self.wav_dir:
@@ -165,7 +177,7 @@ class QueryLalmResult:
         tokens: prompt and completion tokens of all answers, as far as the server tells.
         requests: sums over all runs, see `Journal.accounts`.
         spent_usd: what they cost, None without a price.
-        unresolved: requests that may have been billed without an answer kept: clip and sample.
+        unresolved: requests of unknown outcome, which may have been billed: clip and sample.
         volume, estimate: what a dry run or a pilot finds that the corpus takes.
         up_to_date: nothing was done, since --update found the output current.
         notes: what the user should know.

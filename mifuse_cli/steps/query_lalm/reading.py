@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import islice
 
@@ -12,7 +12,7 @@ from mifuse_cli.config import Progress
 from mifuse_cli.errors import InputError
 from mifuse_cli.lalm.aliases import resolver
 from mifuse_cli.lalm.clips import Rule
-from mifuse_cli.lalm.estimate import Tally, estimate
+from mifuse_cli.lalm.estimate import Tally, Volume, estimate
 from mifuse_cli.lalm.journal import CLIPS_AT_A_TIME, Journal
 from mifuse_cli.lalm.plan import Plan
 from mifuse_cli.lalm.pricing import Price
@@ -83,34 +83,48 @@ class _TooLong:
             )
 
 
+def volume_of(
+    config: QueryLalmConfig, clips: Clips, plan: Plan, rule: Rule, journal: Journal | None = None
+) -> Volume:
+    """What is to be sent, from durations alone; clips known to the journal by id and file count as unchanged."""
+    tally, too_long = Tally(), _TooLong(config)
+    each = config.n_samples // config.choices_per_request
+    for block in _blocks(clips):
+        known = journal.known([clip.utt_id for clip in block]) if journal else {}
+        for clip in block:
+            seconds = audio.seconds(clip.path) if clip.duration_s is None else clip.duration_s
+            too_long.look(clip, seconds)
+            context = context_of(clip, config)
+            pieces = rule.pieces(seconds)
+            requests, one = len(pieces) * each, known.get(clip.utt_id)
+            if journal and one and one.path == str(clip.path):
+                now = replace(one, pieces=pieces, context=context)
+                requests = sum(1 for _ in plan.missing([now], journal))
+            length = pieces[0] if pieces else 0.0
+            tally.add(
+                length,
+                requests=requests,
+                answers=requests * config.choices_per_request,
+                upload_bytes=rule.upload_bytes(length),
+                text_bytes=plan.form.text_bytes(context),
+            )
+    too_long.refuse()
+    return tally.volume()
+
+
 def dry_run(
     config: QueryLalmConfig, clips: Clips, plan: Plan, rule: Rule, price: Price | None
 ) -> QueryLalmResult:
-    """Estimate a run from durations alone; clips known to the journal by id and file count as unchanged."""
-    path = journal_path(config.out)
-    tally, too_long = Tally(), _TooLong(config)
-    each = config.n_samples // config.choices_per_request
-    with Journal(path) if path.exists() else nullcontext() as journal:
-        for block in _blocks(clips):
-            known = journal.known([clip.utt_id for clip in block]) if journal else {}
-            for clip in block:
-                seconds = audio.seconds(clip.path) if clip.duration_s is None else clip.duration_s
-                too_long.look(clip, seconds)
-                pieces = rule.pieces(seconds)
-                requests, one = len(pieces) * each, known.get(clip.utt_id)
-                if journal and one and one.path == str(clip.path):
-                    requests = sum(1 for _ in plan.missing([replace(one, pieces=pieces)], journal))
-                length = pieces[0] if pieces else 0.0
-                context = context_of(clip, config)
-                tally.add(
-                    length,
-                    requests=requests,
-                    answers=requests * config.choices_per_request,
-                    upload_bytes=rule.upload_bytes(length),
-                    text_bytes=plan.form.text_bytes(context),
-                )
-    too_long.refuse()
-    volume = tally.volume()
+    """Estimate a run from durations alone."""
+    path, notes = journal_path(config.out), [priced(config.model, price)]
+    journal: AbstractContextManager[Journal | None] = nullcontext()
+    if path.exists():
+        try:
+            journal = Journal(path)
+        except InputError as error:
+            notes.append(f"answers that are there already are not subtracted: {error}")
+    with journal as found:
+        volume = volume_of(config, clips, plan, rule, found)
     guess = estimate(
         volume,
         price,
@@ -126,7 +140,7 @@ def dry_run(
         samples=config.n_samples,
         volume=volume,
         estimate=guess,
-        notes=(priced(config.model, price),),
+        notes=tuple(notes),
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +148,10 @@ def save_artifact(
         texts = ((one.utt_id, one.context) for block in journal.utterances() for one in block)
         parents = parents_of(config, where, files, texts)
         writer.finish(lineage.header(config, classes, parents, **parameters))
-    unresolved = tuple(asked for asked, _ in journal.unresolved())
+    unresolved = journal.unresolved()
     notes = tuple(_notes(sums, models, unresolved, rejections, config))
-    return QueryLalmResult(out=config.out, **summary, unresolved=unresolved, notes=notes)
+    names = tuple(asked for asked, _ in unresolved)
+    return QueryLalmResult(out=config.out, **summary, unresolved=names, notes=notes)
 
 
 def summary_of(out: Path) -> QueryLalmResult:
@@ -158,7 +160,11 @@ def summary_of(out: Path) -> QueryLalmResult:
 
 
 def _notes(
-    sums: _Sums, models: Counter[str], unresolved: tuple[str, ...], rejection: str, config: QueryLalmConfig
+    sums: _Sums,
+    models: Counter[str],
+    unresolved: Sequence[tuple[str, float]],
+    rejection: str,
+    config: QueryLalmConfig,
 ) -> Iterator[str]:
     if number := sums.statuses[Status.REJECTED]:
         yield f"{number} questions were rejected, the last one with: {rejection}"
@@ -167,9 +173,11 @@ def _notes(
     if number := sums.statuses[Status.MISSING]:
         yield f"{number} questions are unanswered yet; run the command again to ask them"
     if unresolved:
+        names = "; ".join(asked for asked, _ in unresolved[:5]) + ("; ..." if len(unresolved) > 5 else "")
+        first = datetime.fromtimestamp(unresolved[0][1], UTC)
         yield (
-            f"{len(unresolved)} requests may have been billed without an answer kept, since they were interrupted "
-            f"or lost: {'; '.join(unresolved[:5])}{'; ...' if len(unresolved) > 5 else ''}"
+            f"{len(unresolved)} requests may have been billed without an answer kept, since their outcome is not "
+            f"known; the first was sent at {first:%Y-%m-%d %H:%M:%S} UTC: {names}"
         )
     if len(models) > 1:
         names = ", ".join(f"{name or 'a nameless one'} ({number})" for name, number in models.most_common())
