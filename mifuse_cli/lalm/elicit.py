@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from mifuse_cli.errors import UsageError
 from mifuse_cli.lalm.parsing import EXACT_SUM, Parsed, Status, parse_answer, parse_label
@@ -77,8 +76,7 @@ def request_fields(
     return fields
 
 
-@dataclass(frozen=True)
-class Answered:
+class Answered(NamedTuple):
     """One stored answer.
 
     Attributes:
@@ -126,18 +124,19 @@ def read_answer(
     body = json_of(raw)
     choices = _field(body, "choices")
     entry = choices[choice] if isinstance(choices, list) and 0 <= choice < len(choices) else None
+    entry = entry if isinstance(entry, dict) else {}
     message = _field(entry, "message")
     content = _field(message, "content")
     text = content if isinstance(content, str) and content else content_of(raw, choice)[0]
-    finish = _field(entry, "finish_reason")
+    finish = entry.get("finish_reason")
     if finish == "content_filter" or _field(message, "refusal") or _has_refusal(content):
         parsed = Parsed(None, Status.REFUSED, (), None)
     elif mode == "logprob":
-        parsed = _letters(_field(_field(entry, "logprobs"), "content"), classes, order)
+        parsed = _letters(_field(entry.get("logprobs"), "content"), classes, order)
     else:
         parsed = parse_answer(text, classes) if mode == "verbalized" else _label(text, classes)
         if finish == "length" and parsed.status not in (Status.OK, Status.REFUSED):
-            parsed = replace(parsed, status=Status.TRUNCATED, label=None)
+            parsed = parsed._replace(status=Status.TRUNCATED, label=None)
         elif accept_label_only and parsed.label:
             parsed = _one_hot(parsed.label, classes, (*parsed.flags, "label-only"))
     model = _field(body, "model")
@@ -206,10 +205,11 @@ def _usage(body: Any) -> dict[str, int]:
     audio = _field(details, "audio_tokens")
     if audio is None:
         audio = _field(_field(details, "multimodal_tokens"), "audio")
+    numbers = usage if isinstance(usage, dict) else {}
     return {
-        "prompt": _count(_field(usage, "prompt_tokens")),
-        "completion": _count(_field(usage, "completion_tokens")),
-        "total": _count(_field(usage, "total_tokens")),
+        "prompt": _count(numbers.get("prompt_tokens")),
+        "completion": _count(numbers.get("completion_tokens")),
+        "total": _count(numbers.get("total_tokens")),
         "audio": _count(audio),
         "cached": _count(_field(details, "cached_tokens")),
     }

@@ -131,6 +131,17 @@ class Journal(Database):
             yield found
             after = found[-1].utt_id
 
+    def pairs(self, column: Literal["file_sha256", "context"]) -> Iterator[tuple[str, str]]:
+        """Ids of the clips of the last run in order, each with one thing that is known of it."""
+        after = ""
+        while rows := self.read(
+            f"SELECT utt_id, {column} FROM utt WHERE run = (SELECT max(run) FROM utt) AND utt_id > ? "
+            "ORDER BY utt_id LIMIT 5000",
+            (after,),
+        ):
+            yield from rows
+            after = rows[-1][0]
+
     def known(self, utt_ids: Sequence[str]) -> dict[str, Utterance]:
         """Clips of any run by id."""
         found = self._utterances(
@@ -279,7 +290,9 @@ class Journal(Database):
         found: dict[tuple[str, int], Answer] = {}
         bodies: dict[tuple[str, int], tuple[bytes, int]] = {}
         with self.translating():
-            for key, choice, intent, packed, usage, outcome in sorted(rows, key=itemgetter(0, 1)):
+            if any(row[1] for row in rows):
+                rows.sort(key=itemgetter(0, 1))
+            for key, choice, intent, packed, usage, outcome in rows:
                 if packed:
                     raw, position = zlib.decompress(packed), 0
                 else:

@@ -11,9 +11,8 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from mifuse_cli.lalm.aliases import fold, named, refuses, resolver
 from mifuse_cli.lalm.repair import listings, repair, visible
@@ -47,8 +46,7 @@ class Status(IntEnum):
     SKIPPED = 10  # left out by the rule for long clips
 
 
-@dataclass(frozen=True)
-class Parsed:
+class Parsed(NamedTuple):
     """One answer as read.
 
     Attributes:
@@ -87,7 +85,12 @@ def parse_answer(text: str, classes: tuple[str, ...]) -> Parsed:
     """
     values = _plain(text, classes)
     if values:
-        percent = 50 <= sum(values.values()) <= 150
+        written = sum(values.values())
+        percent = 50 <= written <= 150
+        mass = written / 100 if percent else written
+        if EXACT_SUM[0] <= mass <= EXACT_SUM[1]:
+            probs = tuple([(values[name] + 0.0) / written for name in classes])  # a "-0.0" is a zero
+            return Parsed(probs, Status.OK, ("percent",) if percent else (), mass)
         return _normalised(values, 0.0, 100 if percent else 1, classes, {"percent"} if percent else set())
     return _read(visible(text), classes)
 
@@ -141,7 +144,7 @@ def _plain(text: str, classes: tuple[str, ...]) -> dict[str, float] | None:
         value = values.get(name)
         if type(value) not in (int, float) or not 0 <= value <= 1000:
             return None
-    return {name: float(value) for name, value in values.items()}
+    return values
 
 
 # --- text -------------------------------------------------------------------------------------------------

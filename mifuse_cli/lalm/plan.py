@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mifuse_cli.lalm.elicit import Answered, read_answer, request_fields
@@ -232,7 +232,7 @@ class Plan:
                 first, place = origin or (asked, choice)
                 answered = self._read(asked, answer.raw, answer.position)
                 if answer.position:  # the usage is that of the whole response
-                    answered = replace(answered, usage=dict.fromkeys(answered.usage, 0))
+                    answered = answered._replace(usage=dict.fromkeys(answered.usage, 0))
                 tries = found.setdefault((first.key, place), [])
                 tries.append(answered)
                 if answered.parsed.status is not Status.OK:

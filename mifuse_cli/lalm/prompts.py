@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,12 @@ def label_order(audio_sha256: str, sample: int, n_classes: int) -> tuple[int, ..
         n_classes: number of labels K.
     """
     block, shift = divmod(sample, n_classes)
+    base = _permutation(audio_sha256, block, n_classes)
+    return base[shift:] + base[:shift]
+
+
+@lru_cache(maxsize=256)
+def _permutation(audio_sha256: str, block: int, n_classes: int) -> tuple[int, ...]:
     # 16 bytes more than K! needs keep the remainders below uniform to 2**-128.
     digest = hashlib.shake_256(f"{audio_sha256}|{block}".encode()).digest(16 + 2 * n_classes)
     draw = int.from_bytes(digest, "big")
@@ -156,7 +163,7 @@ def label_order(audio_sha256: str, sample: int, n_classes: int) -> tuple[int, ..
     for last in range(n_classes - 1, 0, -1):
         draw, chosen = divmod(draw, last + 1)
         base[last], base[chosen] = base[chosen], base[last]
-    return tuple(base[shift:] + base[:shift])
+    return tuple(base)
 
 
 def messages(

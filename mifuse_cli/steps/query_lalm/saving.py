@@ -20,7 +20,7 @@ from mifuse_cli.lalm.pricing import Price
 from mifuse_cli.lalm.survey import Survey
 from mifuse_cli.steps.query_lalm.config import QueryLalmConfig, QueryLalmResult
 
-_CLIPS_AT_A_TIME = 500
+_CLIPS_AT_A_TIME = 2000
 
 
 def journal_path(out: Path) -> Path:
@@ -107,10 +107,9 @@ def save_artifact(
     classes, sums = plan.form.classes, _Sums()
     flags, models = Counter[str](), Counter[str]()
     end, rejections = 0, ""
-    with artifacts.writing(config.out, Lalm, classes) as writer:
+    with _no_collection(), artifacts.writing(config.out, Lalm, classes) as writer:
         for block in journal.utterances(_CLIPS_AT_A_TIME):
-            with _no_collection():
-                found = collect(block, plan, journal)
+            found = collect(block, plan, journal)
             sums.add(found.probs, found.status, found.usage)
             flags.update(found.flags)
             models.update(found.models)
@@ -144,9 +143,7 @@ def save_artifact(
             "flags": dict(sorted(flags.items())),
             "probe": journal.probed(plan.form.host, config.model) or {},
         }
-        files = ((one.utt_id, one.file_sha256) for block in journal.utterances() for one in block)
-        texts = ((one.utt_id, one.context) for block in journal.utterances() for one in block)
-        parents = parents_of(config, where, files, texts)
+        parents = parents_of(config, where, journal.pairs("file_sha256"), journal.pairs("context"))
         writer.finish(lineage.header(config, classes, parents, **parameters))
     unresolved = journal.unresolved()
     notes = tuple(_notes(sums, models, unresolved, rejections, config))
