@@ -278,7 +278,7 @@ class TestFirstVersion:
                 "in_batches": 0, "spent": 0,
             }  # fmt: skip
             assert journal.unresolved() == [("", 12)]
-            assert journal.specs() == {"5bec": {"model": "m"}}
+            assert journal.read("SELECT spec_hash FROM spec") == [("5bec",)]
 
     def test_its_clips_are_read_anew(self, first):
         clip = Utterance("a", "00", 1.5, 16000, 48044, "a.wav", "ff", "hello", (0.75, 0.75))

@@ -94,10 +94,6 @@ class Journal(Database):
         self.execute("INSERT OR IGNORE INTO spec VALUES (?, ?)", row).result()
         return row[0]
 
-    def specs(self) -> dict[str, dict[str, Any]]:
-        """All that was ever asked, by hash."""
-        return {found: json.loads(text) for found, text in self.read("SELECT spec_hash, json FROM spec")}
-
     def new_run(self) -> int:
         """Number of a further run, whose clips take the place of those of the last one."""
         return self.read("SELECT ifnull(max(run), 0) + 1 FROM utt")[0][0]
