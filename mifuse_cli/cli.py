@@ -60,7 +60,7 @@ def command(name: str, example: str) -> Callable[[Callable[[Any], str]], None]:
         module_name = name.replace("-", "_")
         module = import_module(f"mifuse_cli.steps.{module_name}")
         stem = "".join(part.capitalize() for part in name.split("-"))
-        config_type: type[configs.StepConfig] = getattr(module, f"{stem}Config")
+        config_type: type[configs.Config] = getattr(module, f"{stem}Config")
         step = getattr(module, module_name)
 
         def run(json: bool, quiet: bool, config: Path | None, **values: Any) -> None:
@@ -90,7 +90,7 @@ def command(name: str, example: str) -> Callable[[Callable[[Any], str]], None]:
     return register
 
 
-def _signature(name: str, config_type: type[configs.StepConfig]) -> inspect.Signature:
+def _signature(name: str, config_type: type[configs.Config]) -> inspect.Signature:
     """Keyword parameters of a command: the configuration's fields, then what every command has."""
     hints = get_type_hints(config_type)
     parameters = []
@@ -106,7 +106,7 @@ def _signature(name: str, config_type: type[configs.StepConfig]) -> inspect.Sign
             rich_help_panel=field.metadata["panel"] or None,
             show_default=not required and field.default not in ("", None) and field.default is not False,
         )
-        if name == "show" and field.name == "file":
+        if field.metadata["positional"]:
             described = typer.Argument(help=field.metadata["help"], show_default=False)
         default = inspect.Parameter.empty if required else field.default
         hint: Any = list[Path] if configs.is_repeatable(field) else hints[field.name]
@@ -123,7 +123,7 @@ def _signature(name: str, config_type: type[configs.StepConfig]) -> inspect.Sign
     )
 
 
-def _config_option(config_type: type[configs.StepConfig]) -> Any:
+def _config_option(config_type: type[configs.Config]) -> Any:
     def read(ctx: typer.Context, path: Path | None) -> Path | None:
         if path is not None:
             try:

@@ -21,7 +21,12 @@ Progress = Callable[..., None]
 
 
 def option(
-    default: Any = dataclasses.MISSING, help: str = "", *, settles: bool = True, panel: str = ""
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    settles: bool = True,
+    panel: str = "",
+    positional: bool = False,
 ) -> Any:
     """Dataclass field that is a command-line option.
 
@@ -31,20 +36,17 @@ def option(
         settles: whether the value has a say in the result (``--force`` has none). Only such options are
             compared when ``--update`` asks whether an output is still what the configuration would give.
         panel: heading in ``--help`` that the option stands under; "" for the general one.
+        positional: whether the command line takes it without a flag, in the order of the fields.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "settles": settles, "panel": panel})
+    return dataclasses.field(
+        default=default,
+        metadata={"help": help, "settles": settles, "panel": panel, "positional": positional},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepConfig:
-    """Options that every step has."""
-
-    seed: int = option(0, "Seed of every random draw in this step.")
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.", settles=False)
-    force: bool = option(False, "Overwrite an existing --out.", settles=False)
-    update: bool = option(
-        False, "Do nothing if --out is what these settings and inputs give; else make it anew.", settles=False
-    )
+class Config:
+    """Parent of every configuration."""
 
     def __post_init__(self) -> None:
         """Turn path strings into paths, then let the subclass list what is wrong with its values."""
@@ -64,12 +66,24 @@ class StepConfig:
         return ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepConfig(Config):
+    """Options that every step has which makes an artifact."""
+
+    seed: int = option(0, "Seed of every random draw in this step.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.", settles=False)
+    force: bool = option(False, "Overwrite an existing --out.", settles=False)
+    update: bool = option(
+        False, "Do nothing if --out is what these settings and inputs give; else make it anew.", settles=False
+    )
+
+
 def is_repeatable(field: dataclasses.Field) -> bool:
     """Whether the option may be given several times: its type is ``tuple[Path, ...]``."""
     return str(field.type).startswith("tuple")
 
 
-def as_dict(config: StepConfig) -> dict[str, Any]:
+def as_dict(config: Config) -> dict[str, Any]:
     """The resolved configuration as JSON types."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
@@ -80,7 +94,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def settings(config: StepConfig) -> dict[str, Any]:
+def settings(config: Config) -> dict[str, Any]:
     """The part of the configuration that settles the result; input files are compared by content instead."""
     values = as_dict(config)
     return {
@@ -129,7 +143,7 @@ def tune_problems(value: str, others: tuple[str, ...] = ()) -> Iterable[str]:
         yield f"--tune {value!r}: expected {', '.join((*others, 'head', 'top-N', 'all'))}"
 
 
-def read_yaml(path: Path, config_type: type[StepConfig]) -> dict[str, Any]:
+def read_yaml(path: Path, config_type: type[Config]) -> dict[str, Any]:
     """Values of a ``--config`` file, keys as field names.
 
     Raises:

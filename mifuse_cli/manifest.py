@@ -131,7 +131,7 @@ class Clips:
 
     def _rows(self) -> Iterator[dict[str, str]]:
         if self._from_directory:
-            return ({"file": name} for name in _audio_below(self.where))
+            return ({"file": name} for name in audio_below(self.where))
         return _rows(self.where)
 
     def _clip(self, row: dict[str, str]) -> Clip:
@@ -205,6 +205,25 @@ def digest_of(pairs: Iterable[tuple[str, str]]) -> str:
     return total.hexdigest()
 
 
+def audio_below(root: Path, below: str = "") -> Iterator[str]:
+    """Audio files by their path from ``root``; hidden files and links to directories are passed over."""
+    try:
+        with os.scandir(root / below) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from audio_below(root, f"{below}{entry.name}/")
+                elif _is_audio(entry.name) and entry.is_file():
+                    yield below + entry.name
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{root / below}: no such directory. Give the directory that holds the audio files."
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"{root / below}: cannot be read ({error.strerror}). Check its permissions."
+        ) from None
+
+
 def _columns(manifest: Path) -> tuple[str, ...]:
     with _csv(manifest) as reader:
         columns = tuple(reader.fieldnames or ())
@@ -235,25 +254,6 @@ def _csv(manifest: Path) -> Iterator[csv.DictReader[str]]:
             yield csv.DictReader(file, strict=True)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{manifest}: cannot be read as a CSV manifest ({error}).") from None
-
-
-def _audio_below(root: Path, below: str = "") -> Iterator[str]:
-    """Audio files by their path from ``root``; hidden files and links to directories are passed over."""
-    try:
-        with os.scandir(root / below) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _audio_below(root, f"{below}{entry.name}/")
-                elif _is_audio(entry.name) and entry.is_file():
-                    yield below + entry.name
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(
-            f"{root / below}: no such directory. Give the directory that holds the audio files."
-        ) from None
-    except OSError as error:
-        raise InputError(
-            f"{root / below}: cannot be read ({error.strerror}). Check its permissions."
-        ) from None
 
 
 def _is_audio(name: str) -> bool:

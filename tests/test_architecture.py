@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import mifuse_cli
-from mifuse_cli.config import StepConfig
+from mifuse_cli.config import Config
 
 ROOT = Path(mifuse_cli.__file__).parent
 
@@ -23,6 +23,8 @@ FLOORS = [
     {"labels"},
     {"files", "config", "provenance", "audio"},
     {"manifest", "artifacts"},
+    {"kaldi"},
+    {"corpora"},
     {"lineage", "fusion", "evaluation"},
     {"lalm", "model"},
     {"methods"},
@@ -42,6 +44,8 @@ FORBIDDEN = {
     "evaluation": {"h5py", "soundfile"} | DEEP,
     "artifacts": {"soundfile", "openai"} | DEEP,
     "manifest": {"artifacts", "h5py"} | DEEP,
+    "kaldi": {"artifacts", "h5py", "soundfile"} | DEEP,
+    "corpora": {"audio", "artifacts", "numpy", "h5py", "soundfile"} | DEEP,
     "steps": {"console"} | SCREEN,
     "cli": {"artifacts", "numpy", "h5py", "openai"} | DEEP,
     "console": {"artifacts", "numpy", "h5py", "openai"} | DEEP,
@@ -220,6 +224,6 @@ def test_every_step_takes_a_config_and_gives_a_result(name):
     stem = "".join(map(str.capitalize, name.split("_")))
     assert config.annotation is getattr(mifuse_cli, f"{stem}Config")
     assert signature.return_annotation is getattr(mifuse_cli, f"{stem}Result")
-    assert issubclass(config.annotation, StepConfig)
+    assert issubclass(config.annotation, Config)
     for made in (config.annotation, signature.return_annotation):
         assert dataclasses.is_dataclass(made) and made.__dataclass_params__.frozen

@@ -8,15 +8,15 @@ from typing import Any
 
 from mifuse_cli import artifacts, lineage
 from mifuse_cli.artifacts import SCHEMA_VERSION
-from mifuse_cli.config import Progress, StepConfig, option
+from mifuse_cli.config import Config, Progress, option
 from mifuse_cli.errors import MifuseError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowConfig(StepConfig):
+class ShowConfig(Config):
     """Show kind, schema, counts, lineage and parameters of an artifact or a checkpoint directory."""
 
-    file: Path = option(help="Artifact, or checkpoint directory.")
+    file: Path = option(help="Artifact, or checkpoint directory.", positional=True)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,145 @@
+"""Corpora as their owners hand them out: a root directory in, one `Utterance` a clip out.
+
+A corpus is one module with a `Corpus` named ``CORPUS`` and one name in ``_MODULES``. It reads file names and
+label files only, never audio, and decides nothing: which utterances to use is `select`'s business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+
+from mifuse_cli.errors import InputError, UsageError
+from mifuse_cli.manifest import audio_below
+
+_MODULES = {
+    "iemocap": "iemocap",
+    "msp-improv": "msp_improv",
+    "msp-podcast": "msp_podcast",
+    "crema-d": "crema_d",
+    "ravdess": "ravdess",
+    "emodb": "emodb",
+    "nemo": "nemo",
+    "generic": "generic",
+    "kaldi": "kaldi_directory",
+}
+NAMES = tuple(_MODULES)
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One clip as a corpus describes it; what the corpus does not say is "".
+
+    Attributes:
+        utt_id: name within the corpus, usually the file's without suffix.
+        path: audio file, None if it is not where the corpus has it.
+        speaker: name within the corpus.
+        label: as it stands in the corpus, a key of `Corpus.labels`; "" if the clip is not labelled.
+        session, split, part: of recording; train, test1, ...; kind of speech.
+        gender: "female" or "male".
+        text: what is said.
+        command: shell command that writes the audio to its standard output, instead of ``path``.
+    """
+
+    utt_id: str
+    path: Path | None
+    speaker: str = ""
+    label: str = ""
+    session: str = ""
+    split: str = ""
+    part: str = ""
+    gender: str = ""
+    text: str = ""
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A published count, to check a copy against.
+
+    Attributes:
+        clips: how many there are.
+        emotions: of these emotions together, before any is merged; none: all utterances.
+        where: field of `Utterance` and its value, None for the whole corpus.
+    """
+
+    clips: int
+    emotions: tuple[str, ...] = ()
+    where: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """How to read one corpus, and what is known of it.
+
+    Attributes:
+        name: as on the command line; also the prefix of its speakers.
+        read: gives the utterances below a root directory in any order; a corpus with ``columns`` takes a
+            mapping from our column names to the file's as well.
+        labels: emotion of every label of the corpus; None where labels are emotions already.
+        merge: emotion by emotion that it is counted as unless told otherwise.
+        parts: kinds of speech; those in ``default_parts`` (none: all) are used unless told otherwise.
+        partitions: published splits, under one spelling.
+        known: published counts.
+        speakers: how many there are, None if that differs by release.
+        columns: whether ``read`` takes a mapping of columns.
+        note: what every user has to know of its labels.
+    """
+
+    name: str
+    read: Callable[..., Iterable[Utterance]]
+    labels: Mapping[str, str] | None
+    merge: Mapping[str, str] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
+    default_parts: tuple[str, ...] = ()
+    partitions: tuple[str, ...] = ()
+    known: tuple[Known, ...] = ()
+    speakers: int | None = None
+    columns: bool = False
+    note: str = ""
+
+
+def find(name: str) -> Corpus:
+    """The corpus called ``name``.
+
+    Raises:
+        UsageError: there is none; the nearest name is suggested.
+    """
+    if name not in _MODULES:
+        near = get_close_matches(name, NAMES, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UsageError(f"corpus {name!r}: expected one of {', '.join(NAMES)}{hint}")
+    corpus: Corpus = import_module(f"mifuse_cli.corpora.{_MODULES[name]}").CORPUS
+    return corpus
+
+
+def coded(root: Path, pattern: str, example: str) -> Iterator[tuple[Path, re.Match[str]]]:
+    """Every audio file below ``root`` with the match of its stem, for corpora that code all in file names.
+
+    Args:
+        root: searched at every depth; hidden files (and so the ``._`` files of macOS) are passed over.
+        pattern: regular expression that the whole stem has to match.
+        example: a file name of the corpus, for the error message.
+
+    Raises:
+        InputError: no directory, no audio in it, or audio files with other names.
+    """
+    regex, strange, matched = re.compile(pattern), [], False
+    for name in audio_below(root):
+        if match := regex.fullmatch(PurePosixPath(name).stem):
+            matched = True
+            yield root / name, match
+        else:
+            strange.append(name)
+    if strange:
+        found = f"{len(strange)} audio files that are" if matched else "audio files, but all of them are"
+        raise InputError(
+            f"{root}: holds {found} not named like {example}, first {min(strange)}. "
+            "Give the directory that holds this corpus alone."
+        )
+    if not matched:
+        raise InputError(f"{root}: holds no audio. Expected files like {example} at any depth.")
