@@ -14,6 +14,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _STEPS = {
+    "prepare": "Prepare",
     "train_source": "TrainSource",
     "query_lalm": "QueryLalm",
     "sample_source": "SampleSource",

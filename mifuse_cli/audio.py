@@ -15,6 +15,7 @@ from mifuse_cli.errors import DependencyError, InputError
 
 RATE = 16_000
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+_LFS = b"version https://git-lfs"
 
 
 def read(path: Path) -> np.ndarray:
@@ -122,10 +123,23 @@ def _decoding(path: Path) -> Iterator[None]:
     try:
         yield
     except (soundfile.SoundFileError, OSError) as error:
+        if _is_lfs_pointer(path):
+            raise InputError(
+                f"{path}: is a Git LFS pointer, not audio. Fetch the files with git lfs pull."
+            ) from None
         raise InputError(
             f"{path}: cannot be decoded as audio ({error}); expected wav, flac, ogg or mp3. "
             "Replace the file or drop its row from the manifest."
         ) from None
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is the stand-in that a clone without Git LFS holds."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_LFS)) == _LFS
+    except OSError:
+        return False
 
 
 def _empty(path: Path) -> InputError:

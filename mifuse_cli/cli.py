@@ -137,6 +137,34 @@ def _config_option(config_type: type[configs.Config]) -> Any:
     return typer.Option("--config", "-c", is_eager=True, callback=read, help=help, show_default=False)
 
 
+@command("prepare", "mifuse prepare iemocap IEMOCAP_full_release data/iemocap")
+def _(result) -> str:
+    classes, groups = list(result.classes), dict(result.groups)
+    hours = f"{result.hours:.2f} hours"
+    general = console.describe(
+        {
+            "corpus": f"{result.corpus} at {result.root}",
+            "directory": result.out,
+            "clips": f"{result.clips}, {hours}, {result.speakers} speakers",
+            **({"left out": result.left_out} if result.left_out else {}),
+        }
+    )
+    parts = [general]
+    if classes:
+        rows = [
+            [name, *(str(counts.get(label, 0)) for label in classes), str(sum(counts.values()))]
+            for name, counts in {**groups, "all": result.classes}.items()
+        ]
+        parts.append(console.table(["clips", *classes, "all"], rows))
+    differs = [row for row in result.published if row["published"] != row["found"]]
+    if differs:
+        rows = [[row["what"], str(row["published"]), str(row["found"])] for row in result.published]
+        parts.append(console.table(["whole copy", "published", "found"], rows))
+    elif result.published:
+        parts.append(f"the whole copy agrees with all {len(result.published)} published counts")
+    return "\n\n".join(parts)
+
+
 @command(
     "train-source", "mifuse train-source --manifest emodb/metadata.csv --encoder logmel --out exp/source"
 )

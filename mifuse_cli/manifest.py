@@ -206,10 +206,12 @@ def digest_of(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def audio_below(root: Path, below: str = "") -> Iterator[str]:
-    """Audio files by their path from ``root``; hidden files and links to directories are passed over."""
+    """Audio files by their path from ``root``; what is hidden and links to directories are passed over."""
     try:
         with os.scandir(root / below) as entries:
             for entry in entries:
+                if entry.name.startswith("."):
+                    continue
                 if entry.is_dir(follow_symlinks=False):
                     yield from audio_below(root, f"{below}{entry.name}/")
                 elif _is_audio(entry.name) and entry.is_file():
@@ -257,7 +259,7 @@ def _csv(manifest: Path) -> Iterator[csv.DictReader[str]]:
 
 
 def _is_audio(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in audio.SUFFIXES and not name.startswith(".")
+    return PurePosixPath(name).suffix.lower() in audio.SUFFIXES
 
 
 def _seconds(text: str, where: str) -> float | None:

@@ -109,6 +109,7 @@ class TestReadYaml:
 
 CLIPS = {"manifest": "m.csv"}
 VALID = {
+    "PrepareConfig": {"corpus": "emodb", "root": "r", "out": "o"},
     "TrainSourceConfig": {"manifest": "m.csv", "encoder": "logmel", "out": "o"},
     "QueryLalmConfig": {**CLIPS, "out": "o.h5", "model": "m"},
     "SampleSourceConfig": {**CLIPS, "model": "m", "out": "o.h5"},
@@ -166,6 +167,11 @@ WRONG = [
     ("TrainConfig", {"encoder_learning_rate": 0.0}, "--encoder-learning-rate"),
     ("TrainConfig", {"weight_decay": -1.0}, "--weight-decay"),
     ("TrainConfig", {"ema": 1.0}, "--ema"),
+    ("PrepareConfig", {"corpus": "ravdes"}, "did you mean 'ravdess'"),
+    ("PrepareConfig", {"classes": "angry"}, "--classes"),
+    ("PrepareConfig", {"merge": "excited:happy"}, "--merge"),
+    ("PrepareConfig", {"columns": "emotion="}, "--columns"),
+    ("PrepareConfig", {"allow_pipes": True}, "--allow-pipes"),
     ("EvaluateConfig", {"predictions": "p.h5"}, "--model and --predictions, not both"),
     ("EvaluateConfig", {"model": None}, "one of --model and --predictions"),
     ("EvaluateConfig", {"resamples": 99}, "--resamples"),

@@ -1,0 +1,134 @@
+"""``mifuse prepare``: from an unpacked corpus to a manifest of clips and, apart from it, their labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mifuse_cli import corpora, provenance
+from mifuse_cli.config import Progress, as_dict, settings
+from mifuse_cli.corpora import Corpus
+from mifuse_cli.corpora.selection import Chosen, Comparison, check_utterances, check_wanted, compare, select
+from mifuse_cli.errors import InputError
+from mifuse_cli.files import atomic_directory
+from mifuse_cli.steps.prepare.config import PrepareConfig, PrepareResult, pairs
+from mifuse_cli.steps.prepare.hearing import hear
+from mifuse_cli.steps.prepare.writing import SUMMARY, Row, count, write_files
+
+__all__ = ["PrepareConfig", "PrepareResult", "prepare"]
+
+_VERSION = 1
+
+
+def prepare(config: PrepareConfig, *, progress: Progress | None = None) -> PrepareResult:
+    """Read a corpus, check it, and write manifest, labels, speakers and a summary into a directory.
+
+    Raises:
+        UsageError: names that the corpus does not have.
+        InputError: a root that is not this corpus, labels it should not have, repeated ids, audio that is
+            missing or cannot be decoded (unless allowed), nothing left to write, an output that exists.
+    """
+    _refuse_overwrite(config)
+    corpus = corpora.find(config.corpus)
+    wanted = config.wanted(corpus)
+    check_wanted(corpus, wanted)
+    if config.columns and not corpus.columns:
+        raise InputError(f"--columns: the files of {corpus.name} have columns of their own. Leave it out.")
+    if progress:
+        progress("reading labels", 0, 1)
+    root = config.root.absolute()
+    utterances = list(corpus.read(root, pairs(config.columns)) if corpus.columns else corpus.read(root))
+    check_utterances(corpus, utterances)
+    selection = select(corpus, utterances, wanted)
+    if progress:
+        progress("reading labels", 1, 1)
+    digest = _digest(config, selection.chosen)
+    if config.update and not config.force and (summary := _current(config.out, digest)):
+        return _result(config.out, summary, up_to_date=True)
+    with atomic_directory(config.out) as directory:
+        rows, silent = hear(config, corpus, selection.chosen, directory, progress)
+        published = compare(corpus, utterances)
+        summary = {
+            "corpus": corpus.name,
+            "root": str(root),
+            **count(rows),
+            "left_out": selection.left_out,
+            "published": [vars(one) for one in published],
+            "notes": _notes(config, corpus, published, rows, silent),
+            "config": as_dict(config),
+            "digest": digest,
+            "created": provenance.now(),
+            "command": provenance.command_line(),
+            "versions": provenance.versions(),
+        }
+        write_files(directory, corpus, rows, summary)
+    return _result(config.out, summary)
+
+
+def _refuse_overwrite(config: PrepareConfig) -> None:
+    out = config.out
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / SUMMARY).is_file())):
+        raise InputError(
+            f"{out}: holds something else than a prepared corpus. Choose another OUT; "
+            "neither --force nor --update replaces it."
+        )
+    if out.is_dir() and any(out.iterdir()) and not config.force and not config.update:
+        raise InputError(
+            f"{out}: exists already. Choose another OUT, or pass --force to overwrite it "
+            "(--update to do so only if its settings or inputs changed)."
+        )
+
+
+def _digest(config: PrepareConfig, chosen: Sequence[Chosen]) -> str:
+    """Hash of what settles the output: options, rows, and size and time of every audio file."""
+    lines = [json.dumps([_VERSION, settings(config)], sort_keys=True)]
+    for one in chosen:
+        path = one.utterance.path
+        try:
+            stat = path.stat() if path else None
+        except OSError:
+            stat = None
+        state = (stat.st_size, stat.st_mtime_ns) if stat else None
+        lines.append(repr((one, state)))
+    return provenance.text_digest("\n".join(lines))
+
+
+def _current(out: Path, digest: str) -> dict[str, Any] | None:
+    """The summary of a whole output with this digest."""
+    try:
+        summary: dict[str, Any] = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+        whole = all(
+            provenance.text_digest((out / name).read_text(encoding="utf-8")) == sha256
+            for name, sha256 in summary["files"].items()
+        )
+    except (OSError, ValueError, KeyError):
+        return None
+    return summary if whole and summary.get("digest") == digest else None
+
+
+def _notes(
+    config: PrepareConfig, corpus: Corpus, published: Sequence[Comparison], rows: Sequence[Row], silent: int
+) -> list[str]:
+    notes = [corpus.note] if corpus.note else []
+    if silent:
+        notes.append(f"{silent} clips were left out as their audio is missing or cannot be decoded")
+    if any(one.published != one.found for one in published):
+        notes.append("this copy differs from the published counts: see the table; a partial copy is fine")
+    unknown = sum(not row.utterance.speaker for row in rows)
+    if unknown:
+        notes.append(f"the speaker of {unknown} of {len(rows)} clips is not known")
+    if not any(row.emotion for row in rows):
+        notes.append("nothing is labelled: there is no labels.csv")
+    for name in (name for name in config.wanted(corpus).classes if rows[0].emotion):
+        if not any(row.emotion == name for row in rows):
+            notes.append(f"no clip is {name!r}")
+    return notes
+
+
+def _result(out: Path, summary: dict[str, Any], *, up_to_date: bool = False) -> PrepareResult:
+    fields = {name: summary[name] for name in PrepareResult.__dataclass_fields__ if name in summary}
+    result = PrepareResult(out=out, **{**fields, "notes": tuple(summary["notes"])})
+    return replace(result, up_to_date=up_to_date)

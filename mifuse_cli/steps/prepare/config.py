@@ -1,0 +1,126 @@
+"""Options and result of ``mifuse prepare``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mifuse_cli import corpora
+from mifuse_cli.config import Config, one_of, option
+from mifuse_cli.corpora.selection import Wanted
+from mifuse_cli.errors import UsageError
+from mifuse_cli.labels import CLASSES, parse_classes
+
+_SELECTION, _KALDI = "What to take", "Kaldi"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(Config):
+    """Turn an unpacked corpus into a manifest of clips, with the labels in a file of their own."""
+
+    corpus: str = option(help=f"One of {', '.join(corpora.NAMES)}.", positional=True)
+    root: Path = option(
+        help="Directory of the corpus as unpacked; for generic a CSV file or a folder per class.",
+        positional=True,
+    )
+    out: Path = option(help="Directory to write.", positional=True)
+    classes: str = option(",".join(CLASSES), "Emotions to keep.", panel=_SELECTION)
+    merge: str = option(
+        "", "Emotions counted as others, as excited=happy,calm=neutral, or none; default: the corpus's own.",
+        panel=_SELECTION,
+    )  # fmt: skip
+    parts: str = option(
+        "", "Kinds of speech to keep, as improvised, or all; default: the corpus's own.", panel=_SELECTION
+    )
+    partitions: str = option(
+        "", "Published splits to keep, as train,development; default: all.", panel=_SELECTION
+    )
+    columns: str = option(
+        "", "For generic: our columns by those of the CSV, as emotion=label,file=path.", panel=_SELECTION
+    )
+    allow_missing: bool = option(
+        False, "Leave out clips whose audio is missing or cannot be decoded.", panel=_SELECTION
+    )
+    kaldi: bool = option(False, "Write a Kaldi data directory too, OUT/kaldi.", panel=_KALDI)
+    allow_pipes: bool = option(
+        False, "Run the commands that wav.scp holds and keep the audio they write.", panel=_KALDI
+    )
+    force: bool = option(False, "Overwrite an existing OUT.", settles=False)
+    update: bool = option(
+        False, "Do nothing if OUT is what these settings and inputs give; else make it anew.", settles=False
+    )
+
+    def problems(self) -> Iterable[str]:
+        """Values that make no sense."""
+        yield from one_of("CORPUS", self.corpus, corpora.NAMES)
+        try:
+            parse_classes(self.classes)
+        except UsageError as error:
+            yield str(error)
+        if self.merge != "none":
+            yield from _pair_problems("--merge", self.merge)
+        yield from _pair_problems("--columns", self.columns)
+        if self.allow_pipes and self.corpus != "kaldi":
+            yield "--allow-pipes: only a Kaldi directory holds commands"
+
+    def wanted(self, corpus: corpora.Corpus) -> Wanted:
+        """What these options ask of a corpus."""
+        parts = corpus.default_parts if not self.parts else _names(self.parts)
+        return Wanted(
+            classes=parse_classes(self.classes),
+            merge=corpus.merge if not self.merge else pairs(self.merge),
+            parts=() if self.parts == "all" else parts,
+            partitions=() if self.partitions == "all" else _names(self.partitions),
+        )
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """What was prepared.
+
+    Attributes:
+        out: the directory.
+        corpus: its name.
+        root: where it was read.
+        clips: how many are in the manifest.
+        hours: of them together.
+        speakers: how many are known.
+        classes: clips by emotion; empty if nothing is labelled.
+        groups: clips by emotion in every session, else partition, else part.
+        left_out: clips of other emotions.
+        published: counts (what, published, found) of the whole copy, where they are known.
+        up_to_date: nothing was done, since --update found the output current.
+        notes: what the user should know.
+    """
+
+    out: Path
+    corpus: str
+    root: str
+    clips: int
+    hours: float
+    speakers: int
+    classes: dict[str, int]
+    groups: dict[str, dict[str, int]]
+    left_out: dict[str, int]
+    published: list[dict[str, Any]]
+    up_to_date: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def pairs(text: str) -> dict[str, str]:
+    """``a=b,c=d`` as a mapping; empty for "" and "none"."""
+    parted = (pair.partition("=") for pair in text.split(",") if "=" in pair)
+    return {name.strip(): value.strip() for name, _, value in parted}
+
+
+def _pair_problems(flag: str, text: str) -> Iterable[str]:
+    for pair in text.split(",") if text else ():
+        if len([part for part in pair.split("=") if part.strip()]) != 2 or pair.count("=") != 1:
+            yield f"{flag} {text!r}: expected NAME=NAME pairs separated by commas"
+            return
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -1,0 +1,80 @@
+"""A look at the header of every chosen clip, and clips that a command has to make first."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from mifuse_cli import audio
+from mifuse_cli.config import Progress
+from mifuse_cli.corpora import Corpus, Utterance
+from mifuse_cli.corpora.selection import Chosen
+from mifuse_cli.errors import InputError, UsageError
+from mifuse_cli.steps.prepare.config import PrepareConfig
+from mifuse_cli.steps.prepare.writing import Row
+
+_NAMED = 5
+
+
+def hear(
+    config: PrepareConfig,
+    corpus: Corpus,
+    chosen: Sequence[Chosen],
+    directory: Path,
+    progress: Progress | None,
+) -> tuple[list[Row], int]:
+    """Rows with the duration of every clip, and how many were left out as there is nothing to hear.
+
+    Args:
+        config: says whether some may be left out, and whether commands may be run.
+        corpus: where they are from.
+        chosen: at least one clip.
+        directory: what commands write goes into its ``audio``.
+        progress: called as clips are looked at.
+
+    Raises:
+        UsageError: commands that may not be run.
+        InputError: clips without audio, unless they may be left out; no clip with audio.
+    """
+    commands = [one.utterance for one in chosen if one.utterance.command]
+    if commands and not config.allow_pipes:
+        raise UsageError(
+            f"{config.root}: {len(commands)} clips are commands, first {commands[0].command!r} of "
+            f"{commands[0].utt_id}. They can do anything that you can: read wav.scp, then pass --allow-pipes "
+            "to run them and keep the audio they write."
+        )
+    rows, faults = [], []
+    for done, one in enumerate(chosen, start=1):
+        try:
+            path = _made(one.utterance, directory) if one.utterance.command else one.utterance.path
+            if path is None:
+                raise InputError(f"{one.utterance.utt_id}: has no audio file.")
+            shown = path.relative_to(directory) if one.utterance.command else path
+            rows.append(Row(one.utterance, one.emotion, shown.as_posix(), audio.seconds(path)))
+        except InputError as error:
+            faults.append(str(error))
+        if progress:
+            progress("reading headers", done, len(chosen))
+    if faults and not (config.allow_missing and rows):
+        named = " ".join(faults[:_NAMED])
+        raise InputError(
+            f"{corpus.name}: {len(faults)} of {len(chosen)} clips cannot be heard: {named}"
+            f"{' ...' if len(faults) > _NAMED else ''} Complete the copy"
+            + (", or pass --allow-missing to leave them out." if rows else ".")
+        )
+    return rows, len(faults)
+
+
+def _made(one: Utterance, directory: Path) -> Path:
+    """The audio that the utterance's command writes, as a file."""
+    path = directory / "audio" / f"{one.utt_id}.wav"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        done = subprocess.run(["sh", "-c", one.command], stdout=file, stderr=subprocess.PIPE, check=False)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [""]
+        raise InputError(
+            f"{one.utt_id}: the command {one.command!r} ended with exit code {done.returncode}: {said[0]}"
+        )
+    return path

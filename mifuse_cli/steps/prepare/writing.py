@@ -1,0 +1,106 @@
+"""Files of a prepared corpus: the manifest, the labels apart from it, the speakers, the summary."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mifuse_cli import provenance
+from mifuse_cli.corpora import Corpus, Utterance
+
+MANIFEST, LABELS, SPEAKERS, SUMMARY = "manifest.csv", "labels.csv", "speakers.csv", "summary.json"
+
+_MORE = ("session", "split", "part", "duration_s")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A clip to write: its description, its emotion or "", the path of its audio and its length."""
+
+    utterance: Utterance
+    emotion: str
+    file: str
+    seconds: float
+
+
+def write_files(directory: Path, corpus: Corpus, rows: Sequence[Row], summary: dict[str, Any]) -> None:
+    """Write all files of a prepared corpus; hashes of the tables go into the summary."""
+    tables = {
+        MANIFEST: [{**_clip(corpus, row), **_more(row), "text": row.utterance.text} for row in rows],
+        LABELS: [
+            {
+                **_clip(corpus, row),
+                "emotion": row.emotion,
+                "original_label": row.utterance.label,
+                **_more(row),
+            }
+            for row in rows
+            if row.emotion
+        ],
+        SPEAKERS: _speakers(corpus, rows),
+    }
+    summary["files"] = {}
+    for name, table in tables.items():
+        if table:
+            _write(directory / name, table)
+            text = (directory / name).read_text(encoding="utf-8")
+            summary["files"][name] = provenance.text_digest(text)
+    (directory / SUMMARY).write_text(
+        json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+
+
+def count(rows: Sequence[Row]) -> dict[str, Any]:
+    """Clips, hours, speakers, and clips by emotion and by session, partition or part."""
+    groups: dict[str, Counter[str]] = {}
+    field = next(
+        (f for f in ("session", "split", "part") if len({getattr(r.utterance, f) for r in rows}) > 1), None
+    )
+    for row in rows if field else ():
+        group = f"{field} {getattr(row.utterance, str(field)) or 'unknown'}"
+        groups.setdefault(group, Counter())[row.emotion or "unlabelled"] += 1
+    return {
+        "clips": len(rows),
+        "hours": sum(row.seconds for row in rows) / 3600,
+        "speakers": len({row.utterance.speaker for row in rows} - {""}),
+        "classes": dict(sorted(Counter(row.emotion for row in rows if row.emotion).items())),
+        "groups": {name: dict(groups[name]) for name in sorted(groups)},
+    }
+
+
+def speaker_of(corpus: Corpus, one: Utterance) -> str:
+    """Name of the speaker that differs from those of other corpora, "" if it is not known."""
+    known = one.speaker and corpus.name not in ("generic", "kaldi")
+    return f"{corpus.name}_{one.speaker}" if known else one.speaker
+
+
+def _clip(corpus: Corpus, row: Row) -> dict[str, str]:
+    return {"utt_id": row.utterance.utt_id, "file": row.file, "speaker": speaker_of(corpus, row.utterance)}
+
+
+def _more(row: Row) -> dict[str, str]:
+    one = row.utterance
+    return {"session": one.session, "split": one.split, "part": one.part, "duration_s": f"{row.seconds:.4f}"}
+
+
+def _speakers(corpus: Corpus, rows: Sequence[Row]) -> list[dict[str, str]]:
+    clips = Counter(speaker_of(corpus, row.utterance) for row in rows)
+    gender = {speaker_of(corpus, row.utterance): row.utterance.gender for row in rows}
+    return [
+        {"speaker": name, "gender": gender[name], "clips": str(clips[name])} for name in sorted(clips) if name
+    ]
+
+
+def _write(path: Path, table: Iterable[dict[str, str]]) -> None:
+    """A CSV file; columns after the third that are empty in every row are left out."""
+    rows = list(table)
+    names = [name for n, name in enumerate(rows[0]) if n < 3 or any(row[name] for row in rows)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

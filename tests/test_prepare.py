@@ -1,0 +1,213 @@
+"""prepare: from an unpacked corpus to manifest, labels, speakers and summary."""
+
+import csv
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import CLASSES, RATE, mifuse, refused, tone
+
+import mifuse_cli as m
+from mifuse_cli import artifacts
+from mifuse_cli.errors import InputError
+from mifuse_cli.manifest import read_clips, read_labelled
+
+NAMES = [f"{speaker}{text}{letter}a" for speaker in ("03", "08") for text in ("a01", "b02") for letter in "WFNTL"]
+
+
+def sound(path, seconds=0.2):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, tone(220, 0.3, np.random.default_rng(len(path.name)), seconds), RATE)
+
+
+@pytest.fixture
+def emodb(tmp_path):
+    """A copy of EMO-DB with two speakers, two texts and five emotions, one of them outside the four classes."""
+    for name in NAMES:
+        sound(tmp_path / "emodb" / "wav" / f"{name}.wav")
+    return tmp_path / "emodb"
+
+
+def prepare(root, out, corpus="emodb", **options):
+    return m.prepare(m.PrepareConfig(corpus=corpus, root=root, out=out, **options))
+
+
+def rows(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+class TestFiles:
+    def test_labels_are_in_their_own_file_alone(self, emodb, tmp_path):
+        result = prepare(emodb, tmp_path / "out")
+        manifest, labels = rows(tmp_path / "out/manifest.csv"), rows(tmp_path / "out/labels.csv")
+        assert list(manifest[0]) == ["utt_id", "file", "speaker", "duration_s"]
+        assert [row["utt_id"] for row in manifest] == sorted(n for n in NAMES if n[5] != "L")
+        assert {row["emotion"] for row in labels} == set(CLASSES)
+        assert [row["utt_id"] for row in labels] == [row["utt_id"] for row in manifest]
+        assert labels[0] | {"emotion": "", "original_label": ""} == manifest[0] | {
+            "emotion": "", "original_label": "",
+        }  # fmt: skip
+        assert rows(tmp_path / "out/speakers.csv") == [
+            {"speaker": f"emodb_{name}", "gender": gender, "clips": "8"}
+            for name, gender in (("03", "male"), ("08", "female"))
+        ]
+        assert (result.clips, result.speakers, result.left_out) == (16, 2, {"bored": 4})
+        assert result.classes == dict.fromkeys(CLASSES, 4)
+        assert result.hours == pytest.approx(16 * 0.2 / 3600)
+
+    def test_they_are_what_the_commands_read(self, emodb, tmp_path):
+        prepare(emodb, tmp_path / "out")
+        clips = read_clips(tmp_path / "out/manifest.csv")
+        labelled = read_labelled(tmp_path / "out/labels.csv", CLASSES)
+        assert clips == [one.clip for one in labelled] or [c.utt_id for c in clips] == [
+            one.clip.utt_id for one in labelled
+        ]
+        assert {c.path.parent for c in clips} == {emodb / "wav"}
+        assert clips[0].duration_s == pytest.approx(0.2)
+        letters = {"W": "angry", "F": "happy", "N": "neutral", "T": "sad"}
+        assert {one.clip.utt_id: CLASSES[one.label] for one in labelled} == {
+            name: letters[name[5]] for name in NAMES if name[5] in letters
+        }
+
+    def test_summary_says_how_it_was_made(self, emodb, tmp_path):
+        result = prepare(emodb, tmp_path / "out")
+        summary = json.loads((tmp_path / "out/summary.json").read_text())
+        assert summary["config"]["corpus"] == "emodb" and summary["versions"]["mifuse"]
+        assert any("differs from the published counts" in note for note in result.notes)
+        assert {row["what"]: row["found"] for row in result.published}["bored"] == 4
+
+    def test_relative_roots_are_found_from_anywhere(self, emodb, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        prepare("emodb", "out")
+        monkeypatch.chdir("/")
+        assert all(clip.path.is_file() for clip in read_clips(tmp_path / "out/manifest.csv"))
+
+    def test_generic_keeps_its_own_speaker_names(self, tmp_path):
+        sound(tmp_path / "x.wav"), sound(tmp_path / "y.wav")
+        (tmp_path / "my.csv").write_text("path,who,mood\nx.wav,anna,Wut\ny.wav,ben,sad\n")
+        prepare(
+            tmp_path / "my.csv", tmp_path / "out", "generic",
+            columns="file=path,speaker=who,emotion=mood", merge="Wut=angry",
+        )  # fmt: skip
+        found = [(row["speaker"], row["emotion"], row["original_label"]) for row in rows(tmp_path / "out/labels.csv")]
+        assert found == [("anna", "angry", "Wut"), ("ben", "sad", "sad")]
+
+    def test_without_labels_there_is_no_file_of_them(self, tmp_path):
+        sound(tmp_path / "x.wav")
+        (tmp_path / "my.csv").write_text("file\nx.wav\n")
+        result = prepare(tmp_path / "my.csv", tmp_path / "out", "generic")
+        assert result.clips == 1 and "no labels.csv" in " ".join(result.notes)
+        assert not (tmp_path / "out/labels.csv").exists()
+
+
+class TestRefusals:
+    def test_every_clip_that_cannot_be_heard_is_told_of_and_may_be_left_out(self, emodb, tmp_path):
+        (emodb / "wav/03a01Wa.wav").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        (emodb / "wav/03a01Fa.wav").write_bytes(b"RIFF")
+        with pytest.raises(InputError, match=r"2 of 16 clips.*03a01Fa.*03a01Wa.*git lfs pull.*--allow-missing"):
+            prepare(emodb, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        result = prepare(emodb, tmp_path / "out", allow_missing=True)
+        assert result.clips == 14 and "2 clips were left out" in " ".join(result.notes)
+
+    def test_unknown_codes(self, emodb, tmp_path):
+        sound(emodb / "wav/03a01Xa.wav")
+        with pytest.raises(InputError, match="unknown labels 'X' of 03a01Xa"):
+            prepare(emodb, tmp_path / "out")
+
+    def test_duplicates(self, emodb, tmp_path):
+        shutil.copytree(emodb / "wav", emodb / "copy")
+        with pytest.raises(InputError, match="20 utterances stand more than once"):
+            prepare(emodb, tmp_path / "out")
+
+    def test_a_directory_that_holds_something_else_is_never_replaced(self, emodb, tmp_path):
+        for options in ({}, {"force": True}, {"update": True}):
+            with pytest.raises(InputError, match="something else than a prepared corpus"):
+                prepare(emodb, emodb, **options)
+        assert (emodb / "wav/03a01Wa.wav").is_file()
+
+    def test_an_output_is_overwritten_only_when_told(self, emodb, tmp_path):
+        prepare(emodb, tmp_path / "out")
+        with pytest.raises(InputError, match="--force"):
+            prepare(emodb, tmp_path / "out")
+        assert prepare(emodb, tmp_path / "out", force=True, classes="angry,sad").clips == 8
+
+    @pytest.mark.parametrize(
+        ("options", "code", "word"),
+        [
+            (["emodbb"], 2, "did you mean 'emodb'"),
+            (["emodb", "--merge", "bored"], 2, "NAME=NAME"),
+            (["emodb", "--classes", "angry,frustrated"], 2, "frustrated"),
+            (["emodb", "--allow-pipes"], 2, "only a Kaldi directory"),
+            (["iemocap"], 3, "Session1"),
+        ],
+    )
+    def test_on_the_command_line(self, emodb, tmp_path, options, code, word):
+        name, *more = options
+        refused(mifuse("prepare", name, emodb, tmp_path / "out", *more), code, word)
+
+
+class TestUpdate:
+    def test_current_output_is_left_alone(self, emodb, tmp_path):
+        prepare(emodb, tmp_path / "out", update=True)
+        before = (tmp_path / "out/summary.json").stat().st_mtime_ns
+        result = prepare(emodb, tmp_path / "out", update=True)
+        assert result.up_to_date and result.clips == 16 and result.classes["sad"] == 4
+        assert (tmp_path / "out/summary.json").stat().st_mtime_ns == before
+
+    @pytest.mark.parametrize("change", ["option", "clip", "new clip", "torn", "label file gone"])
+    def test_anything_that_matters_makes_it_anew(self, emodb, tmp_path, change):
+        prepare(emodb, tmp_path / "out", update=True)
+        options = {}
+        if change == "option":
+            options = {"classes": "angry,sad"}
+        elif change == "clip":
+            sound(emodb / "wav/03a01Wa.wav", seconds=0.5)
+            os.utime(emodb / "wav/03a01Wa.wav", (1, 1))
+        elif change == "new clip":
+            sound(emodb / "wav/03a02Wa.wav")
+        elif change == "torn":
+            (tmp_path / "out/manifest.csv").write_text("utt_id,file\n")
+        else:
+            (tmp_path / "out/labels.csv").unlink()
+        assert not prepare(emodb, tmp_path / "out", update=True, **options).up_to_date
+        assert prepare(emodb, tmp_path / "out", update=True, **options).up_to_date
+
+    def test_moved_labels_do_not_touch_what_was_made_from_the_clips(self, emodb, tmp_path):
+        """A new label file changes labels.csv alone: adaptation does not depend on it."""
+        prepare(emodb, tmp_path / "out")
+        before = (tmp_path / "out/manifest.csv").read_bytes()
+        prepare(emodb, tmp_path / "out", merge="bored=neutral", classes="angry,happy,neutral,sad", force=True)
+        assert (tmp_path / "out/manifest.csv").read_bytes() != before  # more clips are chosen
+        prepare(emodb, tmp_path / "out", merge="happy=angry,angry=happy", force=True)
+        assert (tmp_path / "out/manifest.csv").read_bytes() == before
+
+
+def test_the_table_for_people(emodb, tmp_path):
+    done = mifuse("prepare", "emodb", emodb, tmp_path / "out")
+    assert done.exit_code == 0
+    assert "16, 0.00 hours, 2 speakers" in done.stdout
+    assert [line.split() for line in done.stdout.splitlines() if line.startswith("angry")] == [["angry", "127", "4"]]
+    assert "note: this copy differs" in done.stderr
+    again = mifuse("prepare", "emodb", emodb, tmp_path / "out", "--update", "--json")
+    assert again.exit_code == 0 and json.loads(again.stdout)["up_to_date"] is True
+
+
+def test_a_prepared_corpus_goes_through_training_and_scoring(emodb, tmp_path):
+    prepare(emodb, tmp_path / "out")
+    m.train_source(
+        m.TrainSourceConfig(
+            manifest=tmp_path / "out/labels.csv", encoder="logmel", out=tmp_path / "model", epochs=1
+        )
+    )
+    m.sample_source(
+        m.SampleSourceConfig(model=tmp_path / "model", manifest=tmp_path / "out/manifest.csv", out=tmp_path / "s.h5")
+    )
+    m.evaluate(
+        m.EvaluateConfig(predictions=tmp_path / "s.h5", manifest=tmp_path / "out/labels.csv", out=tmp_path / "e.h5")
+    )
+    assert artifacts.Evaluation.load(tmp_path / "e.h5").utt_id.size == 16
