@@ -1,5 +1,7 @@
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from mifuse_cli.model.device import find_device
 from mifuse_cli.model.encoder import LogMelEncoder, load_encoder
 from mifuse_cli.model.features import pooled_features
 from mifuse_cli.model.prepare import effective_mode
+from mifuse_cli.model.shape import Shape, read_shape
 from mifuse_cli.model.standard import Statistics, fit_standard, statistics
 
 FAMILIES = ("wav2vec2", "hubert", "wavlm", "whisper")
@@ -59,7 +62,7 @@ class TestFeatures:
     def test_second_call_needs_no_encoder(self, pooled, monkeypatch, tmp_path):
         first = pooled()
 
-        def fail(directory):
+        def fail(*_):
             raise AssertionError("the encoder was loaded")
 
         monkeypatch.setattr(features, "load_encoder", fail)
@@ -67,7 +70,28 @@ class TestFeatures:
         with pytest.raises(AssertionError, match="was loaded"):
             pooled(family="hubert")
         with pytest.raises(AssertionError, match="was loaded"):
+            pooled(precision="bf16")
+        with pytest.raises(AssertionError, match="was loaded"):
             pooled(directory=save_encoder(tmp_path / "e", "wav2vec2", seed=1))
+
+    def test_precisions_do_not_mix(self, pooled, monkeypatch):
+        exact, coarse = pooled(family="wavlm"), pooled(family="wavlm", precision="bf16")
+        assert exact.dtype == coarse.dtype == np.float32
+        assert 0 < np.abs(coarse - exact).max() < 0.1
+        monkeypatch.setattr(features, "load_encoder", None)
+        np.testing.assert_array_equal(pooled(family="wavlm"), exact)
+        np.testing.assert_array_equal(pooled(family="wavlm", precision="bf16"), coarse)
+
+    def test_others_can_write_while_clips_are_encoded(self, pooled, tmp_path):
+        def write(what, done, total):
+            (file,) = (tmp_path / "cache").glob("*.sqlite")
+            with closing(sqlite3.connect(file, timeout=0)) as other, other:
+                other.execute("INSERT INTO feature VALUES (?, 0, 0, '')", (f"another clip {done}",))
+
+        pooled(progress=write)
+        (file,) = (tmp_path / "cache").glob("*.sqlite")
+        with closing(sqlite3.connect(file)) as store:
+            assert store.execute("SELECT count(*) FROM feature").fetchone() == (12,)
 
     def test_changed_audio_misses(self, pooled, tmp_path):
         import soundfile
@@ -131,6 +155,24 @@ class TestStandard:
         torch.testing.assert_close(
             standard(self.VALUES[index], index)[:, 0], self.standardised("speaker")[index]
         )
+
+    def test_bf16_stays_in_the_encoder(self, corpora):
+        clips, index = read_clips(corpora.target)[:5], torch.tensor([3, 1, 0])
+        encoder = LogMelEncoder(n_mels=8, channels=4)
+        encoder.precision = "bf16"
+        model = Classifier(encoder, Head(2, 8, 4, 8, 0.1), [0, 2])
+        inputs = Waveforms(clips, CPU, "target", None)
+        inputs.refresh(model)
+        assert inputs.statistics.mean.dtype == torch.float32
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+            logits = model(inputs, index)
+        logits.sum().backward()
+        weight = encoder.blocks[0][0].weight
+        assert logits.dtype == weight.grad.dtype == torch.float32 and weight.grad.any()
+        # One copy of the weights serves all clips of the batch.
+        coarse = {t.data_ptr() for t in saved if t.shape == weight.shape and t.dtype == torch.bfloat16}
+        assert len(coarse) == 1
 
     def test_adapted_model(self):
         assert effective_mode("target", "target") == "source"
@@ -207,7 +249,7 @@ class TestCheckpoint:
     def save(self, out, encoder_dir, **changes):
         values = {"classes": self.CLASSES, "layers": (0, 2), "width": 16, "hidden": 8, "dropout": 0.2}
         words = {"normalize": "target", "statistics_of": "source", "tune": "head", "encoder": "x"}
-        shape = checkpoint.Shape(**{**values, **words, "temperature": 1.7, **changes})
+        shape = Shape(**{**values, **words, "temperature": 1.7, **changes})
         model = Classifier(None, checkpoint.new_head(shape), shape.layers)
         stats = Statistics(torch.randn(2, 16), torch.rand(2, 16) + 1)
         history = Training(Header(shape.classes), np.array(["a", "b"]), np.array(["loss"]), np.zeros((1, 1)))
@@ -242,7 +284,19 @@ class TestCheckpoint:
         # However a tool sorts the keys, the order is that of the numbers.
         text = json.dumps(config, sort_keys=True)
         (tmp_path / "m" / "config.json").write_text(text)
-        assert checkpoint.read_shape(tmp_path / "m").classes == self.CLASSES
+        assert read_shape(tmp_path / "m").classes == self.CLASSES
+
+    def test_precision(self, encoders, tmp_path):
+        out = tmp_path / "m"
+        self.save(out, encoders["whisper"], precision="bf16")
+        assert read_shape(out).precision == "bf16"
+        config = json.loads((out / "config.json").read_text())
+        (out / "config.json").write_text(json.dumps(config | {"precision": "fp4"}))
+        with pytest.raises(ArtifactError, match="precision 'fp4', expected one of fp32, bf16"):
+            read_shape(out)
+        del config["precision"]  # as checkpoints were before there was a choice
+        (out / "config.json").write_text(json.dumps(config))
+        assert read_shape(out).precision == "fp32"
 
     def test_damaged(self, encoders, tmp_path):
         out = tmp_path / "m"

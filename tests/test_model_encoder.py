@@ -6,7 +6,8 @@ import torch
 from conftest import clip, rewrite
 
 from mifuse_cli.errors import DependencyError, InputError, UsageError
-from mifuse_cli.model.encoder import LogMelEncoder, find_encoder, load_encoder
+from mifuse_cli.model.encoder import LogMelEncoder, load_encoder
+from mifuse_cli.model.hub import find_encoder
 from mifuse_cli.model.prepare import trainable_part
 
 FAMILIES = ("wav2vec2", "hubert", "wavlm", "whisper")
@@ -72,6 +73,18 @@ class TestEncoders:
         encoder.save(tmp_path)
         torch.testing.assert_close(load_encoder(tmp_path)(clip()), encoder(clip()))
         assert torch.isfinite(encoder(clip(0.01))).all()
+
+    @pytest.mark.parametrize("family", [*FAMILIES, "logmel"])
+    def test_bf16(self, encoders, tmp_path, family):
+        directory = encoders.get(family, tmp_path)
+        if family == "logmel":
+            LogMelEncoder(n_mels=8, channels=4).save(tmp_path)
+        encoder = load_encoder(directory, "bf16")
+        with torch.inference_mode():
+            exact, found = load_encoder(directory)(clip()), encoder(clip())
+        assert found.dtype == torch.float32 and 0 < (found - exact).norm() < 0.02 * exact.norm()
+        assert not torch.equal(found, found.bfloat16().float())  # means over time are taken in float32
+        assert {weight.dtype for weight in encoder.parameters()} == {torch.float32}
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_saved_and_loaded(self, encoders, tmp_path, family):

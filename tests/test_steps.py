@@ -1,14 +1,20 @@
+import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, read_rows, train_config, weights, write_csv
+from conftest import CLASSES, Run, read_rows, train_config, weights, write_csv
+from hypothesis import given
+from hypothesis import strategies as st
 
 import mifuse_cli as m
 from mifuse_cli import artifacts, fusion
 from mifuse_cli.artifacts import Fused, Lalm, Predictions, Source, Training
 from mifuse_cli.errors import InputError, UsageError
+from mifuse_cli.manifest import Clip, LabelledClip, read_labelled
+from mifuse_cli.model.shape import read_shape
 from mifuse_cli.steps.train_source import fit_temperature, pick_layers, split_speakers
 
 
@@ -228,8 +234,6 @@ class TestTuning:
 
 class TestSourceTraining:
     def test_validation_holds_out_whole_speakers(self, corpora):
-        from mifuse_cli.manifest import read_labelled
-
         labelled = read_labelled(corpora.source, CLASSES)
         held_out, notes = split_speakers(labelled, 0.2, seed=0)
         speakers = [one.clip.speaker for one in labelled]
@@ -242,6 +246,31 @@ class TestSourceTraining:
         assert not split_speakers(labelled, 0.0, seed=0)[0].any()
         with pytest.raises(InputError, match="single clip"):
             split_speakers(labelled[:1], 0.2, seed=0)
+
+    @given(
+        st.lists(st.sampled_from(["a", "b", "c", "d", None]), min_size=2, max_size=30),
+        st.floats(0.01, 0.89),
+        st.integers(0, 9),
+    )
+    def test_validation_where_some_speakers_are_unknown(self, speakers, share, seed):
+        labelled = [LabelledClip(Clip(str(n), Path("a"), one), 0) for n, one in enumerate(speakers)]
+        held_out, notes = split_speakers(labelled, share, seed)
+        inside = {one for one, out in zip(speakers, held_out, strict=True) if out}
+        outside = {one for one, out in zip(speakers, held_out, strict=True) if not out}
+        unknown = speakers.count(None)
+        assert held_out.any() and not held_out.all()
+        if len(set(speakers) - {None}) < 2:
+            assert "at random" in notes[0]
+            return
+        assert None not in inside and not inside & outside
+        left = outside - {None}
+        assert left and (len(left) == 1 or held_out.mean() >= share)
+        # No more speakers than it takes.
+        assert any(
+            sum(map((inside - {last}).__contains__, speakers)) < share * len(speakers) for last in inside
+        )
+        told = [f"{unknown} of {len(speakers)} clips have no known speaker"] if unknown else []
+        assert [note.split(":")[0] for note in notes] == told
 
     def test_temperature(self):
         rng = np.random.default_rng(0)
@@ -274,3 +303,64 @@ class TestSourceTraining:
             with pytest.raises(InputError, match="24 of 24 clips have no speaker"):
                 m.sample_source(replace(config, manifest=None, wav_dir=corpora.wav_dir, out=without))
             assert not without.exists()
+
+
+class TestPrecision:
+    @pytest.fixture
+    def run(self, pipeline, corpora, encoders, tmp_path):
+        """A source model in bf16 and all that is made of it, with a feature cache of its own."""
+        cache = {"cache_dir": tmp_path / "cache"}
+        run = Run(tmp_path, {})
+        source = m.TrainSourceConfig(
+            manifest=corpora.source,
+            encoder=str(encoders["wavlm"]),
+            precision="bf16",
+            epochs=2,
+            out=run.model,
+            **cache,
+        )
+        m.train_source(source)
+        m.sample_source(
+            m.SampleSourceConfig(
+                model=run.model, manifest=corpora.target, out=run.source, n_samples=2, **cache
+            )
+        )
+        m.fuse(m.FuseConfig(lalm=pipeline.lalm, source=run.source, out=run.fused))
+        return run
+
+    def points(self, model, corpora, out, cache):
+        """Predictions of a checkpoint without dropout."""
+        m.evaluate(m.EvaluateConfig(model=model, manifest=corpora.labels, out=out, cache_dir=cache))
+        return artifacts.read(out).probs
+
+    def test_features_of_one_precision_alone(self, run, corpora, tmp_path):
+        (file,) = (tmp_path / "cache").iterdir()
+        assert file.name.endswith("-bf16.sqlite") and read_shape(run.model).precision == "bf16"
+        found = self.points(run.model, corpora, tmp_path / "a.h5", tmp_path / "cache")
+        np.testing.assert_array_equal(found, Source.load(run.source).point)
+        config = json.loads((run.model / "config.json").read_text())
+        (run.model / "config.json").write_text(json.dumps(config | {"precision": "fp32"}))
+        exact = self.points(run.model, corpora, tmp_path / "b.h5", tmp_path / "cache")
+        assert 1e-5 < np.abs(found - exact).max() < 0.1
+        assert len(list((tmp_path / "cache").iterdir())) == 2
+
+    @pytest.mark.parametrize("tune", ["head", "top-1"])
+    def test_student(self, run, corpora, tmp_path, tune):
+        m.train(train_config(run, corpora, run.student, tune=tune, cache_dir=tmp_path / "cache"))
+        assert read_shape(run.student).precision == "bf16"
+        found = self.points(run.student, corpora, tmp_path / "a.h5", tmp_path / "cache")
+        np.testing.assert_allclose(found, Predictions.load(run.student / "predictions.h5").probs, atol=1e-6)
+        assert {file.name[-12:] for file in (tmp_path / "cache").iterdir()} == {"-bf16.sqlite"}
+
+    def test_from_scratch(self, corpora, tmp_path):
+        config = m.TrainSourceConfig(
+            manifest=corpora.source, encoder="logmel", precision="bf16", out=tmp_path / "m", epochs=1
+        )
+        m.train_source(config)
+        m.train_source(replace(config, precision="fp32", out=tmp_path / "n"))
+        bf16, fp32 = (encoder_weights(tmp_path / name)["convolutions.0.0.weight"] for name in "mn")
+        assert bf16.dtype == np.float32 and 0 < np.abs(bf16 - fp32).max() < 0.01
+
+    def test_others(self):
+        with pytest.raises(UsageError, match="--precision 'fp16': expected one of fp32, bf16"):
+            m.TrainSourceConfig(manifest="a.csv", encoder="logmel", out="m", precision="fp16")

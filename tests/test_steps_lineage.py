@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -101,7 +103,9 @@ class TestLineage:
 
 
 class TestUpdate:
-    def test_each_step(self, copy, corpora, encoders):
+    @pytest.fixture
+    def current(self, copy, corpora, encoders):
+        """Configurations, by step in the pipeline's order, under which every output is up to date."""
         source = m.TrainSourceConfig(
             manifest=corpora.source, encoder=str(encoders["whisper"]), out=copy.model, epochs=8, update=True
         )
@@ -114,8 +118,16 @@ class TestUpdate:
             model=copy.student, manifest=corpora.labels, out=copy.root / "e.h5", update=True
         )
         assert not m.evaluate(score).up_to_date
-        steps = [(m.train_source, source), (m.sample_source, samples), (m.fuse, fuse), (m.train, train)]
-        steps.append((m.evaluate, score))
+        return {
+            "train_source": source,
+            "sample_source": samples,
+            "fuse": fuse,
+            "train": train,
+            "evaluate": score,
+        }
+
+    def test_each_step(self, copy, current):
+        steps = [(getattr(m, name), config) for name, config in current.items()]
         before = {path: path.stat().st_mtime_ns for path in copy.root.rglob("*")}
         for step, config in steps:
             assert step(config).up_to_date, step
@@ -124,9 +136,20 @@ class TestUpdate:
         changes = [{"hidden": 16}, {}, {}, {}, {}]
         for (step, config), change in zip(steps, changes, strict=True):
             assert not step(replace(config, **change)).up_to_date, step
-        assert m.train(train).up_to_date
-        assert not m.train(replace(train, seed=1)).up_to_date
-        assert not m.fuse(replace(fuse, tau=0.2)).up_to_date
+        assert m.train(current["train"]).up_to_date
+        assert not m.train(replace(current["train"], seed=1)).up_to_date
+        assert not m.fuse(replace(current["fuse"], tau=0.2)).up_to_date
+
+    def test_is_told_without_torch(self, current):
+        # Importing it takes seconds, and a recipe asks for every step of every transfer.
+        code = (
+            "import sys, mifuse_cli\nfrom mifuse_cli import *\nfrom pathlib import PosixPath\n"
+            f"for name, config in {current!r}.items():\n"
+            "    assert getattr(mifuse_cli, name)(config).up_to_date, name\n"
+            "    print(name, *sorted({'torch', 'transformers'} & sys.modules.keys()))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        assert done.stdout.split() == list(current), done.stderr
 
     def test_damaged_model_is_made_anew(self, copy, corpora, encoders):
         config = m.TrainSourceConfig(

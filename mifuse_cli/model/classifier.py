@@ -123,7 +123,8 @@ class Waveforms:
     def _encode(self, model: Classifier, index: Tensor) -> Tensor:
         assert model.encoder is not None
         samples = (torch.from_numpy(audio.read(self.clips[i].path)).to(self.device) for i in index.tolist())
-        return torch.stack([model.encoder(one)[model.layers] for one in samples])
+        with model.encoder.autocast():
+            return torch.stack([model.encoder(one)[model.layers] for one in samples])
 
 
 @contextmanager

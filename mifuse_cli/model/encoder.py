@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from mifuse_cli.audio import RATE
-from mifuse_cli.errors import DependencyError, InputError
+from mifuse_cli.errors import InputError
 
-LOGMEL = "logmel"
 _LOGMEL_TYPE = "mifuse-logmel"
 _SHORTEST_S = 0.1
 
@@ -32,10 +32,12 @@ class Encoder(nn.Module, ABC):
     Attributes:
         layers: L, the number of hidden states given out, the input to the first block among them.
         width: D, the length of each.
+        precision: "fp32", or "bf16" to multiply matrices in that; weights and what is given out stay float32.
     """
 
     layers: int
     width: int
+    precision: str = "fp32"
 
     @property
     @abstractmethod
@@ -47,7 +49,15 @@ class Encoder(nn.Module, ABC):
         shortest = int(_SHORTEST_S * RATE)
         if len(samples) < shortest:
             samples = nn.functional.pad(samples, (0, shortest - len(samples)))
-        return self.states(samples)
+        with self.autocast():
+            return self.states(samples)
+
+    def autocast(self) -> AbstractContextManager:
+        """The encoder's precision; within it, over several clips, trained weights are converted only once."""
+        if self.precision == "fp32":
+            return nullcontext()
+        device = next(self.parameters()).device
+        return torch.autocast(device.type, dtype=torch.bfloat16)
 
     @abstractmethod
     def states(self, samples: Tensor) -> Tensor:
@@ -85,9 +95,10 @@ class WhisperEncoder(Encoder):
 
     def _window(self, samples: Tensor) -> Tensor:
         encoder = self.wrapper.encoder
-        mel = self.extractor(
-            samples.cpu().numpy(), sampling_rate=RATE, padding="longest", return_tensors="pt"
-        ).input_features.to(encoder.conv1.weight)
+        with _exact("cpu"):
+            mel = self.extractor(
+                samples.cpu().numpy(), sampling_rate=RATE, padding="longest", return_tensors="pt"
+            ).input_features.to(encoder.conv1.weight)
         gelu = nn.functional.gelu
         hidden = gelu(encoder.conv2(gelu(encoder.conv1(mel)))).transpose(1, 2)
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
@@ -96,7 +107,7 @@ class WhisperEncoder(Encoder):
             hidden = block(hidden, None)
             states.append(hidden)
         states[-1] = encoder.layer_norm(states[-1])
-        return torch.cat(states).mean(dim=1).float()
+        return torch.cat(states).float().mean(dim=1)
 
     def save(self, directory: Path) -> None:
         self.wrapper.save_pretrained(directory)
@@ -122,7 +133,7 @@ class SelfSupervisedEncoder(Encoder):
         values = self.extractor(samples.cpu().numpy(), sampling_rate=RATE, return_tensors="pt").input_values
         weight = next(self.model.parameters())
         states = self.model(values.to(weight), output_hidden_states=True).hidden_states
-        return torch.cat(states).mean(dim=1).float()
+        return torch.cat(states).float().mean(dim=1)
 
     def save(self, directory: Path) -> None:
         self.model.save_pretrained(directory)
@@ -153,12 +164,14 @@ class LogMelEncoder(Encoder):
         return self.convolutions
 
     def states(self, samples: Tensor) -> Tensor:
-        # Log energies of speech lie around -5 with a deviation of about 5.
-        hidden = (torch.log(self.mel(samples) + 1e-6) + 5) / 5
+        with _exact(samples.device.type):
+            # Log energies of speech lie around -5 with a deviation of about 5.
+            hidden = (torch.log(self.mel(samples) + 1e-6) + 5) / 5
         states = []
         for block in self.blocks:
             hidden = block(hidden)
-            states.append(torch.cat([hidden.mean(dim=-1), hidden.std(dim=-1)]))
+            exact = hidden.float()
+            states.append(torch.cat([exact.mean(dim=-1), exact.std(dim=-1)]))
         return torch.stack(states)
 
     def save(self, directory: Path) -> None:
@@ -169,35 +182,13 @@ class LogMelEncoder(Encoder):
         _write_json(directory / "preprocessor_config.json", {"sampling_rate": RATE})
 
 
-def find_encoder(name: str) -> Path:
-    """Local directory of an encoder given as a directory or a hub name (downloaded if it is not cached).
-
-    Raises:
-        InputError: a path that is no directory.
-        DependencyError: no such directory, and the hub has no such model or cannot be reached.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise InputError(
-            f"--encoder {name}: no such directory. Give a local directory, a hub name, or 'logmel'."
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(name, allow_patterns=["*.json", "model*.safetensors", "pytorch_model*.bin"])
-        )
-    except Exception as error:  # the hub client raises a dozen unrelated types; the text says which
-        raise DependencyError(
-            f"--encoder {name!r}: is no directory here and cannot be had from the model hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
-            "Give a local directory in transformers format, a hub name, or 'logmel'."
-        ) from None
+def _exact(device: str) -> AbstractContextManager:
+    """Spectra are taken in float32, whatever the precision of the network that sees them."""
+    return torch.autocast(device, enabled=False)
 
 
-def load_encoder(directory: Path) -> Encoder:
-    """The encoder in a directory, in evaluation mode.
+def load_encoder(directory: Path, precision: str = "fp32") -> Encoder:
+    """The encoder in a directory, in evaluation mode and of the given precision.
 
     Raises:
         InputError: not a model directory, an unsupported family, or weights that do not fit.
@@ -218,6 +209,7 @@ def load_encoder(directory: Path) -> Encoder:
         raise InputError(
             f"{directory}: holds a {family!r} model; expected wav2vec2, hubert, wavlm, whisper or {_LOGMEL_TYPE}."
         )
+    encoder.precision = precision
     return encoder.eval()
 
 

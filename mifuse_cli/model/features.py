@@ -1,8 +1,8 @@
 """Pooled features of clips under a frozen encoder, computed once and kept.
 
-The cache is one SQLite file an encoder (named by its content hash) with one row a clip (keyed by the hash of
-its audio file), written as features are made: an interrupted run goes on where it stopped, and several
-processes may share it.
+The cache is one SQLite file for an encoder (named by its content hash) in one precision, with one row a clip
+(keyed by the hash of its audio file), written as features are made: an interrupted run goes on where it
+stopped, and several processes may share it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch
 from mifuse_cli import audio
 from mifuse_cli.config import Progress
 from mifuse_cli.manifest import Clip
-from mifuse_cli.model.encoder import load_encoder
+from mifuse_cli.model.encoder import Encoder, load_encoder
 
 _CACHE_VERSION = 1
-_COMMIT_EVERY = 64
+_WRITE_EVERY = 64
 
 
 def default_cache() -> Path:
@@ -37,6 +37,7 @@ def pooled_features(
     encoder_dir: Path,
     encoder_digest: str,
     *,
+    precision: str = "fp32",
     device: torch.device,
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -49,6 +50,7 @@ def pooled_features(
         clips: U clips.
         encoder_dir: local directory of the encoder.
         encoder_digest: its content hash.
+        precision: what it computes in, one of `shape.PRECISIONS`.
         device: where to run it.
         cache: directory of the cache, `default_cache` if None.
         progress: called as features are made.
@@ -59,7 +61,8 @@ def pooled_features(
     cache = cache or default_cache()
     cache.mkdir(parents=True, exist_ok=True)
     keys = [audio.file_sha256(clip.path) for clip in clips]
-    file = cache / f"features-v{_CACHE_VERSION}-{encoder_digest[:32]}.sqlite"
+    kind = "" if precision == "fp32" else f"-{precision}"
+    file = cache / f"features-v{_CACHE_VERSION}-{encoder_digest[:32]}{kind}.sqlite"
     with closing(sqlite3.connect(file, timeout=120)) as store:
         store.execute(
             "CREATE TABLE IF NOT EXISTS feature(audio TEXT PRIMARY KEY, layers INT, width INT, data BLOB)"
@@ -68,7 +71,7 @@ def pooled_features(
         known = {key for (key,) in store.execute("SELECT audio FROM feature")}
         todo = [(key, clip) for key, clip in wanted.items() if key not in known]
         if todo:
-            _encode(todo, encoder_dir, store, device, progress)
+            _encode(todo, load_encoder(encoder_dir, precision).to(device), store, device, progress)
         rows = (
             store.execute("SELECT layers, width, data FROM feature WHERE audio=?", (k,)).fetchone()
             for k in keys
@@ -78,21 +81,28 @@ def pooled_features(
 
 def _encode(
     todo: list[tuple[str, Clip]],
-    encoder_dir: Path,
+    encoder: Encoder,
     store: sqlite3.Connection,
     device: torch.device,
     progress: Progress | None,
 ) -> None:
-    encoder = load_encoder(encoder_dir).to(device)
+    made: list[tuple[str, int, int, bytes]] = []
+
+    def write() -> None:
+        # All at once: from its first row to its commit, no other process can write.
+        with store:
+            store.executemany("INSERT OR REPLACE INTO feature VALUES (?, ?, ?, ?)", made)
+        made.clear()
+
     try:
         for done, (key, clip) in enumerate(todo, start=1):
             with torch.inference_mode():
                 states = encoder(torch.from_numpy(audio.read(clip.path)).to(device)).cpu().numpy()
-            row = (key, *states.shape, np.ascontiguousarray(states, "<f4").tobytes())
-            store.execute("INSERT OR REPLACE INTO feature VALUES (?, ?, ?, ?)", row)
-            if done % _COMMIT_EVERY == 0:
-                store.commit()
+            layers, width = states.shape
+            made.append((key, layers, width, np.ascontiguousarray(states, "<f4").tobytes()))
+            if done % _WRITE_EVERY == 0:
+                write()
             if progress:
                 progress("encoding", done, len(todo))
     finally:
-        store.commit()
+        write()

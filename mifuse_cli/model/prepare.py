@@ -41,6 +41,7 @@ def frozen_inputs(
         clips,
         checkpoint.encoder_dir,
         checkpoint.encoder_digest(),
+        precision=shape.precision,
         device=device,
         cache=cache,
         progress=progress,

@@ -10,6 +10,7 @@ from mifuse_cli import fusion, lineage, provenance
 from mifuse_cli.artifacts import Source
 from mifuse_cli.config import Progress, StepConfig, at_least, one_of, option, target_problems
 from mifuse_cli.manifest import clips_of
+from mifuse_cli.model.shape import read_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +70,7 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
     """
     lineage.refuse_overwrite(config, config.out)
     clips, where = clips_of(config.manifest, config.wav_dir)
-
-    from mifuse_cli.model import checkpoint
-
-    shape = checkpoint.read_shape(config.model)
+    shape = read_shape(config.model)
     parents = [
         lineage.parent("model", config.model, config.out),
         lineage.clips_parent(clips, where, config.out),
@@ -83,6 +81,7 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
 
     import numpy as np
 
+    from mifuse_cli.model import checkpoint
     from mifuse_cli.model.classifier import predict, sample
     from mifuse_cli.model.device import find_device
     from mifuse_cli.model.prepare import frozen_classifier, frozen_inputs

@@ -24,6 +24,7 @@ from mifuse_cli.config import (
 )
 from mifuse_cli.errors import ArtifactError
 from mifuse_cli.manifest import Clip, clips_of
+from mifuse_cli.model.shape import read_shape
 
 if TYPE_CHECKING:
     from mifuse_cli.methods.loop import Method
@@ -121,9 +122,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
         fused.utt_id, str(config.fused), np.array([c.utt_id for c in clips]), str(where)
     )
 
-    from mifuse_cli.model import checkpoint
-
-    shape = checkpoint.read_shape(config.model)
+    shape = read_shape(config.model)
     parents = [
         lineage.parent("fused", config.fused, config.out / "train.h5"),
         lineage.parent("model", config.model, config.out / "train.h5"),
@@ -143,13 +142,12 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
         )
     if lineage.is_current(config, config.out, parents):
         return _result(config.out, up_to_date=True)
-    return _train(config, fused, checkpoint.load(config.model), clips, parents, progress)
+    return _train(config, fused, clips, parents, progress)
 
 
 def _train(
     config: TrainConfig,
     fused: Fused,
-    source: Checkpoint,
     clips: list[Clip],
     parents: list[Parent],
     progress: Progress | None,
@@ -162,6 +160,7 @@ def _train(
     from mifuse_cli.model.device import find_device
 
     device = find_device(config.device)
+    source = checkpoint.load(config.model)
     normalize = fused.header.parameters["source_normalize"]
     if fused.header.parameters["source_calibrate"]:
         source.calibrate()
@@ -232,7 +231,7 @@ def _model_and_inputs(
             source, clips, normalize=normalize, device=device, cache=config.cache_dir, progress=progress
         )
         return frozen_classifier(source, device), inputs
-    encoder = trainable_part(load_encoder(source.encoder_dir), config.tune)
+    encoder = trainable_part(load_encoder(source.encoder_dir, source.shape.precision), config.tune)
     model = Classifier(encoder, source.head, source.shape.layers).to(device)
     mode = effective_mode(normalize, source.shape.statistics_of)
     return model, Waveforms(clips, device, mode, source.statistics)

@@ -25,9 +25,10 @@ from mifuse_cli.config import (
 from mifuse_cli.errors import InputError, UsageError
 from mifuse_cli.labels import CLASSES, parse_classes
 from mifuse_cli.manifest import LabelledClip, read_labelled
+from mifuse_cli.model.hub import LOGMEL, find_encoder
+from mifuse_cli.model.shape import PRECISIONS, Shape
 
 if TYPE_CHECKING:
-    from mifuse_cli.model.checkpoint import Shape
     from mifuse_cli.model.classifier import Classifier, Features, Waveforms
 
 
@@ -49,6 +50,9 @@ class TrainSourceConfig(StepConfig):
     )
     tune: str = option(
         "auto", "What to train: head, top-N blocks of the encoder too, all; auto: all for logmel."
+    )
+    precision: str = option(
+        "fp32", "What the encoder computes in, here and wherever the model is used: fp32 or bf16."
     )
     hidden: int = option(128, "Units of the head's hidden layer.")
     dropout: float = option(0.3, "Dropout in the head; MC dropout needs more than 0.")
@@ -75,6 +79,7 @@ class TrainSourceConfig(StepConfig):
             yield str(error)
         yield from one_of("--normalize", self.normalize, ("source", "target", "speaker"))
         yield from tune_problems(self.tune, ("auto",))
+        yield from one_of("--precision", self.precision, PRECISIONS)
         for flag, number in (
             ("--epochs", self.epochs),
             ("--batch-size", self.batch_size),
@@ -134,9 +139,6 @@ def train_source(config: TrainSourceConfig, *, progress: Progress | None = None)
     classes = parse_classes(config.classes)
     labelled = read_labelled(config.manifest, classes)
     clips = [one.clip for one in labelled]
-
-    from mifuse_cli.model.encoder import LOGMEL, find_encoder
-
     encoder_dir = None if config.encoder == LOGMEL else find_encoder(config.encoder)
     labels = np.array([one.label for one in labelled])
     label_digest = provenance.text_digest(
@@ -161,7 +163,8 @@ def split_speakers(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Which clips to hold out for validation: whole speakers, until ``share`` of the clips is reached.
 
-    Without two known speakers, clips are drawn at random, which a note says.
+    At least one known speaker stays in training, and so do clips whose speaker is not known. Without two known
+    speakers, clips are drawn at random. A note tells of either.
 
     Returns:
         held_out (U,) bool, and notes.
@@ -175,17 +178,23 @@ def split_speakers(
         return held_out, ()
     if len(labelled) < 2:
         raise InputError("a single clip cannot be split into training and validation. Use --validation 0.")
-    speakers = [one.clip.speaker for one in labelled]
-    if None in speakers or len(set(speakers)) < 2:
+    speakers = np.array([one.clip.speaker for one in labelled], dtype=object)
+    names = sorted({name for name in speakers if name is not None})
+    if len(names) < 2:
         count = min(max(1, round(share * len(labelled))), len(labelled) - 1)
         held_out[rng.permutation(len(labelled))[:count]] = True
         return held_out, ("fewer than two speakers are known: validation clips were drawn at random",)
-    names = np.unique(np.asarray(speakers, dtype=str))
-    for name in rng.permutation(names)[: len(names) - 1]:
-        held_out |= np.asarray(speakers) == name
+    for name in rng.permutation(names)[:-1]:
+        held_out |= speakers == name
         if held_out.mean() >= share:
             break
-    return held_out, ()
+    unknown = sum(name is None for name in speakers)
+    if not unknown:
+        return held_out, ()
+    return held_out, (
+        f"{unknown} of {len(labelled)} clips have no known speaker: they stay in training when speakers are held "
+        "out for validation, and some may be of a held-out speaker",
+    )
 
 
 def _train(
@@ -287,6 +296,7 @@ def _model_and_inputs(
             clips,
             encoder_dir,
             lineage.digest(encoder_dir),
+            precision=config.precision,
             device=device,
             cache=config.cache_dir,
             progress=progress,
@@ -294,12 +304,12 @@ def _model_and_inputs(
         count, width = found.shape[1:]
     else:
         with seeded(config.seed, "train-source", "encoder"):
-            encoder = trainable_part(
-                LogMelEncoder() if encoder_dir is None else load_encoder(encoder_dir), tune
-            )
+            whole = LogMelEncoder() if encoder_dir is None else load_encoder(encoder_dir)
+        encoder = trainable_part(whole, tune)
+        encoder.precision = config.precision
         count, width = encoder.layers, encoder.width
     layers = pick_layers(config.layers, count)
-    shape = checkpoint.Shape(
+    shape = Shape(
         classes=classes,
         layers=layers,
         width=width,
@@ -310,6 +320,7 @@ def _model_and_inputs(
         tune=tune,
         encoder=config.encoder,
         temperature=1.0,
+        precision=config.precision,
     )
     with seeded(config.seed, "train-source", "head"):
         model = Classifier(encoder, checkpoint.new_head(shape), layers).to(device)

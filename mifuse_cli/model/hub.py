@@ -1,0 +1,37 @@
+"""Encoders by name: where their files are, found without torch, which takes seconds to import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mifuse_cli.errors import DependencyError, InputError
+
+LOGMEL = "logmel"
+"""Name of the encoder that has no files: it is trained from scratch."""
+
+
+def find_encoder(name: str) -> Path:
+    """Local directory of an encoder given as a directory or a hub name (downloaded if it is not cached).
+
+    Raises:
+        InputError: a path that is no directory.
+        DependencyError: no such directory, and the hub has no such model or cannot be reached.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(
+            f"--encoder {name}: no such directory. Give a local directory, a hub name, or 'logmel'."
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=["*.json", "model*.safetensors", "pytorch_model*.bin"])
+        )
+    except Exception as error:  # the hub client raises a dozen unrelated types; the text says which
+        raise DependencyError(
+            f"--encoder {name!r}: is no directory here and cannot be had from the model hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
+            "Give a local directory in transformers format, a hub name, or 'logmel'."
+        ) from None
