@@ -29,6 +29,7 @@ CORPUS = Corpus(
         Known(2, ("happy", "excited"), ("part", "free")),
         Known(1, ("neutral",), ("split", "train")),
     ),
+    speakers=2,
 )
 FOUR = ("angry", "happy", "neutral", "sad")
 
@@ -149,11 +150,12 @@ class TestCompare:
             Comparison("happy + excited", 3, 3),
             Comparison("happy + excited, part free", 2, 2),
             Comparison("neutral, split train", 1, 1),
+            Comparison("speakers", 2, 0),
         ]
 
     def test_clips_without_audio_do_not_count(self):
         silent = [Utterance(u.utt_id, None, label=u.label, part=u.part, split=u.split) for u in SIX[:2]]
-        assert [one.found for one in compare(CORPUS, silent + SIX[2:])] == [4, 1, 0, 1]
+        assert [one.found for one in compare(CORPUS, silent + SIX[2:])] == [4, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,11 +11,13 @@ import soundfile
 from conftest import CLASSES, RATE, mifuse, refused, tone
 
 import mifuse_cli as m
-from mifuse_cli import artifacts
-from mifuse_cli.errors import InputError
+from mifuse_cli import artifacts, kaldi
+from mifuse_cli.errors import InputError, UsageError
 from mifuse_cli.manifest import read_clips, read_labelled
 
-NAMES = [f"{speaker}{text}{letter}a" for speaker in ("03", "08") for text in ("a01", "b02") for letter in "WFNTL"]
+NAMES = [
+    f"{speaker}{text}{letter}a" for speaker in ("03", "08") for text in ("a01", "b02") for letter in "WFNTL"
+]
 
 
 def sound(path, seconds=0.2):
@@ -93,7 +95,10 @@ class TestFiles:
             tmp_path / "my.csv", tmp_path / "out", "generic",
             columns="file=path,speaker=who,emotion=mood", merge="Wut=angry",
         )  # fmt: skip
-        found = [(row["speaker"], row["emotion"], row["original_label"]) for row in rows(tmp_path / "out/labels.csv")]
+        found = [
+            (row["speaker"], row["emotion"], row["original_label"])
+            for row in rows(tmp_path / "out/labels.csv")
+        ]
         assert found == [("anna", "angry", "Wut"), ("ben", "sad", "sad")]
 
     def test_without_labels_there_is_no_file_of_them(self, tmp_path):
@@ -106,9 +111,13 @@ class TestFiles:
 
 class TestRefusals:
     def test_every_clip_that_cannot_be_heard_is_told_of_and_may_be_left_out(self, emodb, tmp_path):
-        (emodb / "wav/03a01Wa.wav").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        (emodb / "wav/03a01Wa.wav").write_text(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+        )
         (emodb / "wav/03a01Fa.wav").write_bytes(b"RIFF")
-        with pytest.raises(InputError, match=r"2 of 16 clips.*03a01Fa.*03a01Wa.*git lfs pull.*--allow-missing"):
+        with pytest.raises(
+            InputError, match=r"2 of 16 clips.*03a01Fa.*03a01Wa.*git lfs pull.*--allow-missing"
+        ):
             prepare(emodb, tmp_path / "out")
         assert not (tmp_path / "out").exists()
         result = prepare(emodb, tmp_path / "out", allow_missing=True)
@@ -187,11 +196,46 @@ class TestUpdate:
         assert (tmp_path / "out/manifest.csv").read_bytes() == before
 
 
+class TestKaldi:
+    def test_export_keeps_the_rules_and_comes_back(self, emodb, tmp_path):
+        prepare(emodb, tmp_path / "out", kaldi=True)
+        assert kaldi.check(tmp_path / "out/kaldi") == []
+        result = prepare(tmp_path / "out/kaldi", tmp_path / "back", "kaldi")
+        assert (result.clips, result.speakers, result.classes) == (16, 2, dict.fromkeys(CLASSES, 4))
+        before, after = rows(tmp_path / "out/labels.csv"), rows(tmp_path / "back/labels.csv")
+        assert [(r["file"], r["speaker"], r["emotion"]) for r in after] == sorted(
+            ((r["file"], r["speaker"], r["emotion"]) for r in before), key=lambda r: (r[1], r[0])
+        )
+
+    def test_commands_are_refused_unless_allowed(self, emodb, tmp_path):
+        prepare(emodb, tmp_path / "out", kaldi=True)
+        scp = tmp_path / "out/kaldi/wav.scp"
+        scp.write_text(
+            "".join(f"{line.split()[0]} cat {line.split()[1]} |\n" for line in scp.read_text().splitlines())
+        )
+        with pytest.raises(UsageError, match=r"16 clips are commands, first 'cat /.*--allow-pipes"):
+            prepare(tmp_path / "out/kaldi", tmp_path / "back", "kaldi")
+        result = prepare(tmp_path / "out/kaldi", tmp_path / "back", "kaldi", allow_pipes=True, kaldi=True)
+        clips = read_clips(tmp_path / "back/manifest.csv")
+        assert result.clips == 16 and {clip.path.parent for clip in clips} == {tmp_path / "back/audio"}
+        assert soundfile.info(clips[0].path).samplerate == RATE
+        assert (tmp_path / "back/kaldi/wav.scp").read_text() == scp.read_text()
+
+    def test_a_command_that_fails_is_named(self, emodb, tmp_path):
+        prepare(emodb, tmp_path / "out", kaldi=True)
+        scp = tmp_path / "out/kaldi/wav.scp"
+        scp.write_text(scp.read_text().replace("\n", " |\n", 1))
+        with pytest.raises(InputError, match=r"1 of 16 clips .*ended with exit code 126"):
+            prepare(tmp_path / "out/kaldi", tmp_path / "back", "kaldi", allow_pipes=True)
+
+
 def test_the_table_for_people(emodb, tmp_path):
     done = mifuse("prepare", "emodb", emodb, tmp_path / "out")
     assert done.exit_code == 0
     assert "16, 0.00 hours, 2 speakers" in done.stdout
-    assert [line.split() for line in done.stdout.splitlines() if line.startswith("angry")] == [["angry", "127", "4"]]
+    assert [line.split() for line in done.stdout.splitlines() if line.startswith("angry")] == [
+        ["angry", "127", "4"]
+    ]
     assert "note: this copy differs" in done.stderr
     again = mifuse("prepare", "emodb", emodb, tmp_path / "out", "--update", "--json")
     assert again.exit_code == 0 and json.loads(again.stdout)["up_to_date"] is True
@@ -205,9 +249,13 @@ def test_a_prepared_corpus_goes_through_training_and_scoring(emodb, tmp_path):
         )
     )
     m.sample_source(
-        m.SampleSourceConfig(model=tmp_path / "model", manifest=tmp_path / "out/manifest.csv", out=tmp_path / "s.h5")
+        m.SampleSourceConfig(
+            model=tmp_path / "model", manifest=tmp_path / "out/manifest.csv", out=tmp_path / "s.h5"
+        )
     )
     m.evaluate(
-        m.EvaluateConfig(predictions=tmp_path / "s.h5", manifest=tmp_path / "out/labels.csv", out=tmp_path / "e.h5")
+        m.EvaluateConfig(
+            predictions=tmp_path / "s.h5", manifest=tmp_path / "out/labels.csv", out=tmp_path / "e.h5"
+        )
     )
     assert artifacts.Evaluation.load(tmp_path / "e.h5").utt_id.size == 16

@@ -55,8 +55,8 @@ class Comparison:
     """A published count beside that of this copy.
 
     Attributes:
-        what: the emotions and the part of the corpus, for people.
-        published, found: clips.
+        what: the emotions and the part of the corpus, for people, or "speakers".
+        published, found: clips, or speakers.
     """
 
     what: str
@@ -176,10 +176,13 @@ def emotion_of(corpus: Corpus, label: str) -> str:
 def compare(corpus: Corpus, utterances: Sequence[Utterance]) -> list[Comparison]:
     """Every published count beside the number of utterances here that have audio."""
     heard = [u for u in utterances if u.path is not None or u.command]
-    return [
+    counts = [
         Comparison(_described(known), known.clips, sum(map(_member(corpus, known), heard)))
         for known in corpus.known
     ]
+    if corpus.speakers is not None:
+        counts.append(Comparison("speakers", corpus.speakers, len({u.speaker for u in heard} - {""})))
+    return counts
 
 
 def _member(corpus: Corpus, known: Known) -> Callable[[Utterance], bool]:

@@ -16,7 +16,7 @@ from mifuse_cli.errors import InputError
 from mifuse_cli.files import atomic_directory
 from mifuse_cli.steps.prepare.config import PrepareConfig, PrepareResult, pairs
 from mifuse_cli.steps.prepare.hearing import hear
-from mifuse_cli.steps.prepare.writing import SUMMARY, Row, count, write_files
+from mifuse_cli.steps.prepare.writing import SUMMARY, Row, count, write_files, write_kaldi
 
 __all__ = ["PrepareConfig", "PrepareResult", "prepare"]
 
@@ -64,6 +64,8 @@ def prepare(config: PrepareConfig, *, progress: Progress | None = None) -> Prepa
             "command": provenance.command_line(),
             "versions": provenance.versions(),
         }
+        if config.kaldi:
+            write_kaldi(directory / "kaldi", corpus, rows)
         write_files(directory, corpus, rows, summary)
     return _result(config.out, summary)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mifuse_cli import provenance
+from mifuse_cli import kaldi, provenance
 from mifuse_cli.corpora import Corpus, Utterance
 
 MANIFEST, LABELS, SPEAKERS, SUMMARY = "manifest.csv", "labels.csv", "speakers.csv", "summary.json"
@@ -52,6 +52,29 @@ def write_files(directory: Path, corpus: Corpus, rows: Sequence[Row], summary: d
             summary["files"][name] = provenance.text_digest(text)
     (directory / SUMMARY).write_text(
         json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+
+
+def write_kaldi(directory: Path, corpus: Corpus, rows: Sequence[Row]) -> None:
+    """Write the clips as a Kaldi data directory, with their emotions in ``utt2emo``.
+
+    Raises:
+        InputError: names that cannot be told apart as Kaldi writes them.
+    """
+    kaldi.write(
+        directory,
+        (
+            kaldi.Entry(
+                utt_id=row.utterance.utt_id,
+                path=None if row.utterance.command else Path(row.file),
+                speaker=speaker_of(corpus, row.utterance),
+                emotion=row.emotion,
+                gender=row.utterance.gender,
+                text=row.utterance.text,
+                command=row.utterance.command,
+            )
+            for row in rows
+        ),
     )
 
 

@@ -1,0 +1,171 @@
+"""The rules that a data directory has to keep."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from mifuse_cli.kaldi.tables import FILES, RESERVED, Rows, audio_of, parse, some
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A broken rule, and whether it leaves open what the directory means (order and missing audio do not)."""
+
+    text: str
+    ambiguous: bool = True
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What the keys of a file are, what stands behind every key, and whether mifuse reads it."""
+
+    keys: str
+    expected: str = "a value"
+    fits: Callable[[bytes], object] = bool
+    read: bool = False
+
+
+def _number(low: float, high: float, whole: bool = False) -> Callable[[bytes], bool]:
+    def fits(value: bytes) -> bool:
+        try:
+            number = float(value)
+        except ValueError:
+            return False
+        return low < number < high and (not whole or number.is_integer())
+
+    return fits
+
+
+def _is_segment(value: bytes) -> bool:
+    try:
+        _, start, end = value.split()
+        return float(start) < float(end)
+    except ValueError:
+        return False
+
+
+_WARP = "a number between 0.5 and 1.5", _number(0.5, 1.5)
+_SECONDS = "a number above 0", _number(0, math.inf)
+_FORMS = {
+    "wav.scp": _Form("recordings", "audio by a path without ~", re.compile(rb"[^~]").match, True),
+    "utt2spk": _Form("utterances", "one speaker", re.compile(rb"\S+").fullmatch, True),
+    "spk2utt": _Form("speakers", "utterances", bool, True),
+    "utt2emo": _Form("some utterances", "an emotion", bool, True),
+    "text": _Form("utterances", "words", lambda value: True, True),
+    "segments": _Form("utterances", "a recording, a start and a later end", _is_segment, True),
+    "spk2gender": _Form("speakers", "m or f", re.compile(rb"[mf]").fullmatch, True),
+    "spk2warp": _Form("speakers", *_WARP),
+    "utt2warp": _Form("utterances", *_WARP),
+    "utt2dur": _Form("utterances", *_SECONDS),
+    "reco2dur": _Form("recordings", *_SECONDS),
+    "utt2num_frames": _Form("utterances", "a whole number above 0", _number(0, math.inf, whole=True)),
+    "reco2file_and_channel": _Form("recordings", "a file and A or B", re.compile(rb"\S+\s+[AB1]").fullmatch),
+    "feats.scp": _Form("utterances"),
+    "cmvn.scp": _Form("speakers"),
+    "vad.scp": _Form("utterances"),
+    "utt2lang": _Form("utterances"),
+    "utt2uniq": _Form("utterances"),
+}
+
+
+def check(directory: Path) -> list[Fault]:
+    """Every rule of Kaldi's that a data directory breaks, and audio files that are not there.
+
+    Features and texts need not be there; if they are, they are checked. Relative paths in ``wav.scp`` are
+    relative to the current directory, as in Kaldi.
+    """
+    if not directory.is_dir():
+        return [Fault("no such directory")]
+    content = {name: (directory / name).read_bytes() for name in _FORMS if (directory / name).is_file()}
+    tables = {name: parse(text) for name, text in content.items()}
+    faults = [Fault(f"{name}: no such file", name != "spk2utt") for name in FILES if name not in tables]
+    faults += [Fault(f"{name}: is empty") for name in FILES if tables.get(name) == []]
+    for name, text in content.items():
+        faults += _line_faults(name, text, tables[name])
+    if utt2spk := tables.get("utt2spk"):
+        faults += _key_faults(tables, utt2spk)
+        faults += _speaker_faults(utt2spk, tables.get("spk2utt"))
+    faults += _text_faults(content.get("text", b""))
+    missing = [
+        path for _, value in tables.get("wav.scp", []) if (path := audio_of(value)) and not path.is_file()
+    ]
+    if missing:
+        faults.append(Fault(f"wav.scp: {len(missing)} audio files are missing: {some(missing)}", False))
+    return faults
+
+
+def _line_faults(name: str, text: bytes, rows: Rows) -> Iterable[Fault]:
+    """Lines that are wrong by themselves, and their order."""
+    form = _FORMS[name]
+    if text and not text.endswith(b"\n"):
+        yield Fault(f"{name}: its last line does not end with a line feed; is the file whole?", form.read)
+    if b"\r" in text:
+        yield Fault(f"{name}: has carriage returns, as Windows writes them", False)
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        line = text.count(b"\n", 0, error.start) + 1
+        yield Fault(f"{name}: is not UTF-8 in line {line}", form.read)
+    wrong = [number for number, (key, value) in enumerate(rows, 1) if not key or not form.fits(value)]
+    if wrong:
+        yield Fault(f"{name}: expected a name and {form.expected} in line {some(wrong)}", form.read)
+    keys = [key for key, _ in rows]
+    if twice := [key for key, count in Counter(keys).items() if count > 1]:
+        yield Fault(f"{name}: more than one line for {some(twice)}", form.read)
+    if late := [second for first, second in pairwise(keys) if first > second]:
+        yield Fault(f"{name}: is not sorted, {some(late[:1])} stands too late (sort with LC_ALL=C)", False)
+
+
+def _key_faults(tables: dict[str, Rows], utt2spk: Rows) -> Iterable[Fault]:
+    """Files that list other utterances, speakers or recordings than they should."""
+    utterances = {key for key, _ in utt2spk}
+    segments = tables.get("segments")
+    listed = {
+        "utterances": (utterances, "utt2spk"),
+        "speakers": ({value for _, value in utt2spk}, "utt2spk"),
+        "recordings": (utterances, "utt2spk")
+        if segments is None
+        else ({value.split()[0] for _, value in segments if value}, "segments"),
+    }
+    for name, rows in tables.items():
+        form, found = _FORMS[name], {key for key, _ in rows}
+        keys = form.keys.removeprefix("some ")
+        expected, home = listed[keys]
+        if more := sorted(found - expected):
+            yield Fault(f"{name}: has {keys} that {home} has not: {some(more)}", form.read)
+        if form.keys == keys and (less := sorted(expected - found)):
+            yield Fault(f"{name}: lacks {keys} that {home} has: {some(less)}", form.read)
+
+
+def _speaker_faults(utt2spk: Rows, spk2utt: Rows | None) -> Iterable[Fault]:
+    """An order of utterances that is not one of speakers, and two files that disagree."""
+    by_speaker = sorted(utt2spk, key=lambda row: (row[1], row[0]))
+    if utt2spk == sorted(utt2spk) != by_speaker:
+        late = next(one for one, other in zip(utt2spk, by_speaker, strict=True) if one != other)
+        yield Fault(
+            f"utt2spk: is not sorted by speaker, first {some(late[:1])} of {some(late[1:])} "
+            "(let utterance ids begin with their speaker)",
+            False,
+        )
+    if spk2utt is None:
+        return
+    spoken = {speaker: value.split() for speaker, value in spk2utt}
+    pairs = {(utt_id, speaker) for speaker, ids in spoken.items() for utt_id in ids}
+    if differs := sorted(pairs ^ set(utt2spk)):
+        yield Fault(f"spk2utt: disagrees with utt2spk on {some(utt_id for utt_id, _ in differs)}")
+    if untidy := [speaker for speaker, ids in spoken.items() if ids != sorted(set(ids))]:
+        yield Fault(f"spk2utt: utterances are not sorted or stand twice, those of {some(untidy)}", False)
+
+
+def _text_faults(text: bytes) -> Iterable[Fault]:
+    """What Kaldi does not take as words."""
+    if symbols := sorted(set(re.findall(RESERVED.encode(), text))):
+        yield Fault(f"text: holds {some(symbols)}, which Kaldi keeps for itself", False)
+    if strange := sorted(set(re.findall(r"[^\S \t\n\r\x1c-\x1f]", text.decode("utf-8", "replace")))):
+        yield Fault(f"text: holds white space other than blanks and tabs: {some(map(ascii, strange))}", False)
