@@ -22,6 +22,7 @@ _STEPS = {
     "train": "Train",
     "evaluate": "Evaluate",
     "show": "Show",
+    "validate": "Validate",
 }
 _HOME = {
     name: f"mifuse_cli.steps.{step}"

@@ -82,6 +82,8 @@ def command(name: str, example: str) -> Callable[[Callable[[Any], str]], None]:
                 if getattr(result, "up_to_date", False):
                     console.note(f"{result.out} is up to date")
                 print(report(result))
+            if code := getattr(result, "exit_code", 0):
+                raise typer.Exit(code)
 
         run.__signature__ = _signature(name, config_type)  # type: ignore[attr-defined]
         run.__annotations__ = {}
@@ -334,6 +336,16 @@ def _(result) -> str:
     if result.config:
         parts.append("configuration\n" + _indented(result.config))
     return "\n\n".join(parts)
+
+
+@command("validate", "mifuse validate data/iemocap lalm.h5 exp/source")
+def _(result) -> str:
+    lines = []
+    for one in result.findings:
+        state = f"faults {len(one.faults)}" if one.faults else "ok"
+        facts = "".join(f", {name} {value}" for name, value in one.facts.items())
+        lines += [f"{one.path}: {one.kind}, {state}{facts}", *(f"  {fault}" for fault in one.faults)]
+    return "\n".join(lines)
 
 
 def _indented(pairs: dict[str, Any]) -> str:

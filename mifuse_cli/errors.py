@@ -12,6 +12,10 @@ A message says what was found, what was expected and what to do.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+_NAMED = 10
+
 
 class MifuseError(Exception):
     """Parent of every error that mifuse raises on purpose."""
@@ -47,3 +51,12 @@ class DependencyError(MifuseError):
     """A Python package, a model or a GPU that the command needs is not there."""
 
     exit_code = 6
+
+
+def some(values: Iterable[object]) -> str:
+    """The first ten values for a message, and how many more there are."""
+    listed = [
+        value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in values
+    ]
+    more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+    return ", ".join(listed[:_NAMED]) + more

@@ -175,6 +175,13 @@ def read_labelled(manifest: Path, classes: tuple[str, ...], *, need_audio: bool 
     return sorted(labelled, key=lambda one: one.clip.utt_id)
 
 
+def without_label(clips: Clips) -> list[str]:
+    """Ids of clips with an empty ``emotion``; none where there is no such column."""
+    if "emotion" not in clips.columns:
+        return []
+    return [clips._clip(row).utt_id for row in clips._rows() if not row["emotion"].strip()]
+
+
 def scan(wav_dir: Path) -> list[Clip]:
     """Clips of every audio file below a directory, without speakers, sorted by utterance id.
 

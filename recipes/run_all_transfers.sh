@@ -1,164 +1,182 @@
 #!/usr/bin/env bash
-# All directed transfers between the corpora of a directory: source model, LALM answers, fusion, two students,
-# scores, and a table. A step is skipped only if its output is whole and its settings and inputs are unchanged.
+# From unpacked corpora to the table of all directed transfers between them. A step is skipped only if its output is
+# whole and its settings and inputs are unchanged, so the same command line goes on after an interruption.
 set -euo pipefail
 
+preset=
+# shellcheck disable=SC2034 # read by name
+iemocap='' msp_improv='' msp_podcast='' crema_d='' ravdess='' emodb='' nemo=''
+podcast_target=
 corpora=
-names="emodb ravdess nemo"
+names=
+conf=
 encoder=
-layers=middle
-normalize=source
+layers=
+normalize=
+weighting=
 lalm_url=
-lalm_model=standin-lalm
-n_samples=5
+lalm_model=
+n_samples=
 lalm_options=
-weighting=mi
 seeds="0 1 2"
 expdir=exp
 device=auto
+cmd=local
+nj=1
+ngpu=
+slurm_options=
 stage=1
-stop_stage=5
+stop_stage=7
 dry_run=false
 
-help_message="Usage: bash recipes/run_all_transfers.sh --corpora DIR --encoder E --lalm-url URL [options]
+help_message="Usage: bash recipes/run_all_transfers.sh --preset paper|free --CORPUS DIR --CORPUS DIR ... --lalm-url URL [options]
+       bash recipes/run_all_transfers.sh --corpora DIR --lalm-url URL [options]
 
-  --corpora DIR      directory with one folder a corpus, each with metadata.csv (file, speaker, emotion)
-  --names LIST       the folders to use, in quotes         [$names]
-  --encoder E        local directory or hub name
-  --layers L         hidden layers that the head sees      [$layers]
-  --normalize MODE   source, target or speaker             [$normalize]
-  --lalm-url URL     OpenAI-compatible endpoint, up to /v1; the key is read from OPENAI_API_KEY
-  --lalm-model M     its name at the endpoint              [$lalm_model]
-  --n-samples N      questions about every clip            [$n_samples]
-  --lalm-options O   further options of mifuse query-lalm, in quotes, such as '--rpm 500 --budget 20 --yes'
-  --weighting W      of mifuse fuse                        [$weighting]
-  --seeds LIST       in quotes                             [$seeds]
-  --expdir DIR       where all output goes                 [$expdir]
-  --device D         auto, cpu, cuda, ...                  [$device]
-  --stage N, --stop-stage N   first and last stage to run  [$stage, $stop_stage]
-  --dry-run          print the commands instead of running them
+ Corpora, two or more of them as unpacked:
+  --iemocap DIR, --msp-improv DIR, --msp-podcast DIR, --crema-d DIR, --ravdess DIR, --emodb DIR, --nemo DIR
+  --podcast-target P   partitions of MSP-Podcast to adapt to, where it is the target   [as --conf says]
+ or prepared ones:
+  --corpora DIR        holds a directory of data for each: manifest.csv and labels.csv, or metadata.csv
+  --names LIST         those to use, in quotes                                         [all]
 
-  stage 1  train-source    a source model for every corpus and seed
-  stage 2  query-lalm      once a corpus, shared by all transfers and seeds
-  stage 3  sample-source, fuse
-  stage 4  train           LALM-SFUDA and MI-Fuse students
-  stage 5  evaluate        every row, then EXPDIR/results.md and results.json"
+ Settings:
+  --preset P           paper or free: the settings in recipes/conf/P
+  --conf DIR           options of every step, STEP.yaml                                [recipes/conf/free]
+  --seeds LIST         in quotes                                                       [$seeds]
+  over those of --conf:
+  --encoder E, --layers L, --normalize MODE    of train-source
+  --lalm-url URL, --lalm-model M, --n-samples N    of query-lalm; the key is read from OPENAI_API_KEY
+  --lalm-options O     its further options, in quotes, such as '--rpm 500 --budget 20 --yes'
+  --weighting W        of fuse
 
-usage_error() { echo "run_all_transfers.sh: $1" >&2; echo "$help_message" >&2; exit 2; }
+ Running:
+  --expdir DIR         where all output goes                                           [$expdir]
+  --stage N, --stop-stage M    first and last stage to run                             [$stage, $stop_stage]
+  --cmd local|slurm    where jobs run; --slurm-options O: of sbatch, in quotes         [$cmd]
+  --nj J               at most J jobs at the same time                                 [$nj]
+  --ngpu G             GPUs to share out; slurm: 1 or more gives one to every job
+  --device D           auto, cpu, cuda, ...                                            [$device]
+  --dry-run            print the commands and what the LALM will cost; write nothing
 
-while [ $# -gt 0 ]; do
-  case $1 in
-    -h|--help) echo "$help_message"; exit 0 ;;
-    --dry-run) dry_run=true; shift ;;
-    --corpora|--names|--encoder|--layers|--normalize|--lalm-url|--lalm-model|--n-samples|--lalm-options|--weighting|\
-    --seeds|--expdir|--device|--stage|--stop-stage)
-      [ $# -ge 2 ] || usage_error "$1 needs a value"
-      name=${1#--}; printf -v "${name//-/_}" '%s' "$2"; shift 2 ;;
-    *) usage_error "unknown option $1" ;;
-  esac
-done
-[ -n "$corpora" ] || usage_error "--corpora is missing"
-[ -n "$encoder" ] || usage_error "--encoder is missing"
-[ -n "$lalm_url" ] || usage_error "--lalm-url is missing"
-case $stage$stop_stage in *[!0-9]*|'') usage_error "--stage and --stop-stage are numbers" ;; esac
+  stage 1  prepare        a job for every corpus (none with --corpora)
+  stage 2  train-source   a job for every corpus: the source models of all seeds
+  stage 3  query-lalm     once a target corpus, for all transfers and seeds; always here, one after another
+  stage 4  sample-source, fuse                         4 to 6: a job for every
+  stage 5  train: LALM-SFUDA and MI-Fuse students      transfer and seed
+  stage 6  evaluate
+  stage 7  the table: EXPDIR/results.md, results.json"
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-[ -x "$here/../.venv/bin/mifuse" ] && PATH="$here/../.venv/bin:$PATH"
-$dry_run || command -v mifuse > /dev/null || { echo "mifuse is not installed: run make test, or pip install ." >&2; exit 6; }
-# A server on this machine needs no key, but the client wants some word.
-case $lalm_url in http://127.0.0.1[:/]*|http://localhost[:/]*) export OPENAI_API_KEY=${OPENAI_API_KEY:-local} ;; esac
+recipes=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$recipes/local/steps.sh"
+. "$recipes/local/jobs.sh"
+again="cd $(quoted "$PWD") && exec bash $(quoted "$recipes/run_all_transfers.sh" "$@")"
+. "$recipes/utils/parse_options.sh"
 
-log() { echo "$(date +%H:%M:%S) $*" >&2; }
+root() { local option=${1//-/_}; echo "${!option}"; }
 
-manifest() {
-  local file
-  for file in manifest.csv metadata.csv; do
-    if [ -f "$corpora/$1/$file" ]; then echo "$corpora/$1/$file"; return; fi
-  done
-  $dry_run || { echo "$corpora/$1: has no manifest.csv or metadata.csv" >&2; exit 3; }
-  echo "$corpora/$1/metadata.csv"
+distinct() {  # OPTION LIST
+  local twice
+  # shellcheck disable=SC2086 # several words
+  twice=$(printf '%s\n' $2 | sort | uniq -d)
+  [ -z "$twice" ] || usage_error "$1 $2: names $twice more than once"
 }
 
-# run OUT COMMAND...: one step with its log in EXPDIR/logs; says what failed and stops there.
-run() {
-  local out=$1; shift
-  if $dry_run; then echo "mifuse $* --out $out"; return; fi
-  local file=${out#"$expdir"/}; file=$expdir/logs/${file//\//-}.log
-  mkdir -p "$expdir/logs" "$(dirname "$out")"
-  local started=$SECONDS status=0
-  { echo "# mifuse $* --out $out"; echo "# started $(date -u +%FT%TZ)"; } > "$file"
-  mifuse "$@" --update --out "$out" >> "$file" 2>&1 || status=$?
-  echo "# ended $(date -u +%FT%TZ) after $((SECONDS - started)) s with exit code $status" >> "$file"
-  if [ "$status" -ne 0 ]; then
-    log "failed: mifuse $* --out $out (exit code $status); the end of $file:"
-    tail -n 5 "$file" >&2
-    exit "$status"
+corpora=${corpora%/} expdir=${expdir%/} conf=${conf%/}
+[ $# -eq 0 ] || usage_error "unexpected argument $1"
+case $preset in ''|paper|free) ;; *) usage_error "--preset $preset: expected paper or free" ;; esac
+conf=${conf:-$recipes/conf/${preset:-free}}
+check_conf
+raw=
+for name in $corpora_known; do if [ -n "$(root "$name")" ]; then raw+="$name "; fi; done
+if [ -n "$corpora" ]; then
+  [ -z "$raw" ] || usage_error "--corpora: is for prepared corpora, --${raw%% *} for one as unpacked; give either"
+  data=$corpora
+  if [ -z "$names" ]; then
+    for file in "$corpora"/*/manifest.csv "$corpora"/*/metadata.csv; do
+      name=$(basename "$(dirname "$file")")
+      if [ -f "$file" ] && [[ $name != *-target && " $names " != *" $name "* ]]; then names+="$name "; fi
+    done
   fi
-  if grep -q 'is up to date$' "$file"; then log "unchanged $out"; else log "made $out"; fi
-}
-
+else
+  [ -z "$names" ] || usage_error "--names: goes with --corpora"
+  data=$expdir/data names=$raw
+fi
+names=${names% }
+case $names in *' '*) ;; *) usage_error "two corpora or more are needed, found: ${names:-none}; --corpora or --iemocap etc. is missing" ;; esac
+distinct --names "$names"
+distinct --seeds "$seeds"
+[[ $seeds =~ ^[0-9]+(' '+[0-9]+)*$ ]] || usage_error "--seeds $seeds: expected numbers"
+[[ $stage =~ ^[1-7]$ && $stop_stage =~ ^[1-7]$ ]] || usage_error "--stage and --stop-stage are numbers from 1 to 7"
+[[ $nj =~ ^[1-9][0-9]*$ ]] || usage_error "--nj $nj: expected 1 or more"
+[[ $ngpu =~ ^[0-9]*$ ]] || usage_error "--ngpu $ngpu: expected a number"
+[[ $expdir != *JOB* ]] || usage_error "--expdir $expdir: JOB in it stands for the number of a job; choose another name"
 at_stage() { [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ]; }
+required() { [ -n "$4" ] || ! at_stage "$1" || configured "$2" "$3" || usage_error "$5 is missing"; }
+required 2 train-source encoder "$encoder" --encoder
+required 3 query-lalm base-url "$lalm_url" --lalm-url
+required 3 query-lalm model "$lalm_model" --lalm-model
+. "$recipes/cmd.sh"
+. "$recipes/path.sh"
 
-for_each_transfer() {  # calls $1 SOURCE TARGET SEED
-  local source target seed
-  for seed in $seeds; do for source in $names; do for target in $names; do
-    if [ "$source" != "$target" ]; then "$1" "$source" "$target" "$seed"; fi
-  done; done; done
+# as_target CORPUS: its name, or that of the part to adapt to, if that is prepared apart.
+as_target() {
+  if [ -n "$corpora" ] && [ -d "$corpora/$1-target" ]; then echo "$1-target"
+  elif [ -z "$corpora" ] && [ -f "$conf/prepare-$1-target.yaml" ]; then echo "$1-target"
+  elif [ -z "$corpora" ] && [ "$1" = msp-podcast ] && [ -n "$podcast_target" ]; then echo "$1-target"
+  else echo "$1"; fi
 }
 
-if at_stage 1; then
-  log "stage 1: source models"
-  for seed in $seeds; do for name in $names; do
-    run "$expdir/models/$name/seed$seed" train-source --manifest "$(manifest "$name")" --encoder "$encoder" \
-      --layers "$layers" --normalize "$normalize" --seed "$seed" --device "$device"
-  done; done
+preparing() {  # CORPUS NAME: sets command
+  command=(prepare_corpus "$1" "$(root "$1")" "$2")
+  if [ "$2" = msp-podcast-target ] && [ -n "$podcast_target" ]; then command+=(--partitions "$podcast_target"); fi
+}
+
+write_again "$again"
+
+if at_stage 1 && [ -z "$corpora" ]; then
+  begin 1 "corpora"
+  for name in $names; do
+    for part in $(printf '%s\n' "$name" "$(as_target "$name")" | uniq); do
+      preparing "$name" "$part"
+      job "${command[@]}"
+    done
+  done
+  run_jobs "${prepare_cmd[@]}"
 fi
 
 if at_stage 2; then
-  log "stage 2: LALM answers"
-  for name in $names; do
-    # shellcheck disable=SC2086 # several words
-    run "$expdir/lalm/$name.h5" query-lalm --manifest "$(manifest "$name")" --base-url "$lalm_url" \
-      --model "$lalm_model" --n-samples "$n_samples" $lalm_options
-  done
+  begin 2 "source models"
+  for name in $names; do job source_models "$name" "$data/$name" "$seeds"; done
+  run_jobs "${train_cmd[@]}"
 fi
 
-fuse_transfer() {
-  local dir=$expdir/$1-$2/seed$3
-  run "$dir/source.h5" sample-source --model "$expdir/models/$1/seed$3" --manifest "$(manifest "$2")" \
-    --seed "$3" --device "$device"
-  run "$dir/fused.h5" fuse --lalm "$expdir/lalm/$2.h5" --source "$dir/source.h5" --weighting "$weighting"
-}
 if at_stage 3; then
-  log "stage 3: dropout samples of the source models, fusion"
-  for_each_transfer fuse_transfer
+  begin 3 "LALM answers"
+  for name in $names; do
+    part=$(as_target "$name")
+    job lalm_answers "$name" "$data/$part"
+    if $dry_run && [ -n "$corpora" ]; then cost "$name" "$data/$part"; fi
+    if $dry_run && [ -z "$corpora" ]; then preparing "$name" "$part"; cost "$name" "$data/$part" "${command[@]}"; fi
+  done
+  run_jobs "${query_cmd[@]}"
 fi
 
-train_transfer() {
-  local dir=$expdir/$1-$2/seed$3 method
-  for method in lalm-sfuda mifuse; do
-    run "$dir/$method" train --method "$method" --fused "$dir/fused.h5" --model "$expdir/models/$1/seed$3" \
-      --manifest "$(manifest "$2")" --seed "$3" --device "$device"
-  done
-}
-if at_stage 4; then
-  log "stage 4: students"
-  for_each_transfer train_transfer
+if at_stage 4 || at_stage 5 || at_stage 6; then
+  begin 4-6 "fused labels, students, scores"
+  for seed in $seeds; do for source in $names; do for target in $names; do
+    if [ "$source" != "$target" ]; then
+      job transfer "$source" "$target" "$data/$(as_target "$target")" "$seed" "$stage" "$stop_stage"
+    fi
+  done; done; done
+  run_jobs "${transfer_cmd[@]}"
 fi
 
-evaluate_transfer() {
-  local dir=$expdir/$1-$2/seed$3 labels method
-  labels=$(manifest "$2")
-  run "$dir/eval-source-only.h5" evaluate --model "$expdir/models/$1/seed$3" --manifest "$labels" --device "$device"
-  run "$dir/eval-lalm.h5" evaluate --predictions "$expdir/lalm/$2.h5" --manifest "$labels"
-  run "$dir/eval-fused.h5" evaluate --predictions "$dir/fused.h5" --manifest "$labels"
-  for method in lalm-sfuda mifuse; do
-    run "$dir/eval-$method.h5" evaluate --model "$dir/$method" --manifest "$labels" --device "$device"
-  done
-}
-if at_stage 5; then
-  log "stage 5: scores"
-  for_each_transfer evaluate_transfer
-  collect=(python3 "$here/local/results.py" --expdir "$expdir" --names "$names" --seeds "$seeds")
-  if $dry_run; then echo "${collect[*]@Q}"; else "${collect[@]}"; fi
+if at_stage 7; then
+  log "stage 7: the table"
+  collect=(--expdir "$expdir" --names "$names" --seeds "$seeds")
+  if [ "$preset" = paper ]; then collect+=(--reference "$recipes/conf/paper-reference.yaml"); fi
+  python=$(mifuse_python)
+  collect=("$python" "$recipes/local/results.py" "${collect[@]}")
+  if $dry_run; then quoted "${collect[@]}"; else "${collect[@]}"; fi
 fi
+if ! $dry_run; then log "done in $SECONDS s"; fi

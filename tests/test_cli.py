@@ -14,7 +14,17 @@ import mifuse_cli
 from mifuse_cli.artifacts import KINDS, Lalm, Training
 from mifuse_cli.files import atomic_directory
 
-COMMANDS = ("train-source", "query-lalm", "sample-source", "fuse", "train", "evaluate", "show")
+COMMANDS = (
+    "prepare",
+    "train-source",
+    "query-lalm",
+    "sample-source",
+    "fuse",
+    "train",
+    "evaluate",
+    "show",
+    "validate",
+)
 
 
 def until(condition, seconds=30):

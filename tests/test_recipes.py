@@ -1,107 +1,348 @@
-"""The six-transfer recipe, over two tiny corpora and real HTTP."""
+"""The recipes, with a pretended mifuse that is quick, and with the real one where its answer matters."""
 
 import json
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from conftest import emotional, write_csv
+from fake_slurm import slurm  # noqa: F401
+from soundfile import write as write_audio
+from test_recipes_backends import gone
+from typer.main import get_command
 
-RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "run_all_transfers.sh"
+from mifuse_cli.artifacts import Evaluation, Header
+from mifuse_cli.cli import app
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+URL = "http://127.0.0.1:1/v1"
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the recipes need bash")
 
 
-def run(*options: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The recipe with this interpreter's mifuse first on the PATH."""
+def run(*options, cwd, recipe=RECIPES / "run_all_transfers.sh") -> subprocess.CompletedProcess[str]:
+    """A recipe with this interpreter's mifuse first on the PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-    command = ["bash", str(RECIPE), *options]
+    command = ["bash", *map(str, (recipe, *options))]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
-def made(done: subprocess.CompletedProcess[str]) -> list[str]:
-    return sorted(line.split(" made ")[1] for line in done.stderr.splitlines() if " made " in line)
+def commands(text: str) -> list[list[str]]:
+    """Words after ``mifuse`` in every such line."""
+    return [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("mifuse ")]
+
+
+def counts(lines: list[list[str]]) -> dict[str, int]:
+    names = [line[0] for line in lines]
+    return {name: names.count(name) for name in dict.fromkeys(names)}
+
+
+def value(line: list[str], flag: str) -> str | None:
+    return line[line.index(flag) + 1] if flag in line else None
 
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (("--bogus", "1"), "unknown option --bogus"),
-        (("--seeds",), "--seeds needs a value"),
-        (("--encoder", "logmel", "--lalm-url", "http://127.0.0.1:1/v1"), "--corpora is missing"),
+        ("--bogus 1", "unknown option --bogus"),
+        ("--seeds", "--seeds needs a value"),
+        ("--seeds '0 1 0' --corpora c --names 'a b'", "--seeds 0 1 0: names 0 more than once"),
+        ("--seeds '0 x' --corpora c --names 'a b'", "--seeds 0 x: expected numbers"),
+        ("", "two corpora or more are needed, found: none"),
+        ("--preset paper --iemocap DIR", "two corpora or more are needed, found: iemocap"),
+        ("--corpora c --iemocap DIR", "--corpora: is for prepared corpora, --iemocap for one as unpacked"),
+        ("--preset cheap --emodb A --nemo B", "--preset cheap: expected paper or free"),
+        ("--preset paper --iemocap A --msp-podcast B", "--lalm-url is missing"),
+        ("--preset paper --iemocap A --msp-podcast B --lalm-url U", "--lalm-model is missing"),
+        ("--corpora c --names 'a b' --lalm-url U --cmd pbs", "--cmd pbs: expected local or slurm"),
+        ("--corpora c --names 'a b' --lalm-url U --stage 8", "--stage and --stop-stage are numbers from 1 to 7"),
+        ("--corpora c --names 'a b' --lalm-url U --expdir JOBS", "JOB in it stands for the number of a job"),
+        ("more --corpora c", "unexpected argument more"),
     ],
-)
+)  # fmt: skip
 def test_usage_errors_exit_2_with_the_help(options, complaint, tmp_path):
-    done = run(*options, cwd=tmp_path)
-    assert done.returncode == 2
+    done = run(*shlex.split(options), cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
     assert complaint in done.stderr and "--stop-stage" in done.stderr
-
-
-def test_dry_run_prints_the_commands_and_does_nothing(tmp_path):
-    done = run(
-        "--corpora", "none", "--encoder", "logmel", "--lalm-url", "http://127.0.0.1:1/v1", "--names", "a b",
-        "--seeds", "0 1", "--dry-run", cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    commands = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("mifuse ")]
-    # 2 corpora x 2 seeds, 2 corpora, then 2 transfers x 2 seeds of each further step.
-    counts = {name: commands.count(name) for name in dict.fromkeys(commands)}
-    assert counts == {
-        "train-source": 4, "query-lalm": 2, "sample-source": 4, "fuse": 4, "train": 8, "evaluate": 20,
-    }  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 
-def test_transfers_end_to_end_then_unchanged_then_only_what_depends(tmp_path, corpora, encoders, serve):
-    for name, manifest in {"one": corpora.source, "two": corpora.labels}.items():
-        (tmp_path / "corpora" / name).mkdir(parents=True)
-        shutil.copytree(manifest.parent / "wav", tmp_path / "corpora" / name / "wav")
-        shutil.copy(manifest, tmp_path / "corpora" / name / "metadata.csv")
-    lalm = serve()
-    options = [
-        "--corpora", "corpora", "--names", "one two", "--encoder", str(encoders["whisper"]),
-        "--lalm-url", lalm.url, "--seeds", "0", "--n-samples", "2", "--expdir", "out",
-    ]  # fmt: skip
-
-    done = run(*options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert list(results["rows"]) == ["source-only", "LALM", "fused", "LALM-SFUDA", "MI-Fuse"]
-    for row in results["rows"].values():
-        assert list(row["transfers"]) == ["one>two", "two>one"]
-        means = [cell["mean"] for cell in row["transfers"].values()]
-        assert all(0 <= mean <= 100 for mean in means)
-        assert row["average"]["mean"] == pytest.approx(sum(means) / 2, abs=1e-3)
-    assert results["protocol"]
-    assert "| MI-Fuse |" in (tmp_path / "out" / "results.md").read_text()
-
-    torn = tmp_path / "out" / "one-two" / "seed0" / "eval-fused.h5"
-    torn.write_bytes(torn.read_bytes()[:1000])
-    again = run(*options, cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert made(again) == ["out/one-two/seed0/eval-fused.h5"]
-    assert again.stderr.count(" unchanged ") == 21
-
-    # LALM-SFUDA reads the fused file, so it is trained again; its weights come out the same, so its score stands.
-    other = run(*options, "--weighting", "uniform", cwd=tmp_path)
-    assert other.returncode == 0, other.stderr
-    assert made(other) == [
-        f"out/{pair}/seed0/{name}"
-        for pair in ("one-two", "two-one")
-        for name in ("eval-fused.h5", "eval-mifuse.h5", "fused.h5", "lalm-sfuda", "mifuse")
-    ]
+def test_a_file_in_conf_that_no_step_reads_is_an_error(tmp_path):
+    (tmp_path / "conf").mkdir()
+    for name in ("fuse.yaml", "prepare-emodb-target.yaml", "prepare-emobd.yaml"):
+        (tmp_path / "conf" / name).write_text("")
+    done = run("--conf", "conf", "--corpora", "c", "--names", "a b", cwd=tmp_path)
+    assert (
+        done.returncode == 2 and "conf/prepare-emobd.yaml: no step reads a file of this name" in done.stderr
+    )
 
 
-def test_a_failing_step_ends_the_recipe_with_its_exit_code(tmp_path, corpora):
+class TestDryRun:
+    def test_of_prepared_corpora(self, tmp_path, corpora):
+        for name in ("a", "b", "a-target"):
+            (tmp_path / "c" / name).mkdir(parents=True)
+        shutil.copy(corpora.labels, tmp_path / "c" / "b" / "metadata.csv")
+        for directory in ("a", "a-target"):
+            manifest = [{"file": str(corpora.wav_dir / f"{n:02}-2.wav")} for n in (0, 1)]
+            write_csv(tmp_path / "c" / directory / "manifest.csv", manifest)
+        done = run("--corpora", "c", "--lalm-url", URL, "--seeds", "0 1", "--dry-run", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        lines = commands(done.stdout)
+        assert counts(lines) == {
+            "train-source": 4, "query-lalm": 2, "sample-source": 4, "fuse": 4, "train": 8, "evaluate": 20,
+        }  # fmt: skip
+        assert all("--update" in line for line in lines)
+        sources = {value(line, "--manifest") for line in lines if line[0] == "train-source"}
+        assert sources == {"c/a/labels.csv", "c/b/metadata.csv"}
+        targets = {value(line, "--manifest") for line in lines if line[0] in ("query-lalm", "train")}
+        assert targets == {"c/a-target/manifest.csv", "c/b/metadata.csv"}
+        assert "# a:\n" in done.stdout and "#   requests  10 for 10 answers" in done.stdout
+        assert "# b: the cost is not known: error: " in done.stdout and "files are missing" in done.stdout
+        assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+    def test_of_corpora_as_unpacked(self, tmp_path):
+        rng = np.random.default_rng(0)
+        for n, letter in enumerate("WFNT"):
+            (tmp_path / "emodb" / "wav").mkdir(parents=True, exist_ok=True)
+            write_audio(
+                tmp_path / "emodb" / "wav" / f"03a01{letter}a.wav", emotional("sad", n % 3, rng), 16_000
+            )
+        options = ["--emodb", "emodb", "--nemo", "nowhere", "--lalm-url", URL, "--seeds", "0", "--dry-run"]
+        done = run("--preset", "free", *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert commands(done.stdout)[0] == ["prepare", "emodb", "emodb", "exp/data/emodb", "--update"]
+        assert "#   requests  20 for 20 answers" in done.stdout
+        assert "# nemo: the cost is not known: " in done.stdout and "nowhere" in done.stdout
+        assert [path.name for path in tmp_path.iterdir()] == ["emodb"]
+
+    @pytest.mark.parametrize(
+        ("roots", "partitions"),
+        [
+            ("--preset free --ravdess R --crema-d C --emodb E --nemo N", []),
+            ("--preset paper --iemocap I --msp-improv M --msp-podcast P", [None, None]),
+            (
+                "--preset paper --iemocap I --msp-podcast P --podcast-target development",
+                [None, "development"],
+            ),
+        ],
+    )
+    def test_every_command_line_and_file_of_the_presets_is_understood(self, roots, partitions, tmp_path):
+        options = "--seeds 0 --lalm-model m --encoder E --layers all --normalize target --n-samples 3 --weighting mi"
+        more = ["--dry-run", "--lalm-options", "--rpm 500 --yes", "--lalm-url", URL]
+        done = run(*roots.split(), *options.split(), *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        lines = commands(done.stdout)
+        for line in lines:
+            get_command(app).commands[line[0]].make_context(line[0], line[1:])
+        podcast = [value(line, "--partitions") for line in lines if line[:2] == ["prepare", "msp-podcast"]]
+        assert podcast == partitions
+        targets = {line[line.index("--manifest") + 1] for line in lines if line[0] == "sample-source"}
+        assert ("exp/data/msp-podcast-target/manifest.csv" in targets) == ("msp-podcast" in roots)
+
+
+class Stub:
+    """A copy of the recipes, and a mifuse that notes how it is called and makes an empty output."""
+
+    TEXT = """#!/usr/bin/env bash
+        echo "mifuse $*" >> "$CALLS"
+        [ "$1" != "${BLOCK-}" ] || { echo $$ > "$STARTED"; exec sleep 600; }
+        [ "$1" != "${FAIL%:*}" ] || { echo "error: no luck" >&2; exit "${FAIL#*:}"; }
+        while [ $# -gt 1 ]; do [ "$1" != --out ] || out=$2; shift; done
+        [ -z "${out-}" ] || if [ -e "$out" ]; then echo "note: $out is up to date" >&2; else mkdir -p "$out"; fi
+        """
+
+    def __init__(self, root, monkeypatch):
+        self.root, self.calls_file = root, root / "calls"
+        shutil.copytree(RECIPES, root / "recipes")
+        (root / "bin").mkdir()
+        (root / "bin" / "mifuse").write_text(self.TEXT)
+        (root / "bin" / "mifuse").chmod(0o755)
+        for name in ("a", "b", "c"):
+            (root / "corpora" / name).mkdir(parents=True)
+            (root / "corpora" / name / "metadata.csv").write_text("file,emotion\r\nx.wav,sad\r\n")
+        for name, text in {"CALLS": str(self.calls_file), "FAIL": "", "OMP_NUM_THREADS": "1"}.items():
+            monkeypatch.setenv(name, text)
+        monkeypatch.setenv("PATH", f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}")
+        self.recipe = ["bash", str(root / "recipes" / "run_all_transfers.sh")]
+        self.options = ["--corpora", "corpora", "--lalm-url", URL, "--seeds", "0 1", "--stop-stage", "6"]
+
+    def run(self, *options, command=None):
+        command = command or [*self.recipe, *self.options]
+        return subprocess.run(
+            [*command, *options], cwd=self.root, capture_output=True, text=True, check=False
+        )
+
+    @property
+    def calls(self) -> list[list[str]]:
+        """Calls so far, which are forgotten."""
+        lines = commands(self.calls_file.read_text())
+        self.calls_file.unlink()
+        return lines
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch) -> Stub:
+    return Stub(tmp_path, monkeypatch)
+
+
+COUNTS = {
+    "train-source": 6, "query-lalm": 3, "sample-source": 12, "fuse": 12, "train": 24, "evaluate": 60,
+}  # fmt: skip
+"""Commands of three corpora and two seeds."""
+
+
+class TestRun:
+    @pytest.mark.parametrize("options", [[], ["--nj", "4"]])
+    def test_three_corpora_two_seeds(self, stub, options):
+        done = stub.run(*options)
+        assert done.returncode == 0, done.stderr
+        calls = stub.calls
+        assert counts(calls) == COUNTS
+        assert len({value(call, "--out") for call in calls}) == len(calls)
+        assert done.stderr.count(" made ") == len(calls)
+        logs = {path.name for path in (stub.root / "exp" / "logs").iterdir()}
+        assert {"stage2.3.log", "stage3.3.log", "stage4-6.12.log", "lalm-a.h5.log"} <= logs
+        log = (stub.root / "exp" / "logs" / "a-b-seed0-mifuse.log").read_text().splitlines()
+        assert log[0].startswith("# mifuse train --method mifuse") and log[-1].endswith("with exit code 0")
+        assert stub.run(*options).stderr.count(" unchanged ") == len(calls)
+
+    def test_flags_go_beside_the_file_of_the_step(self, stub):
+        conf = stub.root / "conf"
+        conf.mkdir()
+        (conf / "fuse.yaml").write_text("tau: 0.2")
+        (conf / "query-lalm.yaml").write_text("base_url: http://127.0.0.1/v1\nmodel: m")
+        stub.run("--conf", "conf", "--encoder", "E", "--weighting", "z-mi", "--lalm-options", "--rpm 5 --yes")
+        calls = {call[0]: call for call in stub.calls}
+        assert (
+            value(calls["fuse"], "--config") == "conf/fuse.yaml"
+            and value(calls["fuse"], "--weighting") == "z-mi"
+        )
+        assert value(calls["query-lalm"], "--rpm") == "5" and "--model" not in calls["query-lalm"]
+        assert value(calls["train-source"], "--encoder") == "E" and "--config" not in calls["train"]
+
+    def test_run_sh_repeats_the_run_from_anywhere(self, stub):
+        stub.run("--expdir", "my exp", "--stop-stage", "3")
+        before, text = stub.calls, (stub.root / "my exp" / "run.sh").read_text()
+        elsewhere = subprocess.run(["bash", stub.root / "my exp" / "run.sh"], cwd="/", check=False)
+        assert elsewhere.returncode == 0 and sorted(stub.calls) == sorted(before)
+        stub.run("--stop-stage", "2", command=["bash", "my exp/run.sh"])
+        assert counts(stub.calls) == {"train-source": 6}
+        assert (stub.root / "my exp" / "run.sh").read_text() == text
+
+    def test_one_transfer_has_the_same_places(self, stub):
+        stub.run()
+        calls = [" ".join(call) for call in stub.calls]
+        one = ["bash", "recipes/run_transfer.sh", "--source", "corpora/a", "--target", "corpora/b/"]
+        done = stub.run(command=[*one, "--seeds", "0 1", "--lalm-url", URL])
+        assert done.returncode == 0, done.stderr
+        again = [" ".join(call) for call in stub.calls]
+        assert len(again) == 2 + 1 + 2 * 9 and set(again) <= set(calls)
+        assert " made " not in done.stderr
+
+    def test_a_failing_step_ends_the_recipe_with_its_exit_code(self, stub, monkeypatch):
+        monkeypatch.setenv("FAIL", "query-lalm:5")
+        done = stub.run()
+        assert done.returncode == 5
+        assert counts(stub.calls) == {"train-source": 6, "query-lalm": 1}
+        assert "failed: mifuse query-lalm " in done.stderr and "error: no luck" in done.stderr
+        assert (stub.root / "exp/logs/lalm-a.h5.log").read_text().endswith("with exit code 5\n")
+
+    def test_slurm_takes_all_but_the_questions(self, stub, slurm):  # noqa: F811
+        done = stub.run("--cmd", "slurm", "--nj", "3", "--ngpu", "1", "--slurm-options", "-p gpu")
+        assert done.returncode == 0, done.stderr
+        assert counts(stub.calls) == COUNTS
+        assert [(one["job_name"], one["array"], one["gres"]) for one in slurm.submitted] == [
+            ("stage2", "1-3%3", "gpu:1"),
+            ("stage4-6", "1-12%3", "gpu:1"),
+        ]
+        assert done.stderr.count(" made ") == sum(COUNTS.values())
+
+    @pytest.mark.parametrize("backend", ["local", "slurm"])
+    @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+    def test_a_signal_ends_all_jobs(self, stub, slurm, monkeypatch, backend, sent, status):  # noqa: F811
+        os.mkfifo(stub.root / "started")
+        monkeypatch.setenv("STARTED", str(stub.root / "started"))
+        monkeypatch.setenv("BLOCK", "train-source")
+        command = [*stub.recipe, *stub.options, "--cmd", backend, "--nj", "2"]
+        # Where tests run in the background of a shell, they and what they start ignore SIGINT.
+        heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+        with subprocess.Popen(command, cwd=stub.root, stderr=subprocess.PIPE, **heed) as process:
+            with open(os.open(stub.root / "started", os.O_RDWR)) as started:
+                pids = [int(started.readline()) for _ in range(2)]
+            process.send_signal(sent)
+            process.communicate(timeout=30)
+        assert process.returncode == status
+        assert all(map(gone, pids))
+
+
+def test_bad_input_is_told_and_exits_3(tmp_path, corpora):
     for name in ("one", "two"):
         (tmp_path / "corpora" / name).mkdir(parents=True)
-        shutil.copy(corpora.target, tmp_path / "corpora" / name / "metadata.csv")
-    done = run(
-        "--corpora", "corpora", "--names", "one two", "--encoder", "logmel", "--seeds", "0",
-        "--lalm-url", "http://127.0.0.1:1/v1", cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 3
-    assert "audio files are missing" in done.stderr
+        shutil.copy(corpora.labels, tmp_path / "corpora" / name / "metadata.csv")
+    done = run("--corpora", "corpora", "--encoder", "logmel", "--lalm-url", URL, cwd=tmp_path)
+    assert done.returncode == 3 and "audio files are missing" in done.stderr
+    (tmp_path / "corpora" / "one" / "metadata.csv").write_text("file\nx.wav\n")
+    done = run("--corpora", "corpora", "--encoder", "logmel", "--lalm-url", URL, cwd=tmp_path)
+    assert done.returncode == 3 and "corpora/one: found no manifest with a column 'emotion'" in done.stderr
+
+
+class TestTable:
+    NAMES = "iemocap msp-improv msp-podcast"
+
+    def table(self, tmp_path, names, *options):
+        """Scores of 25, 50 and so on per cent for the rows, from artifacts."""
+        right = {"source-only": 1, "lalm": 2, "fused": 3, "lalm-sfuda": 2, "mifuse": 4}
+        for source in names.split():
+            for target in set(names.split()) - {source}:
+                for row, n in right.items():
+                    parameters = {"metrics": {"ua": n / 4 - (source == "iemocap") / 8}, "signature": "UA|v"}
+                    header = Header(tuple("abcd"), seed=0, config={}, parameters=parameters, parents=())
+                    (tmp_path / f"{source}-{target}" / "seed0").mkdir(parents=True, exist_ok=True)
+                    Evaluation(
+                        header=header, utt_id=np.array(["x"]), probs=np.full((1, 4), 0.25, np.float32),
+                        truth=np.zeros(1, np.uint8), confusion=np.zeros((4, 5), np.int64),
+                    ).save(tmp_path / f"{source}-{target}" / "seed0" / f"eval-{row}.h5")  # fmt: skip
+        script = RECIPES / "local" / "results.py"
+        command = [sys.executable, script, "--expdir", tmp_path, "--names", names, "--seeds", "0", *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert (tmp_path / "results.md").read_text() == done.stdout
+        return done.stdout, json.loads((tmp_path / "results.json").read_text())
+
+    def test_without_reference(self, tmp_path):
+        text, results = self.table(tmp_path, "one iemocap")
+        assert "paper" not in text and "reference" not in results
+        assert text.splitlines()[0] == "| UA in % | one>iemocap | iemocap>one | average |"
+        assert "| MI-Fuse | **100.0 ± 0.0** | **87.5 ± 0.0** | **93.8 ± 0.0** |" in text
+        assert results["rows"]["LALM"]["average"] == {"mean": 43.75, "std": 0.0}
+
+    def test_the_paper_s_figures_are_marked(self, tmp_path):
+        file = RECIPES / "conf" / "paper-reference.yaml"
+        text, results = self.table(tmp_path, self.NAMES, "--reference", file)
+        lines = text.splitlines()
+        assert lines[0].endswith("| average | paper, average |")
+        cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[-1].strip(" |") for line in lines[2:7]}
+        assert cells["MI-Fuse"] == "58.4 [1]" and cells["LALM-SFUDA"] == "54.5 or 56.2 [2]"
+        assert cells["LALM"] == cells["source-only"] == "-"
+        notes = [line for line in lines if line.startswith("- ")]
+        known = yaml.safe_load(file.read_text())
+        assert len(notes) == len(known["average"]) + len(known["transfers"]) == 5
+        assert all("NOT verified; " in note for note in notes)
+        assert results["reference"] == {key: known[key] for key in ("paper", "average", "transfers")}
+
+    def test_of_other_transfers_only_what_fits(self, tmp_path):
+        file = tmp_path / "reference.yaml"
+        one = {"row": "MI-Fuse", "ua": "60.0", "source": "table 1", "verified": True}
+        transfers = [{**one, "transfer": "iemocap>msp-improv"}, {**one, "transfer": "iemocap>msp-podcast"}]
+        known = {"paper": "P", "corpora": self.NAMES.split(), "average": [one], "transfers": transfers}
+        file.write_text(yaml.safe_dump(known))
+        text, results = self.table(tmp_path, "iemocap msp-improv", "--reference", file)
+        assert "paper, average" not in text and results["reference"]["average"] == []
+        assert text.splitlines()[-1] == "- iemocap>msp-improv, MI-Fuse 60.0: verified; table 1."

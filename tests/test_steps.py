@@ -93,6 +93,24 @@ class TestPipeline:
         other = m.EvaluateConfig(model=pipeline.student, manifest=corpora.source, out=tmp_path / "d.h5")
         assert "inductive" in m.evaluate(other).signature
 
+    def test_drawn_distributions_are_scored_under_the_protocol_of_their_model(
+        self, pipeline, corpora, tmp_path
+    ):
+        student = m.SampleSourceConfig(
+            model=pipeline.student, manifest=corpora.target, out=tmp_path / "student.h5", n_samples=2
+        )
+        m.sample_source(student)
+        for n, (model, drawn) in enumerate(
+            [(pipeline.model, pipeline.source), (pipeline.student, student.out)]
+        ):
+            first, second = (
+                m.evaluate(
+                    m.EvaluateConfig(manifest=corpora.labels, out=tmp_path / f"{n}{key}.h5", **{key: what})
+                )
+                for key, what in (("model", model), ("predictions", drawn))
+            )
+            assert first.signature == second.signature and first.confusion == second.confusion
+
     @pytest.mark.parametrize("name", ["lalm.h5", "source.h5", "fused.h5"])
     def test_evaluate_artifact(self, pipeline, corpora, tmp_path, name):
         out = tmp_path / "eval.h5"

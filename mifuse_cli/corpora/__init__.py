@@ -26,6 +26,7 @@ _MODULES = {
     "nemo": "nemo",
     "generic": "generic",
     "kaldi": "kaldi_directory",
+    "audformat": "audformat_database",
 }
 NAMES = tuple(_MODULES)
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from mifuse_cli.errors import InputError
+from mifuse_cli.errors import InputError, some
 from mifuse_cli.manifest import audio_below
-
-_NAMED = 5
 
 
 def first(places: Iterable[Path], *names: str) -> Path | None:
@@ -70,9 +68,8 @@ def stranger(root: Path, corpus: str, expected: str, mark: str) -> InputError:
         return InputError(
             f"{root}: cannot be read ({error.strerror}). Give the directory of {corpus} with {expected}."
         )
-    found = ", ".join(names[:_NAMED]) or "nothing"
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    found = some(names) or "nothing"
     above = root.resolve().parents[:2]
     near = next((p for p in (*above, *root.glob("*/"), *root.glob("*/*/")) if any(p.glob(mark))), None)
     hint = f" Did you mean {near}?" if near else ""
-    return InputError(f"{root}: is not {corpus}: found {found}{more}, expected {expected}.{hint}")
+    return InputError(f"{root}: is not {corpus}: found {found}, expected {expected}.{hint}")

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mifuse_cli.corpora import Corpus, Known, Utterance
-from mifuse_cli.errors import InputError, UsageError
+from mifuse_cli.errors import InputError, UsageError, some
 
 UNLABELLED = "unlabelled"
-_NAMED = 5
 
 
 class Chosen(NamedTuple):
@@ -120,7 +119,7 @@ def check_utterances(corpus: Corpus, utterances: Sequence[Utterance]) -> None:
     if corpus.labels is not None:
         unknown = {u.label: u for u in reversed(utterances) if u.label and u.label not in corpus.labels}
         if unknown:
-            named = _some(f"{label!r} of {u.utt_id}" for label, u in sorted(unknown.items()))
+            named = some(f"{label!r} of {u.utt_id}" for label, u in sorted(unknown.items()))
             problems.append(f"unknown labels {named}; expected one of {', '.join(corpus.labels)}")
     if problems:
         raise InputError(f"{corpus.name}: {'; '.join(problems)}.")
@@ -223,9 +222,3 @@ def _asked(wanted: Wanted) -> str:
 
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ({n} clips)" for name, n in sorted(counts.items()))
-
-
-def _some(texts: Iterable[str]) -> str:
-    listed = list(texts)
-    more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
-    return ", ".join(listed[:_NAMED]) + more

@@ -7,7 +7,7 @@ order are also in the order of their speakers, even if one name is the beginning
 
 from mifuse_cli.kaldi.checking import Fault, check
 from mifuse_cli.kaldi.reading import read
-from mifuse_cli.kaldi.tables import FILES, Entry, audio_files, some
+from mifuse_cli.kaldi.tables import FILES, Entry, audio_files
 from mifuse_cli.kaldi.writing import names, write
 
-__all__ = ["FILES", "Entry", "Fault", "audio_files", "check", "names", "read", "some", "write"]
+__all__ = ["FILES", "Entry", "Fault", "audio_files", "check", "names", "read", "write"]

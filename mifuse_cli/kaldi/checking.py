@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from mifuse_cli.kaldi.tables import FILES, RESERVED, Rows, audio_of, parse, some
+from mifuse_cli.errors import some
+from mifuse_cli.kaldi.tables import FILES, RESERVED, Rows, audio_of, parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,10 @@ def check(directory: Path) -> list[Fault]:
     """
     if not directory.is_dir():
         return [Fault("no such directory")]
-    content = {name: (directory / name).read_bytes() for name in _FORMS if (directory / name).is_file()}
+    try:
+        content = {name: (directory / name).read_bytes() for name in _FORMS if (directory / name).is_file()}
+    except OSError as error:
+        return [Fault(f"cannot be read ({error})")]
     tables = {name: parse(text) for name, text in content.items()}
     faults = [Fault(f"{name}: no such file", name != "spk2utt") for name in FILES if name not in tables]
     faults += [Fault(f"{name}: is empty") for name in FILES if tables.get(name) == []]

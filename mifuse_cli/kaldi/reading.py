@@ -6,9 +6,9 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from mifuse_cli.errors import InputError
+from mifuse_cli.errors import InputError, some
 from mifuse_cli.kaldi.checking import check
-from mifuse_cli.kaldi.tables import LETTERS, Entry, audio_of, parse, some
+from mifuse_cli.kaldi.tables import LETTERS, Entry, audio_of, parse
 
 _GENDERS = {letter: gender for gender, letter in LETTERS.items()}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,6 @@ LETTERS = {"female": "f", "male": "m"}
 """Genders as Kaldi writes them."""
 RESERVED = r"(?<!\w)(?:<s>|</s>|#0)(?!\w)"
 """Words that Kaldi keeps for itself, as a regular expression over ASCII or bytes."""
-_NAMED = 10
 
 Rows = list[tuple[bytes, bytes]]
 
@@ -53,15 +51,12 @@ def audio_of(value: bytes) -> Path | None:
 
 
 def audio_files(directory: Path) -> list[Path]:
-    """Files that ``wav.scp`` takes whole, there or not; no commands and no archives."""
-    values = (value for _, value in parse((directory / "wav.scp").read_bytes()))
+    """Files that ``wav.scp`` takes whole, there or not; no commands and no archives.
+
+    It is empty where ``wav.scp`` cannot be read, which `check` tells.
+    """
+    try:
+        values = [value for _, value in parse((directory / "wav.scp").read_bytes())]
+    except OSError:
+        return []
     return [path for value in values if (path := audio_of(value)) and not re.search(rb":\d+$", value)]
-
-
-def some(values: Iterable[object]) -> str:
-    """The first ten values for a message, and how many more there are."""
-    listed = [
-        value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in values
-    ]
-    more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
-    return ", ".join(listed[:_NAMED]) + more

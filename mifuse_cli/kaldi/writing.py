@@ -13,7 +13,7 @@ from mifuse_cli.kaldi.tables import LETTERS, RESERVED, Entry
 
 def names(utt_id: str, speaker: str) -> tuple[str, str]:
     """Utterance id and speaker as Kaldi can take them; without a speaker, the clip is one of its own."""
-    safe = re.sub(r"[^A-Za-z0-9_.]", "_", speaker or utt_id)
+    safe = re.sub(r"[^\w.]", "_", speaker or utt_id)
     if not speaker:
         return safe, safe
     name, prefix = re.sub(r"[^\w.-]", "_", utt_id), f"{safe}-"

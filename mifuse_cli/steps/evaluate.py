@@ -161,12 +161,12 @@ def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, 
     system = parameters.get("method") or {"training": "source-only", "source": "source-only"}.get(
         made.kind, made.kind
     )
-    seen = np.isin(ids, made.utt_id).mean()
+    seen = parameters.get("seen_in_training", np.isin(ids, made.utt_id).mean())
     parts: dict[str, object] = {"system": system}
     if "method" in parameters:
         parts["protocol"] = {1.0: "transductive", 0.0: "inductive"}.get(float(seen), "mixed")
         parts["checkpoint"] = parameters["checkpoint"]
-    elif isinstance(made, Training):
+    elif isinstance(made, Training) or "seen_in_training" in parameters:
         parts["protocol"] = "unseen" if seen == 0 else "seen-in-training"
         parts["checkpoint"] = "source-validation"
     if normalize := config.normalize or parameters.get("normalize") or made.header.config.get("normalize"):

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mifuse_cli import fusion, lineage, provenance
-from mifuse_cli.artifacts import Source
+from mifuse_cli.artifacts import Source, Training
 from mifuse_cli.config import Progress, StepConfig, at_least, one_of, option, target_problems
 from mifuse_cli.manifest import clips_of
 from mifuse_cli.model.shape import read_shape
+
+_OF_THE_MODEL = ("method", "checkpoint")
+"""What a sampled student says of itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +99,19 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
     )
     model = frozen_classifier(loaded, device)
     seed = provenance.named_seed(config.seed, "sample-source")
+    ids = np.array([clip.utt_id for clip in clips])
+    trained = Training.load(config.model / "train.h5")
     artifact = Source(
         header=lineage.header(
-            config, shape.classes, parents, normalize=normalize, calibrate=config.calibrate
+            config,
+            shape.classes,
+            parents,
+            normalize=normalize,
+            calibrate=config.calibrate,
+            seen_in_training=float(np.isin(ids, trained.utt_id).mean()),
+            **{name: value for name, value in trained.header.parameters.items() if name in _OF_THE_MODEL},
         ),
-        utt_id=np.array([clip.utt_id for clip in clips]),
+        utt_id=ids,
         probs=sample(model, inputs, config.n_samples, seed),
         point=predict(model, inputs),
     )

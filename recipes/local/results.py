@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from mifuse_cli.artifacts import Evaluation
 from mifuse_cli.files import atomic_file
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("--expdir", type=Path, required=True)
     parser.add_argument("--names", required=True, help="corpora, separated by spaces")
     parser.add_argument("--seeds", required=True, help="seeds, separated by spaces")
+    parser.add_argument("--reference", type=Path, help="YAML file of published figures to show beside ours")
     options = parser.parse_args()
     names, seeds = options.names.split(), options.seeds.split()
     transfers = [(a, b) for a in names for b in names if a != b]
@@ -46,6 +48,8 @@ def main() -> None:
         f"transductive, last epoch; one evaluation reads: {signature}"
     )
     results = {"protocol": protocol, "rows": rows}
+    if options.reference:
+        results["reference"] = reference(options.reference, names)
     with atomic_file(options.expdir / "results.json") as path:
         path.write_text(json.dumps(results, indent=2) + "\n")
     text = markdown(results)
@@ -67,26 +71,58 @@ def summary(transfers: list[tuple[str, str]], ua: np.ndarray) -> dict:
     }
 
 
+def reference(file: Path, names: list[str]) -> dict:
+    """What is published of the transfers between ``names``; its average only if they are the same corpora."""
+    known = yaml.safe_load(file.read_text(encoding="utf-8"))
+    ours = {f"{a}>{b}" for a in names for b in names if a != b}
+    return {
+        "paper": known["paper"],
+        "average": known["average"] if set(names) == set(known["corpora"]) else [],
+        "transfers": [one for one in known["transfers"] if one["transfer"] in ours],
+    }
+
+
 def markdown(results: dict) -> str:
-    """The table as Markdown, the best mean of each column in bold."""
+    """The table as Markdown, the best mean of each column in bold, and what is published beside it."""
     rows = results["rows"]
     columns = [*next(iter(rows.values()))["transfers"], "average"]
     cells = {row: {**values["transfers"], "average": values["average"]} for row, values in rows.items()}
     best = {column: max(cell[column]["mean"] for cell in cells.values()) for column in columns}
-    lines = ["| UA in % | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    known = results.get("reference", {"average": [], "transfers": []})
+    marks = {one["row"]: f"{one['ua']} [{n}]" for n, one in enumerate(known["average"], 1)}
+    header = [*columns, "paper, average"] if marks else columns
+    lines = ["| UA in % | " + " | ".join(header) + " |", "|---" * (len(header) + 1) + "|"]
     for row, cell in cells.items():
         texts = []
         for column in columns:
             text = f"{cell[column]['mean']:.1f} ± {cell[column]['std']:.1f}"
             texts.append(f"**{text}**" if cell[column]["mean"] == best[column] else text)
-        lines.append(f"| {row} | " + " | ".join(texts) + " |")
+        lines.append(f"| {row} | " + " | ".join([*texts, *([marks.get(row, "-")] if marks else [])]) + " |")
     ours = rows["MI-Fuse"]["average"]["mean"]
     gains = ", ".join(
         f"{ours - values['average']['mean']:+.1f} over {row}"
         for row, values in rows.items()
         if row != "MI-Fuse"
     )
-    return "\n".join(lines) + f"\n\nMI-Fuse on average: {gains}.\n\nProtocol: {results['protocol']}.\n"
+    parts = ["\n".join(lines), f"MI-Fuse on average: {gains}.", f"Protocol: {results['protocol']}."]
+    return "\n\n".join([*parts, *published(known)]) + "\n"
+
+
+def published(known: dict) -> list[str]:
+    """Where each published figure is from, and whether it was verified; no paragraph if there is none."""
+
+    def origin(one: dict) -> str:
+        return f"{'verified' if one['verified'] else 'NOT verified'}; {one['source']}"
+
+    notes = [f"[{n}] {one['row']} {one['ua']}: {origin(one)}." for n, one in enumerate(known["average"], 1)]
+    notes += [f"{one['transfer']}, {one['row']} {one['ua']}: {origin(one)}." for one in known["transfers"]]
+    if not notes:
+        return []
+    about = (
+        f"Figures of {known['paper']}, whose model, LALM, class set and splits are not known: not comparable "
+        "number by number."
+    )
+    return ["\n".join([about, "", *(f"- {note}" for note in notes)])]
 
 
 if __name__ == "__main__":

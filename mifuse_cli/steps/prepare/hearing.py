@@ -68,6 +68,8 @@ def hear(
 
 def _made(one: Utterance, directory: Path) -> Path:
     """The audio that the utterance's command writes, as a file."""
+    if "/" in one.utt_id or one.utt_id.startswith("."):
+        raise InputError(f"{one.utt_id}: cannot be the name of a file. Rename the utterance.")
     path = directory / "audio" / f"{one.utt_id}.wav"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:

@@ -1,0 +1,274 @@
+"""``mifuse validate``: whether manifests, Kaldi directories, prepared corpora, artifacts and checkpoints are sound."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mifuse_cli import artifacts, audio, kaldi, lineage, manifest
+from mifuse_cli.config import Config, Progress, option
+from mifuse_cli.errors import ArtifactError, InputError, MifuseError, some
+from mifuse_cli.manifest import Clips
+from mifuse_cli.provenance import text_digest
+
+_NAMED = 10
+_MADE = ("artifact", "checkpoint")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateConfig(Config):
+    """Check manifests, Kaldi directories, prepared corpora, artifacts and checkpoints, and name every fault."""
+
+    paths: tuple[Path, ...] = option(
+        help="Manifest (.csv), artifact (.h5), checkpoint, prepared corpus or Kaldi directory; one or more.",
+        positional=True,
+    )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one path is.
+
+    Attributes:
+        path: as given.
+        kind: "manifest", "kaldi", "prepared", "artifact", "checkpoint", or "unknown".
+        faults: sentences, none if all is well; the first ten of a kind are named, the others counted.
+        facts: counts and the like, by name.
+    """
+
+    path: Path
+    kind: str
+    faults: tuple[str, ...]
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ValidateResult:
+    """What every path is, in the order given."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """3 if an input is faulty or of no known kind, else 4 if an artifact or a checkpoint is, else 0."""
+        faulty = {one.kind in _MADE for one in self.findings if one.faults}
+        return InputError.exit_code if False in faulty else ArtifactError.exit_code if faulty else 0
+
+
+def validate(config: ValidateConfig, *, progress: Progress | None = None) -> ValidateResult:
+    """Examine every path; a faulty one is a finding, not an error."""
+    return ValidateResult(tuple(_examine(path, progress) for path in config.paths))
+
+
+def _examine(path: Path, progress: Progress | None) -> Finding:
+    kind, facts = _kind(path), dict[str, Any]()
+    faults = tuple(_CHECKS[kind](path, facts, progress))
+    return Finding(path, kind, faults, facts)
+
+
+def _kind(path: Path) -> str:
+    if path.is_file():
+        return {".csv": "manifest", ".h5": "artifact"}.get(path.suffix.lower(), "unknown")
+    for kind, names in (
+        ("checkpoint", ("train.h5", "config.json")),
+        ("prepared", ("summary.json", "manifest.csv")),
+        ("kaldi", kaldi.FILES),
+    ):
+        if any((path / name).is_file() for name in names):
+            return kind
+    return "unknown"
+
+
+_Check = Callable[[Path, dict[str, Any], Progress | None], Iterable[str]]
+"""Faults of a path; facts are put into the mapping."""
+
+
+def _unknown(path: Path, facts: dict[str, Any], progress: Progress | None) -> Iterator[str]:
+    yield (
+        "is neither a manifest (.csv), an artifact (.h5), a checkpoint, a prepared corpus nor a Kaldi directory"
+        if path.exists()
+        else "no such file or directory"
+    )
+
+
+def _manifest(path: Path, facts: dict[str, Any], progress: Progress | None) -> Iterator[str]:
+    try:
+        clips = Clips(path, None, need_audio=False)
+    except InputError as error:
+        yield _said(error, path)
+        return
+    facts["clips"] = len(clips)
+    facts["speakers"] = len({clip.speaker for clip in clips} - {None})
+    facts["labelled"] = "emotion" in clips.columns
+    yield from _audio((clip.path for clip in clips), len(clips), facts, path, progress)
+    if empty := manifest.without_label(clips):
+        yield f"{len(empty)} of {len(clips)} clips have no emotion: {some(empty)}"
+
+
+def _audio(
+    files: Iterable[Path], total: int, facts: dict[str, Any], where: Path, progress: Progress | None
+) -> Iterator[str]:
+    """Files that are missing or whose headers cannot be read; their length together is a fact."""
+    missing, broken, seconds = [], [], 0.0
+    for done, file in enumerate(files, start=1):
+        try:
+            if file.is_file():
+                seconds += audio.seconds(file)
+            else:
+                missing.append(file)
+        except InputError as error:
+            broken.append(str(error))
+        if progress:
+            progress(f"audio of {where}", done, total)
+    facts["hours"] = round(seconds / 3600, 4)
+    if missing:
+        yield f"{len(missing)} of {total} audio files are missing: {some(missing)}"
+    yield from broken[:_NAMED]
+    if len(broken) > _NAMED:
+        yield f"{len(broken)} of {total} audio files cannot be read, {len(broken) - _NAMED} besides these"
+
+
+def _kaldi(path: Path, facts: dict[str, Any], progress: Progress | None) -> Iterator[str]:
+    yield from (fault.text for fault in kaldi.check(path))
+    files = kaldi.audio_files(path)
+    facts["audio files"] = len(files)
+    there = [file for file in files if file.is_file()]
+    yield from _audio(there, len(there), facts, path, progress)
+
+
+def _prepared(path: Path, facts: dict[str, Any], progress: Progress | None) -> Iterator[str]:
+    found = path / "manifest.csv"
+    if not found.is_file():
+        yield "manifest.csv: no such file"
+    else:
+        yield from (f"manifest.csv: {fault}" for fault in _manifest(found, facts, progress))
+        if facts.pop("labelled", False):
+            yield "manifest.csv: has a column 'emotion', but labels belong into labels.csv alone"
+    yield from _labels(path, facts)
+    yield from _summary(path, facts)
+    if (path / "kaldi").is_dir():
+        yield from (f"kaldi/{fault.text}" for fault in kaldi.check(path / "kaldi"))
+
+
+def _labels(path: Path, facts: dict[str, Any]) -> Iterator[str]:
+    """Labels and speakers that do not go with the manifest."""
+    try:
+        clips = {clip.utt_id: clip for clip in Clips(path / "manifest.csv", None, need_audio=False)}
+    except InputError:
+        return
+    facts["labelled"] = (path / "labels.csv").is_file()
+    if facts["labelled"]:
+        try:
+            labels = Clips(path / "labels.csv", None, need_audio=False)
+        except InputError as error:
+            yield f"labels.csv: {_said(error, path / 'labels.csv')}"
+            return
+        if "emotion" not in labels.columns:
+            yield "labels.csv: has no column 'emotion'"
+        if empty := manifest.without_label(labels):
+            yield f"labels.csv: {len(empty)} of {len(labels)} clips have no emotion: {some(empty)}"
+        ids = {clip.utt_id for clip in labels}
+        yield from _differ("labels.csv", "clips", ids, "manifest.csv", set(clips))
+        moved = [one.utt_id for one in labels if one.utt_id in clips and one.path != clips[one.utt_id].path]
+        if moved:
+            yield f"labels.csv: names other files than manifest.csv for {some(moved)}"
+    speakers = {clip.speaker for clip in clips.values() if clip.speaker}
+    try:
+        with (path / "speakers.csv").open(newline="", encoding="utf-8") as file:
+            listed = {row.get("speaker", "") for row in csv.DictReader(file)}
+    except FileNotFoundError:
+        listed = set()
+    except (OSError, ValueError, csv.Error) as error:
+        yield f"speakers.csv: cannot be read ({error})"
+        return
+    yield from _differ("speakers.csv", "speakers", listed, "manifest.csv", speakers)
+
+
+def _differ(name: str, what: str, found: set[str], other: str, expected: set[str]) -> Iterator[str]:
+    if more := sorted(found - expected):
+        yield f"{name}: has {len(more)} {what} that {other} has not: {some(more)}"
+    if less := sorted(expected - found):
+        yield f"{name}: lacks {len(less)} {what} that {other} has: {some(less)}"
+
+
+def _summary(path: Path, facts: dict[str, Any]) -> Iterator[str]:
+    """Tables that are not those that ``prepare`` wrote."""
+    try:
+        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+        facts["corpus"], files = summary["corpus"], dict[str, str](summary["files"])
+    except FileNotFoundError:
+        yield "summary.json: no such file"
+        return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield f"summary.json: cannot be read as the summary of a prepared corpus ({error!r})"
+        return
+    for name, sha256 in sorted(files.items()):
+        try:
+            if text_digest((path / name).read_text(encoding="utf-8")) != sha256:
+                yield f"{name}: was changed since it was prepared; run mifuse prepare again"
+        except (OSError, ValueError) as error:
+            yield f"{name}: cannot be read ({error})"
+
+
+def _artifact(path: Path, facts: dict[str, Any], progress: Progress | None) -> Iterator[str]:
+    try:
+        made = artifacts.read(path)
+        facts |= {"of kind": made.kind, "clips": len(made.utt_id), "classes": " ".join(made.header.classes)}
+        lineage.check_parents(made, path)
+    except MifuseError as error:
+        yield _said(error, path)
+
+
+def _checkpoint(path: Path, facts: dict[str, Any], progress: Progress | None) -> Iterator[str]:
+    from mifuse_cli.model import checkpoint
+    from mifuse_cli.model.shape import read_shape
+
+    train = path / "train.h5"
+    calls: Sequence[Callable[[], object]] = (
+        lambda: checkpoint.load(path),
+        lambda: _check_model(path),
+        lambda: lineage.check_parents(artifacts.read(train), train),
+        lambda: (path / "predictions.h5").exists() and artifacts.read(path / "predictions.h5"),
+    )
+    faults: dict[str, None] = {}  # two of them may stumble over the same file
+    for call in calls:
+        try:
+            call()
+        except MifuseError as error:
+            faults.setdefault(_said(error, path))
+    yield from faults
+    if not faults:
+        shape = read_shape(path)
+        facts |= {"classes": " ".join(shape.classes), "encoder": shape.encoder}
+
+
+def _check_model(path: Path) -> None:
+    """Refuse a model that is not the one that was trained.
+
+    Raises:
+        ArtifactError, InputError: it is not; there is none, or nothing is recorded of it.
+    """
+    recorded = artifacts.Training.load(path / "train.h5").header.parameters.get("model_sha256")
+    if lineage.digest(path) != recorded:
+        raise ArtifactError(
+            f"{path}: its configuration or weights are not those that train.h5 was written for. Train it anew."
+        )
+
+
+def _said(error: MifuseError, path: Path) -> str:
+    """The message without the path that a finding has anyway."""
+    return str(error).removeprefix(f"{path}: ")
+
+
+_CHECKS: dict[str, _Check] = {
+    "unknown": _unknown,
+    "manifest": _manifest,
+    "kaldi": _kaldi,
+    "prepared": _prepared,
+    "artifact": _artifact,
+    "checkpoint": _checkpoint,
+}

@@ -1,0 +1,155 @@
+# Sourced: the steps of the recipes. They read the settings below, which options set, and write below $expdir:
+# data/CORPUS, models/SOURCE/seedN, lalm/TARGET.h5, SOURCE-TARGET/seedN/..., logs/...
+# shellcheck shell=bash disable=SC2154 # the settings are variables of the script that sources this
+
+# What a job has to be told to run a step by itself.
+# shellcheck disable=SC2034
+settings="conf expdir encoder layers normalize weighting lalm_url lalm_model n_samples lalm_options device dry_run"
+corpora_known="iemocap msp-improv msp-podcast crema-d ravdess emodb nemo"
+
+. "$(dirname "${BASH_SOURCE[0]}")/../utils/attend.sh"
+
+log() { echo "$(date +%H:%M:%S) $*" >&2; }
+
+quoted() {
+  local line
+  printf -v line '%q ' "$@"
+  echo "${line% }"
+}
+
+# step OUT CONF COMMAND...: makes OUT by one command of mifuse, with CONF.yaml of $conf if there is one, unless OUT is
+# current. Its log is in $expdir/logs.
+step() {
+  local out=$1 file=${1#"$expdir"/} config=$conf/$2.yaml started=$SECONDS status=0
+  file=$expdir/logs/${file//\//-}.log
+  shift 2
+  local command=(mifuse "$@" --update)
+  if [ -f "$config" ]; then command+=(--config "$config"); fi
+  if $dry_run; then quoted "${command[@]}"; return; fi
+  mkdir -p "$expdir/logs" "$(dirname "$out")"
+  { echo "# $(quoted "${command[@]}")"; echo "# started $(date -u +%FT%TZ)"; } > "$file"
+  attend "${command[@]}" >> "$file" 2>&1 || status=$?
+  echo "# ended $(date -u +%FT%TZ) after $((SECONDS - started)) s with exit code $status" >> "$file"
+  if [ "$status" -ne 0 ]; then
+    log "failed: $(quoted "${command[@]}") (exit code $status); the end of $file:"
+    tail -n 5 "$file" >&2
+    exit "$status"
+  fi
+  if grep -q 'is up to date$' "$file"; then log "unchanged $out"; else log "made $out"; fi
+  sed -n -e '/is up to date$/d' -e 's/^note: /  note: /p' "$file" >&2
+}
+
+# arguments=(...), then: given FLAG VALUE adds both unless VALUE is empty.
+given() { if [ -n "$2" ]; then arguments+=("$1" "$2"); fi; }
+
+# The manifests of a directory of data: manifest.csv and labels.csv, as mifuse prepare writes them, or one file that
+# holds both.
+clips_of() { _first "$1" file "$1/manifest.csv" "$1/metadata.csv"; }
+labels_of() { _first "$1" emotion "$1/labels.csv" "$1/metadata.csv" "$1/manifest.csv"; }
+
+_first() {  # DIR COLUMN FILE...: the first file that has the column
+  local dir=$1 column=$2 file header
+  shift 2
+  for file in "$@"; do
+    if ! [ -f "$file" ]; then continue; fi
+    IFS= read -r header < "$file" || :
+    header=${header//[$'\r\xef\xbb\xbf"']/}
+    case ",$header," in *",$column,"*) echo "$file"; return ;; esac
+  done
+  if $dry_run; then echo "$1"; return; fi
+  echo "$dir: found no manifest with a column '$column' (looked for $*)" >&2
+  return 3
+}
+
+# configured STEP OPTION: whether STEP.yaml of $conf sets it.
+configured() { [ -f "$conf/$1.yaml" ] && grep -Eq "^${2//-/[-_]}:" "$conf/$1.yaml"; }
+
+check_conf() {
+  [ -d "$conf" ] || usage_error "--conf $conf: is no directory"
+  local file corpus allowed=" train-source.yaml query-lalm.yaml sample-source.yaml fuse.yaml train.yaml evaluate.yaml "
+  for corpus in $corpora_known; do allowed+="prepare-$corpus.yaml prepare-$corpus-target.yaml "; done
+  for file in "$conf"/*; do
+    if [ -e "$file" ] && [[ $allowed != *" ${file##*/} "* ]]; then
+      usage_error "$file: no step reads a file of this name. Expected are:$allowed"
+    fi
+  done
+}
+
+# prepare_corpus CORPUS ROOT NAME [OPTION...]: NAME is CORPUS, or CORPUS-target for the part to adapt to.
+prepare_corpus() {
+  local out=$expdir/data/$3
+  step "$out" "prepare-$3" prepare "$1" "$2" "$out" "${@:4}"
+}
+
+# source_models SOURCE DIR SEEDS
+source_models() {
+  local seed manifest arguments
+  manifest=$(labels_of "$2")
+  for seed in $3; do
+    local out=$expdir/models/$1/seed$seed
+    arguments=(--manifest "$manifest" --seed "$seed" --device "$device" --out "$out")
+    given --encoder "$encoder"
+    given --layers "$layers"
+    given --normalize "$normalize"
+    step "$out" train-source train-source "${arguments[@]}"
+  done
+}
+
+# query_arguments MANIFEST OUT: sets arguments for query-lalm.
+query_arguments() {
+  arguments=(--manifest "$1" --out "$2")
+  given --base-url "$lalm_url"
+  given --model "$lalm_model"
+  given --n-samples "$n_samples"
+  # shellcheck disable=SC2206 # several words
+  arguments+=($lalm_options)
+  # A server on this machine needs no key, but the client wants some word.
+  case $lalm_url in http://127.0.0.1[:/]*|http://localhost[:/]*) export OPENAI_API_KEY=${OPENAI_API_KEY:-local} ;; esac
+}
+
+# lalm_answers TARGET DIR
+lalm_answers() {
+  local out=$expdir/lalm/$1.h5 manifest arguments
+  manifest=$(clips_of "$2")
+  query_arguments "$manifest" "$out"
+  step "$out" query-lalm query-lalm "${arguments[@]}"
+}
+
+# fused_labels SOURCE TARGET DIR SEED: also the source model's distributions that go into them.
+fused_labels() {
+  local out=$expdir/$1-$2/seed$4 manifest arguments
+  manifest=$(clips_of "$3")
+  step "$out/source.h5" sample-source sample-source --model "$expdir/models/$1/seed$4" --manifest "$manifest" \
+    --seed "$4" --device "$device" --out "$out/source.h5"
+  arguments=(--lalm "$expdir/lalm/$2.h5" --source "$out/source.h5" --out "$out/fused.h5")
+  given --weighting "$weighting"
+  step "$out/fused.h5" fuse fuse "${arguments[@]}"
+}
+
+# students SOURCE TARGET DIR SEED
+students() {
+  local out=$expdir/$1-$2/seed$4 manifest method
+  manifest=$(clips_of "$3")
+  for method in lalm-sfuda mifuse; do
+    step "$out/$method" train train --method "$method" --fused "$out/fused.h5" --model "$expdir/models/$1/seed$4" \
+      --manifest "$manifest" --seed "$4" --device "$device" --out "$out/$method"
+  done
+}
+
+# scores SOURCE TARGET DIR SEED: of predictions that are there already, since the clips are those adapted to.
+scores() {
+  local out=$expdir/$1-$2/seed$4 labels row
+  labels=$(labels_of "$3")
+  for row in source-only="$out/source.h5" lalm="$expdir/lalm/$2.h5" fused="$out/fused.h5" \
+    lalm-sfuda="$out/lalm-sfuda/predictions.h5" mifuse="$out/mifuse/predictions.h5"; do
+    step "$out/eval-${row%%=*}.h5" evaluate evaluate --predictions "${row#*=}" --manifest "$labels" \
+      --out "$out/eval-${row%%=*}.h5"
+  done
+}
+
+# transfer SOURCE TARGET DIR SEED FIRST LAST: those of stages 4 (labels), 5 (students) and 6 (scores) from FIRST to LAST.
+transfer() {
+  if [ "$5" -le 4 ] && [ "$6" -ge 4 ]; then fused_labels "$1" "$2" "$3" "$4"; fi
+  if [ "$5" -le 5 ] && [ "$6" -ge 5 ]; then students "$1" "$2" "$3" "$4"; fi
+  if [ "$5" -le 6 ] && [ "$6" -ge 6 ]; then scores "$1" "$2" "$3" "$4"; fi
+}
