@@ -7,7 +7,7 @@ demo: .venv/installed  ## the whole method on synthetic speech: a table and a pi
 	$(BIN)/python -m mifuse_cli.demo --out exp/demo
 
 test: .venv/installed  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -141,13 +141,12 @@ def _config_option(config_type: type[configs.Config]) -> Any:
 
 @command("prepare", "mifuse prepare iemocap IEMOCAP_full_release data/iemocap")
 def _(result) -> str:
-    classes, groups = list(result.classes), dict(result.groups)
-    hours = f"{result.hours:.2f} hours"
+    classes = list(result.classes)
     general = console.describe(
         {
             "corpus": f"{result.corpus} at {result.root}",
             "directory": result.out,
-            "clips": f"{result.clips}, {hours}, {result.speakers} speakers",
+            "clips": f"{result.clips}, {result.hours:.3g} hours, {result.speakers} speakers",
             **({"left out": result.left_out} if result.left_out else {}),
         }
     )
@@ -155,7 +154,7 @@ def _(result) -> str:
     if classes:
         rows = [
             [name, *(str(counts.get(label, 0)) for label in classes), str(sum(counts.values()))]
-            for name, counts in {**groups, "all": result.classes}.items()
+            for name, counts in {**result.groups, "all": result.classes}.items()
         ]
         parts.append(console.table(["clips", *classes, "all"], rows))
     differs = [row for row in result.published if row["published"] != row["found"]]

@@ -33,6 +33,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import soundfile  # noqa: E402
 
+pytest_plugins = ["scripted"]
+
 RATE = 16_000
 CLASSES = ("angry", "happy", "neutral", "sad")
 KEY = "sk-test-5f0e1d2c3b4a59687"
@@ -343,9 +345,6 @@ def train_config(run, corpora, out, **changes):
     import mifuse_cli as m
 
     return m.TrainConfig(out=out, **{**values, **changes})
-
-
-# The command line
 
 
 def mifuse(*arguments, **env):

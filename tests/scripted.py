@@ -5,10 +5,12 @@ import json
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import pytest
 
 from mifuse_cli.lalm.asking import Asking
 from mifuse_cli.lalm.budget import Budget, Meter
@@ -133,6 +135,13 @@ def serving(*script: Any) -> Iterator[Server]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@pytest.fixture
+def play() -> Iterator[Callable[..., Server]]:
+    """Start a `Server` with a script; stopped after the test."""
+    with ExitStack() as stack:
+        yield lambda *script: stack.enter_context(serving(*script))
 
 
 def keep(

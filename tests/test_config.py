@@ -117,6 +117,7 @@ VALID = {
     "TrainConfig": {**CLIPS, "fused": "f.h5", "model": "m", "out": "o"},
     "EvaluateConfig": {"manifest": "m.csv", "model": "m", "out": "o.h5"},
     "ShowConfig": {"file": "o.h5"},
+    "ValidateConfig": {"paths": ("o.h5",)},
 }
 BOTH = {"wav_dir": "w"}
 NEITHER = {"manifest": None}
@@ -182,7 +183,10 @@ WRONG = [
 def test_every_step_is_checked_here():
     steps = {name for name in mifuse_cli.__all__ if name.endswith("Config")}
     assert steps == VALID.keys()
-    assert steps - {config for config, _, _ in WRONG} == {"ShowConfig"}  # it has nothing to get wrong
+    assert steps - {config for config, _, _ in WRONG} == {
+        "ShowConfig",
+        "ValidateConfig",
+    }  # nothing to get wrong
 
 
 @pytest.mark.parametrize("name", VALID)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from contextlib import ExitStack
 
 import pytest
 from scripted import GOOD, KEY, error, serving
@@ -12,12 +11,6 @@ from mifuse_cli.lalm.client import Client
 from mifuse_cli.lalm.faults import Fault, RequestFailed
 
 MESSAGES = [{"role": "user", "content": "Which emotion?"}]
-
-
-@pytest.fixture
-def serve():
-    with ExitStack() as stack:
-        yield lambda *script: stack.enter_context(serving(*script))
 
 
 def ask(url, *, key=KEY, timeout=10.0, fields=None, request_key=None):
@@ -35,8 +28,8 @@ def failure(url, **options):
 
 
 class TestRequest:
-    def test_what_is_sent_and_what_comes_back(self, serve):
-        server = serve((200, GOOD, {"x-request-id": "req-7", "X-RateLimit-Limit-Requests": "60"}))
+    def test_what_is_sent_and_what_comes_back(self, play):
+        server = play((200, GOOD, {"x-request-id": "req-7", "X-RateLimit-Limit-Requests": "60"}))
         reply = ask(server.url, fields={"temperature": 0.5, "n": 2}, request_key="key-1")
         (request,) = server.requests
         assert request.body == {"model": "m", "messages": MESSAGES, "temperature": 0.5, "n": 2}
@@ -45,14 +38,14 @@ class TestRequest:
         assert (reply.raw, reply.http_status, reply.request_id) == (json.dumps(GOOD).encode(), 200, "req-7")
         assert reply.headers["x-ratelimit-limit-requests"] == "60"
 
-    def test_a_request_without_a_key_of_its_own_claims_none(self, serve):
-        server = serve((200, GOOD))
+    def test_a_request_without_a_key_of_its_own_claims_none(self, play):
+        server = play((200, GOOD))
         assert ask(server.url).request_id is None
         assert "Idempotency-Key" not in server.requests[0].headers
 
     @pytest.mark.parametrize("body", [b"<html>proxy</html>", b"", b'{"choices": \xff', b"[]"])
-    def test_any_body_of_a_200_comes_back_as_it_is(self, serve, body):
-        assert ask(serve((200, body)).url).raw == body
+    def test_any_body_of_a_200_comes_back_as_it_is(self, play, body):
+        assert ask(play((200, body)).url).raw == body
 
 
 class TestFailures:
@@ -85,27 +78,27 @@ class TestFailures:
             ),
         ],
     )  # fmt: skip
-    def test_a_status_tells_what_to_do_and_nothing_is_tried_twice(self, serve, status, body, fault, message):
-        server = serve((status, body))
+    def test_a_status_tells_what_to_do_and_nothing_is_tried_twice(self, play, status, body, fault, message):
+        server = play((status, body))
         failed = failure(server.url)
         assert (failed.fault, failed.http_status, failed.wait) == (fault, status, None)
         assert message is None or failed.message == message
         assert len(server.requests) == 1
 
     @pytest.mark.parametrize("status", [429, 503])
-    def test_how_long_to_wait(self, serve, status):
+    def test_how_long_to_wait(self, play, status):
         line = (status, error("busy"), {"Retry-After": "7", "X-RateLimit-Remaining-Requests": "0"})
-        failed = failure(serve(line).url)
+        failed = failure(play(line).url)
         assert failed.wait == 7
         assert failed.headers["x-ratelimit-remaining-requests"] == "0"
 
-    def test_a_lost_connection_may_have_been_billed(self, serve):
-        failed = failure(serve("drop").url)
+    def test_a_lost_connection_may_have_been_billed(self, play):
+        failed = failure(play("drop").url)
         assert (failed.fault, failed.http_status) == (Fault.TRANSIENT, None)
         assert "connection failed" in failed.message
 
-    def test_no_answer_in_time_may_have_been_billed(self, serve):
-        failed = failure(serve("hang").url, timeout=0.1)
+    def test_no_answer_in_time_may_have_been_billed(self, play):
+        failed = failure(play("hang").url, timeout=0.1)
         assert (failed.fault, failed.http_status, failed.message) == (
             Fault.TRANSIENT,
             None,
@@ -118,8 +111,8 @@ class TestFailures:
         failed = failure(url)
         assert (failed.fault, failed.http_status) == (Fault.TRANSIENT, 0)
 
-    def test_long_messages_are_cut(self, serve):
-        assert failure(serve((500, error("x" * 900))).url).message == "x" * 400 + "..."
+    def test_long_messages_are_cut(self, play):
+        assert failure(play((500, error("x" * 900))).url).message == "x" * 400 + "..."
 
 
 class TestSecrets:
@@ -134,10 +127,10 @@ class TestSecrets:
             (200, {**GOOD, "echo": KEY}, {"x-request-id": KEY}),
         ],
     )
-    def test_the_key_never_shows(self, serve, line, caplog):
+    def test_the_key_never_shows(self, play, line, caplog):
         caplog.set_level("INFO")
         try:
-            reply = ask(serve(line).url)
+            reply = ask(play(line).url)
             shown = f"{reply.raw!r} {reply.request_id}"
         except RequestFailed as caught:
             shown = f"{caught!r} {caught.message} {caught.__cause__!r}"
@@ -147,12 +140,12 @@ class TestSecrets:
             assert secret not in shown + caplog.text
 
     @pytest.mark.parametrize("key", ["tiny-key-12", "k/e+y=with~signs!", "standin"])
-    def test_keys_of_any_length_are_redacted_from_errors(self, serve, key):
-        server = serve((403, error(f"'{key}' may not use standin-lalm")))
+    def test_keys_of_any_length_are_redacted_from_errors(self, play, key):
+        server = play((403, error(f"'{key}' may not use standin-lalm")))
         assert failure(server.url, key=key).message == "'***' may not use standin-lalm"
 
-    def test_a_key_that_may_be_a_word_of_the_answer_leaves_it_alone(self, serve):
-        assert ask(serve((200, b'{"choices": ["sad"]}')).url, key="sad").raw == b'{"choices": ["sad"]}'
+    def test_a_key_that_may_be_a_word_of_the_answer_leaves_it_alone(self, play):
+        assert ask(play((200, b'{"choices": ["sad"]}')).url, key="sad").raw == b'{"choices": ["sad"]}'
 
     def test_the_key_is_in_no_repr(self):
         client = Client("https://user:secret@host.example/v1", "m", KEY)

@@ -7,7 +7,6 @@ import random
 import signal
 import threading
 import time
-from contextlib import ExitStack
 
 import pytest
 from scripted import (
@@ -33,12 +32,6 @@ from mifuse_cli.lalm.replies import content_of
 
 BAD = (400, error("bad audio."))
 MUTE = (200, completion("I cannot tell."))
-
-
-@pytest.fixture
-def serve():
-    with ExitStack() as stack:
-        yield lambda *script: stack.enter_context(serving(*script))
 
 
 @pytest.fixture
@@ -79,9 +72,9 @@ async def until(condition):
 
 
 class TestBudget:
-    def test_requests_never_pass_it_with_64_under_way(self, serve, journal):
+    def test_requests_never_pass_it_with_64_under_way(self, play, journal):
         others = (500, error("oops")), (429, error("slow"), {"retry-after-ms": "1"}), "drop"
-        server = serve(*[(200, GOOD)] * 80, *crowd(64, (200, GOOD)), *others, (200, GOOD))
+        server = play(*[(200, GOOD)] * 80, *crowd(64, (200, GOOD)), *others, (200, GOOD))
         asked = ask(server.url, journal, 500, concurrency=64, requests=200)
         with pytest.raises(BudgetReached, match=r"after 200 requests .*--max-requests.*Raise the limit"):
             raise asked.error
@@ -89,7 +82,7 @@ class TestBudget:
         assert asked.answered == stored(journal) == 197
         assert max(one.running for one in server.requests) == 64
 
-    def test_money_never_passes_it_with_64_under_way(self, serve, journal):
+    def test_money_never_passes_it_with_64_under_way(self, play, journal):
         rng, billed = random.Random(0), []
 
         def some(request):
@@ -103,7 +96,7 @@ class TestBudget:
 
         worst = Meter(PRICE, max_tokens=MAX_TOKENS).worst(SECONDS, TEXT_BYTES)
         cap = 200 * worst
-        server = serve(*[some] * 90, *crowd(64, some), some)
+        server = play(*[some] * 90, *crowd(64, some), some)
         asked = ask(server.url, journal, 2000, concurrency=64, price=PRICE, usd=cap)
         assert isinstance(asked.error, BudgetReached)
         # Of those that were dropped nobody knows whether they were billed.
@@ -113,7 +106,7 @@ class TestBudget:
         assert asked.budget.in_flight == asked.budget.reserved == 0
         assert max(one.running for one in server.requests) == 64
 
-    def test_before_the_first_price_one_request_goes_out_alone(self, serve, journal):
+    def test_before_the_first_price_one_request_goes_out_alone(self, play, journal):
         second = threading.Event()
 
         def first(request):
@@ -125,29 +118,27 @@ class TestBudget:
             return 200, GOOD
 
         alone = []
-        asked = ask(
-            serve(first, later, *crowd(4, later)).url, journal, 6, concurrency=4, price=PRICE, usd=1.0
-        )
+        asked = ask(play(first, later, *crowd(4, later)).url, journal, 6, concurrency=4, price=PRICE, usd=1.0)
         assert alone == [True] and asked.answered == 6
 
-    def test_a_longer_answer_is_reserved_for(self, serve, journal):
+    def test_a_longer_answer_is_reserved_for(self, play, journal):
         worst = Meter(PRICE, max_tokens=MAX_TOKENS).worst(SECONDS, TEXT_BYTES)
-        server = serve((200, GOOD))
+        server = play((200, GOOD))
         asked = ask(server.url, journal, [question("q", length=2)], price=PRICE, usd=worst)
         assert isinstance(asked.error, BudgetReached) and server.requests == []
         twice = Meter(PRICE, max_tokens=MAX_TOKENS).worst(SECONDS, TEXT_BYTES, 2)
         assert ask(server.url, journal, [question("q", length=2)], price=PRICE, usd=twice).answered == 1
 
-    def test_what_is_known_only_afterwards_is_counted_too(self, serve, journal):
+    def test_what_is_known_only_afterwards_is_counted_too(self, play, journal):
         dear = completion('{"angry": 100}', usage={"prompt_tokens": 9000, "completion_tokens": 900})
-        asked = ask(serve((200, dear)).url, journal, 5, price=PRICE, usd=0.02)
+        asked = ask(play((200, dear)).url, journal, 5, price=PRICE, usd=0.02)
         assert isinstance(asked.error, BudgetReached) and asked.answered == 1
         assert asked.spent == pytest.approx(bill(dear)) == journal.accounts()["spent"]
 
 
 class TestUnreadable:
-    def test_more_than_half_of_fifty_stop_the_run(self, serve, journal):
-        server = serve(*[(200, GOOD)] * 24, MUTE)
+    def test_more_than_half_of_fifty_stop_the_run(self, play, journal):
+        server = play(*[(200, GOOD)] * 24, MUTE)
         asked = ask(server.url, journal, 200, concurrency=1)
         with pytest.raises(
             RemoteError, match=r"52% of the last 50 .*'I cannot tell\.'.*50 answers .*are kept"
@@ -156,31 +147,31 @@ class TestUnreadable:
         assert len(server.requests) == stored(journal) == 50
         assert sorted(asked.statuses.values()) == [24, 26]
 
-    def test_half_of_them_do_not(self, serve, journal):
-        assert ask(serve(*[(200, GOOD), MUTE] * 30).url, journal, 60, concurrency=1).error is None
+    def test_half_of_them_do_not(self, play, journal):
+        assert ask(play(*[(200, GOOD), MUTE] * 30).url, journal, 60, concurrency=1).error is None
 
-    def test_the_share_can_be_chosen(self, serve, journal):
-        assert ask(serve(MUTE).url, journal, 55, max_unreadable=1.0).error is None
-        asked = ask(serve(MUTE, (200, GOOD)).url, journal, 55, concurrency=1, max_unreadable=0.0)
+    def test_the_share_can_be_chosen(self, play, journal):
+        assert ask(play(MUTE).url, journal, 55, max_unreadable=1.0).error is None
+        asked = ask(play(MUTE, (200, GOOD)).url, journal, 55, concurrency=1, max_unreadable=0.0)
         assert "2% of the last 50" in str(asked.error)
 
 
 class TestHopeless:
-    def test_nothing_but_rejections(self, serve, journal):
-        server = serve(BAD)
+    def test_nothing_but_rejections(self, play, journal):
+        server = play(BAD)
         asked = ask(server.url, journal, 50, concurrency=1)
         with pytest.raises(RemoteError, match=r"first 5 questions got no answer.*bad audio\. Check"):
             raise asked.error
         assert len(server.requests) == 5
 
-    def test_clips_that_an_earlier_run_left_over_may_all_be_rejected(self, serve, journal):
-        assert ask(serve((200, GOOD)).url, journal, [question("before")]).answered == 1
-        asked = ask(serve(BAD).url, journal, 9)
+    def test_clips_that_an_earlier_run_left_over_may_all_be_rejected(self, play, journal):
+        assert ask(play((200, GOOD)).url, journal, [question("before")]).answered == 1
+        asked = ask(play(BAD).url, journal, 9)
         assert (len(asked.rejected), asked.error) == (9, None)
 
     @pytest.mark.parametrize(("between", "sent"), [([], 21), ([(200, GOOD)], 1 + 19 + 1 + 20)])
-    def test_twenty_rejections_in_a_row(self, serve, journal, between, sent):
-        server = serve((200, GOOD), *[BAD] * 19, *between, BAD)
+    def test_twenty_rejections_in_a_row(self, play, journal, between, sent):
+        server = play((200, GOOD), *[BAD] * 19, *between, BAD)
         asked = ask(server.url, journal, 90, concurrency=1)
         with pytest.raises(RemoteError, match=r"rejected 20 clips in a row, .*bad audio\. .*are kept"):
             raise asked.error
@@ -218,8 +209,8 @@ class TestFatal:
             ),
         ],
     )
-    def test_what_hits_every_request_stops_the_run(self, serve, journal, status, body, words):
-        server = serve((200, GOOD), (status, body))
+    def test_what_hits_every_request_stops_the_run(self, play, journal, status, body, words):
+        server = play((200, GOOD), (status, body))
         asked = ask(server.url, journal, 20, concurrency=1)
         with pytest.raises(
             RemoteError, match=rf"{words}.*1 answers of this run are kept in j\.sqlite"
@@ -228,7 +219,7 @@ class TestFatal:
         assert caught.value.exit_code == 5
         assert len(server.requests) == 2 and stored(journal) == 1
 
-    def test_requests_under_way_are_kept(self, serve, journal):
+    def test_requests_under_way_are_kept(self, play, journal):
         def late(request):
             assert stopped.wait(10)
             return 200, GOOD
@@ -246,25 +237,25 @@ class TestFatal:
             return late
 
         stopped, arrived = threading.Event(), threading.Event()
-        server = serve(revoked, late, last)
+        server = play(revoked, late, last)
         asked = ask(server.url, journal, 20, concurrency=3, beside=beside)
         assert "revoked" in str(asked.error)
         assert len(server.requests) == 3 and stored(journal) == asked.answered == 2
         assert journal.unresolved() == []
 
-    def test_a_clip_that_cannot_be_read(self, serve, journal):
+    def test_a_clip_that_cannot_be_read(self, play, journal):
         def missing():
             raise InputError("a.wav: not found")
 
         items = [question("q0"), question("q1", messages=missing), question("q2")]
-        asked = ask(serve((200, GOOD)).url, journal, items, concurrency=1)
+        asked = ask(play((200, GOOD)).url, journal, items, concurrency=1)
         assert isinstance(asked.error, InputError) and str(asked.error) == "a.wav: not found"
         assert journal.read("SELECT key FROM intent") == [("q0",)]
 
 
 class TestInterrupted:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_what_is_under_way_comes_in(self, serve, journal, number):
+    def test_what_is_under_way_comes_in(self, play, journal, number):
         def held(request):
             assert released.wait(10)
             return 200, GOOD
@@ -276,43 +267,43 @@ class TestInterrupted:
             released.set()
 
         released = threading.Event()
-        server = serve(held)
+        server = play(held)
         before = signal.getsignal(number)
         asked = ask(server.url, journal, 20, concurrency=3, beside=beside)
         assert (asked.interrupted, asked.error, asked.answered) == (True, None, 3)
         assert len(server.requests) == stored(journal) == 3 and journal.unresolved() == []
         assert signal.getsignal(number) in (before, signal.default_int_handler, signal.SIG_DFL)
 
-    def test_but_not_for_ever(self, serve, journal, monkeypatch):
+    def test_but_not_for_ever(self, play, journal, monkeypatch):
         async def beside(asking):
             await until(lambda: len(server.requests) == 5)
             os.kill(os.getpid(), signal.SIGINT)
 
         monkeypatch.setattr(asking_module, "DRAIN_SECONDS", 0.05)
-        server = serve(*[(200, GOOD)] * 3, "hang")
+        server = play(*[(200, GOOD)] * 3, "hang")
         asked = ask(server.url, journal, 20, concurrency=2, timeout=60, price=PRICE, usd=1.0, beside=beside)
         assert (asked.interrupted, asked.answered) == (True, 3)
         assert len(journal.unresolved()) == server.running == 2  # which still holds them
         worst = Meter(PRICE, max_tokens=MAX_TOKENS).worst(SECONDS, TEXT_BYTES)
         assert journal.accounts()["spent"] >= 3 * bill(GOOD) + 2 * worst
 
-    def test_a_pause_does_not_hold_it_up(self, serve, journal):
+    def test_a_pause_does_not_hold_it_up(self, play, journal):
         async def beside(asking):
             await until(lambda: asking.limited)
             os.kill(os.getpid(), signal.SIGINT)
 
         limit = (429, error("slow down"), {"Retry-After": "600"})
-        server = serve(limit)
+        server = play(limit)
         asked = ask(server.url, journal, 20, beside=beside)
         assert time.monotonic() - server.requests[-1].time < 10
         assert (asked.interrupted, asked.error, asked.answered) == (True, None, 0)
 
-    def test_cancelling_keeps_what_was_committed(self, serve, journal):
+    def test_cancelling_keeps_what_was_committed(self, play, journal):
         async def beside(asking):
             await until(lambda: len(server.requests) == 5)
             raise KeyError("cancels the other one")
 
-        server = serve(*[(200, GOOD)] * 3, "hang")
+        server = play(*[(200, GOOD)] * 3, "hang")
         with pytest.raises(KeyError):
             ask(server.url, journal, 10, beside=beside)
         assert stored(journal) == 3 and len(journal.unresolved()) == 2

@@ -1,3 +1,4 @@
+import gc
 import os
 import tracemalloc
 from pathlib import Path
@@ -210,14 +211,14 @@ class TestClips:
             with pytest.raises(ValueError, match="either a manifest or a directory"):
                 Clips(*both)
 
-    def test_hidden_files_folders_named_like_audio_and_links_to_nothing_are_no_clips(self, corpus):
+    def test_what_is_hidden_folders_named_like_audio_and_links_to_nothing_are_no_clips(self, corpus):
         for name in (".a/e.wav", "e.wav/f.wav", "x/.g.wav"):
             (corpus / "wav" / name).parent.mkdir(exist_ok=True)
             (corpus / "wav" / name).touch()
         (corpus / "wav/h.wav").symlink_to(corpus / "none.wav")
         (corpus / "wav/i.wav").symlink_to(corpus / "wav/a.wav")
         (corpus / "wav/loop").symlink_to(corpus / "wav")
-        assert {clip.utt_id for clip in Clips(None, corpus / "wav")} == {*"abcd", "e", "f", "i"}
+        assert {clip.utt_id for clip in Clips(None, corpus / "wav")} == {*"abcd", "f", "i"}
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
     def test_a_closed_directory_is_not_passed_over(self, corpus):
@@ -250,6 +251,7 @@ class TestClips:
     def test_memory_does_not_grow_with_a_directory(self, tmp_path):
         for n in range(2_000):
             (tmp_path / f"{n}.wav").touch()
+        gc.collect()
         tracemalloc.start()
         read = sum(1 for _ in Clips(None, tmp_path))
         _, peak = tracemalloc.get_traced_memory()

@@ -232,7 +232,7 @@ class TestKaldi:
 def test_the_table_for_people(emodb, tmp_path):
     done = mifuse("prepare", "emodb", emodb, tmp_path / "out")
     assert done.exit_code == 0
-    assert "16, 0.00 hours, 2 speakers" in done.stdout
+    assert "16, 0.000889 hours, 2 speakers" in done.stdout
     assert [line.split() for line in done.stdout.splitlines() if line.startswith("angry")] == [
         ["angry", "127", "4"]
     ]

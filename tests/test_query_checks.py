@@ -1,14 +1,12 @@
 """What stops query-lalm before a clip is decoded, what it never writes over, and which error it ends with."""
 
-from contextlib import ExitStack
-
 import h5py
 import pytest
 from conftest import refused
 from hypothesis import given
 from hypothesis import strategies as st
 from querying import GOOD, Query
-from scripted import completion, serving
+from scripted import completion
 
 from mifuse_cli.artifacts import Lalm
 from mifuse_cli.errors import RemoteError, UsageError
@@ -64,15 +62,9 @@ def query(corpora, tmp_path):
 
 
 @pytest.fixture
-def serve():
-    with ExitStack() as stack:
-        yield lambda *script: stack.enter_context(serving(*script))
-
-
-@pytest.fixture
-def good(serve):
+def good(play):
     """A service that answers well."""
-    return serve((200, completion(GOOD)))
+    return play((200, completion(GOOD)))
 
 
 class TestKey:

@@ -5,7 +5,6 @@ import re
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import soundfile
 from conftest import CLASSES, RATE, mifuse, refused, tone, write_csv
 from llmock.routers import batch as provider
 from querying import GOOD, PROBS, Query, heard
-from scripted import completion, error, serving
+from scripted import completion, error
 
 from mifuse_cli.artifacts import Fused, Lalm
 from mifuse_cli.lalm.parsing import Status
@@ -27,12 +26,6 @@ LABEL = 200, completion("It is the happy one.")
 @pytest.fixture
 def query(corpora, tmp_path):
     return Query(corpora.target, tmp_path / "l.h5")
-
-
-@pytest.fixture
-def serve():
-    with ExitStack() as stack:
-        yield lambda *script: stack.enter_context(serving(*script))
 
 
 def good(request):
@@ -63,9 +56,9 @@ class Moody:
 
 
 class TestAgain:
-    def test_at_most_as_often_as_told(self, query, serve):
+    def test_at_most_as_often_as_told(self, query, play):
         moody = Moody([NOISE], [REFUSAL], [NOISE, good], [REFUSAL, good])
-        server = serve(moody)
+        server = play(moody)
         flags = ["--reask", 2, "--reask-refused", 1]
         told = query.found(server.url, *flags, n_samples=1)
         assert list(map(len, moody.texts)) == [3, 2, 2, 2] and len(server.requests) == CLIPS + 5
@@ -78,25 +71,25 @@ class TestAgain:
         assert query.found(server.url, "--reask-refused", 2, n_samples=1)["asked"] == 1
         assert len(moody.texts[1]) == 3 and len(server.requests) == CLIPS + 6
 
-    def test_in_a_later_run(self, query, serve):
+    def test_in_a_later_run(self, query, play):
         moody = Moody([NOISE, good], [REFUSAL, good])
-        server = serve(moody)
+        server = play(moody)
         assert query.found(server.url, n_samples=1)["statuses"] == {"ok": 22, "refused": 1, "unparsed": 1}
         assert query.found(server.url, "--reask", 1, n_samples=1)["statuses"] == {"ok": 23, "refused": 1}
         # The answers of the other run count whatever this one would ask again.
         told = query.found(server.url, "--reask-refused", 1, n_samples=1)
         assert told["statuses"] == {"ok": 24} and len(server.requests) == CLIPS + 2
 
-    def test_in_the_words_of_the_prompt_file(self, query, serve, tmp_path):
+    def test_in_the_words_of_the_prompt_file(self, query, play, tmp_path):
         moody = Moody([REFUSAL, good])
         (tmp_path / "prompt.yaml").write_text("refused: Please try.")
-        query.found(serve(moody).url, "--prompt", tmp_path / "prompt.yaml", "--reask-refused", 1, n_samples=1)
+        query.found(play(moody).url, "--prompt", tmp_path / "prompt.yaml", "--reask-refused", 1, n_samples=1)
         assert moody.texts[0][1] == f"{moody.texts[0][0]}\nPlease try."
 
-    def test_for_longer_where_an_answer_was_cut_off(self, query, serve):
+    def test_for_longer_where_an_answer_was_cut_off(self, query, play):
         cut = completion('{"angry": 4')
         cut["choices"][0]["finish_reason"] = "length"
-        server = serve((200, cut), good)
+        server = play((200, cut), good)
         told = query.found(server.url, "--reask", 1, "--max-tokens", 50, n_samples=1)
         assert told["statuses"] == {"ok": CLIPS}
         asked = [one.body["max_completion_tokens"] for one in server.requests]
@@ -104,8 +97,8 @@ class TestAgain:
 
 
 class TestReparse:
-    def test_reads_old_answers_in_a_new_way_and_asks_nothing(self, query, serve):
-        server = serve(LABEL)
+    def test_reads_old_answers_in_a_new_way_and_asks_nothing(self, query, play):
+        server = play(LABEL)
         assert query.found(server.url, n_samples=1)["statuses"] == {"label_only": CLIPS}
         flags = ["--reparse", "--accept-label-only"]
         told = query.found(server.url, *flags, n_samples=1, key=None)
@@ -116,8 +109,8 @@ class TestReparse:
         back = query.found(server.url, "--reparse", n_samples=1, key=None)
         assert back["statuses"] == {"label_only": CLIPS} and len(server.requests) == CLIPS
 
-    def test_leaves_what_is_missing_alone(self, query, serve):
-        server = serve(good)
+    def test_leaves_what_is_missing_alone(self, query, play):
+        server = play(good)
         query.found(server.url, n_samples=1)
         told = query.found(server.url, "--reparse", "--reask", 1, n_samples=3, key=None)
         assert told["statuses"] == {"missing": 2 * CLIPS, "ok": CLIPS} and not told["complete"]
@@ -143,7 +136,7 @@ class TestTransport:
         refused(query("", "--transport", "batch", "--stream"), 2, "--stream: a batch has no streams")
         assert list(tmp_path.iterdir()) == []
 
-    def test_stream(self, query, serve):
+    def test_stream(self, query, play):
         def answer(request):
             assert request.body["stream"] is True
             half = len(GOOD) // 2
@@ -157,7 +150,7 @@ class TestTransport:
             text = "".join(lines[:1] if broken else [*lines, "data: [DONE]\n\n"])
             return 200, text.encode(), {"Content-Type": "text/event-stream"}
 
-        server = serve(answer)
+        server = play(answer)
         told = query.found(server.url, "--stream", n_samples=1)
         assert told["statuses"] == {"ok": CLIPS} and len(server.requests) == CLIPS + 1
         assert told["tokens"] == {"prompt": 7 * CLIPS, "completion": 3 * CLIPS}
@@ -165,7 +158,7 @@ class TestTransport:
         assert {made.raw_answer(u, 0) for u in range(CLIPS)} == {GOOD}
 
 
-def test_is_saved_while_it_runs(query, serve):
+def test_is_saved_while_it_runs(query, play):
     def answer(request):
         if len(server.requests) >= 30 and not seen:
             deadline = time.monotonic() + 20
@@ -175,7 +168,7 @@ def test_is_saved_while_it_runs(query, serve):
         return good(request)
 
     seen = []
-    server = serve(answer)
+    server = play(answer)
     told = query.found(server.url, "--save-minutes", 0.0005, "--concurrency", 1)
     assert told["complete"] and seen[0].header.parameters["complete"] is False
     assert 0 < (seen[0].status == Status.OK).sum() <= 29
@@ -183,8 +176,8 @@ def test_is_saved_while_it_runs(query, serve):
 
 
 class TestUnreadable:
-    def test_most_of_them_end_the_run(self, query, serve):
-        server = serve(good, NOISE)
+    def test_most_of_them_end_the_run(self, query, play):
+        server = play(good, NOISE)
         flags = ["--concurrency", 1]
         line = refused(query(server.url, *flags, n_samples=4), 5, "98% of the last 50 answers", "Banana.")
         assert "50 answers of this run are kept" in line and len(server.requests) == 50
@@ -194,8 +187,8 @@ class TestUnreadable:
 
 
 class TestPartial:
-    def test_is_not_fused_unless_told_to(self, query, serve, pipeline, tmp_path):
-        server = serve(*[good] * 30, (402, error("no credit left")))
+    def test_is_not_fused_unless_told_to(self, query, play, pipeline, tmp_path):
+        server = play(*[good] * 30, (402, error("no credit left")))
         refused(query(server.url, "--concurrency", 1), 5, "402: no credit left", "30 answers of this run")
         fuse = ["fuse", "--lalm", query.out, "--source", pipeline.source, "--out", tmp_path / "f.h5"]
         line = refused(mifuse(*fuse), 4, "l.h5: 18 of 48 questions are unanswered", "--partial")
@@ -209,9 +202,9 @@ class TestPartial:
 
 
 class TestTelling:
-    def test_progress_is_json_where_there_is_no_terminal(self, query, serve, tmp_path):
+    def test_progress_is_json_where_there_is_no_terminal(self, query, play, tmp_path):
         (tmp_path / "p.yaml").write_text("m: {text_in: 2, audio_in: 20, out: 10, date: 2026-01-31}")
-        server = serve(*[good] * 20, (429, error("slow"), {"retry-after-ms": "1"}), *[REFUSAL] * 12, good)
+        server = play(*[good] * 20, (429, error("slow"), {"retry-after-ms": "1"}), *[REFUSAL] * 12, good)
         flags = ["--prices", tmp_path / "p.yaml", "--budget", 1, "--concurrency", 1]
         told = query(server.url, *flags).stderr.splitlines()
         lines = [json.loads(line) for line in told if line.startswith("{")]
@@ -228,8 +221,8 @@ class TestTelling:
         spent = query.found(server.url, *flags)["spent_usd"]
         assert last["spent_usd"] == last["projected_usd"] == pytest.approx(spent, rel=1e-3)
 
-    def test_show_prints_what_the_run_did(self, query, serve):
-        printed = query(serve(*[good] * 40, NOISE).url, "--concurrency", 1).stdout
+    def test_show_prints_what_the_run_did(self, query, play):
+        printed = query(play(*[good] * 40, NOISE).url, "--concurrency", 1).stdout
         shown = mifuse("show", query.out).stdout
         for text in ("24, 4 of them without", "48 of 48", "ok 40, unparsed 8", "prompt 5760", "answered 48"):
             assert text in printed and text in shown
@@ -239,14 +232,14 @@ class TestTelling:
         assert "template" in shown and "spec_hash" in shown
 
 
-def test_clips_that_are_the_same_are_asked_once(query, serve, tmp_path):
+def test_clips_that_are_the_same_are_asked_once(query, play, tmp_path):
     rng = np.random.default_rng(0)
     samples = [tone(200, 0.3, rng, 0.2) for _ in range(3)]
     for number in range(6):
         soundfile.write(tmp_path / f"{number}.wav", samples[number % 3], RATE)
     rows = [{"file": f"{number}.wav", "said": "yes" if number < 5 else "no"} for number in range(6)]
     manifest = write_csv(tmp_path / "manifest.csv", rows)
-    server = serve(good)
+    server = play(good)
     told = query.found(server.url, "--context-column", "said", manifest=manifest)
     # The third clip of the second half is one of its own, since another text is shown with it.
     assert (told["clips"], told["asked"]) == (6, 8) and told["statuses"] == {"ok": 12}

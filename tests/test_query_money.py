@@ -5,14 +5,13 @@ import random
 import re
 import threading
 from collections import Counter
-from contextlib import ExitStack
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import RATE, read_rows, refused, tone, write_csv
 from querying import GOOD, Query, heard, seconds_of
-from scripted import completion, error, serving
+from scripted import completion, error
 
 from mifuse_cli.artifacts import Lalm
 from mifuse_cli.lalm.journal import Journal
@@ -38,12 +37,6 @@ def corpus(tmp_path_factory):
 @pytest.fixture
 def query(corpus, tmp_path):
     return Query(corpus, tmp_path / "l.h5")
-
-
-@pytest.fixture
-def serve():
-    with ExitStack() as stack:
-        yield lambda *script: stack.enter_context(serving(*script))
 
 
 @pytest.fixture
@@ -84,8 +77,8 @@ def till(prices):
 
 
 class TestDryRun:
-    def test_sends_nothing_writes_nothing_needs_no_key(self, query, serve, tmp_path, corpus):
-        server = serve((200, completion(GOOD)))
+    def test_sends_nothing_writes_nothing_needs_no_key(self, query, play, tmp_path, corpus):
+        server = play((200, completion(GOOD)))
         told = query.found(server.url, "--dry-run", n_samples=5, rpm=None, key=None)
         assert server.requests == [] and list(tmp_path.iterdir()) == []
         seconds = [soundfile.info(corpus.parent / row["file"]).duration for row in read_rows(corpus)]
@@ -103,31 +96,31 @@ class TestDryRun:
         assert told["volume"]["seconds"] == 7.5 * 2 * CLIPS
         assert told["estimate"]["hours"]["expected"] == pytest.approx(1 / 60)  # 48 requests, 48 a minute
 
-    def test_what_is_answered_is_not_counted(self, query, serve, till):
+    def test_what_is_answered_is_not_counted(self, query, play, till):
         def requests(*flags, **options):
             return query.found(server.url, "--dry-run", *flags, key=None, **options)["volume"]["requests"]
 
-        server = serve(till)
+        server = play(till)
         query.found(server.url)
         assert requests(n_samples=5) == 3 * CLIPS
         assert requests() == 0
         assert requests("--temperature", 0.5) == 2 * CLIPS
         assert len(server.requests) == 2 * CLIPS
 
-    def test_beside_a_run(self, query, serve, till):
-        query.found(serve(till).url)
+    def test_beside_a_run(self, query, play, till):
+        query.found(play(till).url)
         with Journal(journal_path(query.out)):
             told = query.found("", "--dry-run", key=None)
         assert told["volume"]["requests"] == 2 * CLIPS
         assert "are not subtracted" in told["notes"][-1] and "in use by process" in told["notes"][-1]
 
-    def test_context_is_that_of_the_manifest_as_it_is_now(self, query, serve, till, corpus):
+    def test_context_is_that_of_the_manifest_as_it_is_now(self, query, play, till, corpus):
         def write(*words):
             rows = [{**row, "said": words[n % len(words)]} for n, row in enumerate(read_rows(corpus))]
             return write_csv(corpus.parent / "said.csv", rows)
 
         query.manifest, flags = write("yes"), ["--context-column", "said"]
-        server = serve(till)
+        server = play(till)
         query.found(server.url, *flags)
         query.manifest = write("yes", "no")
         assert query.found(server.url, "--dry-run", *flags, key=None)["volume"]["requests"] == CLIPS
@@ -156,8 +149,8 @@ class TestDryRun:
 
 
 class TestPilot:
-    def test_projects_the_total_and_keeps_the_answers(self, query, serve, till, prices):
-        server = serve(till)
+    def test_projects_the_total_and_keeps_the_answers(self, query, play, till, prices):
+        server = play(till)
         pilot = ["--pilot", 8, "--prices", prices]
         told = query.found(server.url, *pilot, n_samples=3)
         assert told["asked"] == len(server.requests) == 8 * 3
@@ -175,24 +168,24 @@ class TestPilot:
             assert guess["low"] <= total <= guess["high"] < 1.2 * guess["low"]
         assert told["volume"]["requests"] == 3 * CLIPS
 
-    def test_draws_clips_from_all_over(self, query, serve, till):
+    def test_draws_clips_from_all_over(self, query, play, till):
         def drawn(seed):
             query.found(url, "--pilot", 8, "--seed", seed)
             return np.flatnonzero(Lalm.load(query.out).status[:, 0]).tolist()
 
-        url = serve(till).url
+        url = play(till).url
         first = drawn(0)
         assert len(first) == 8 and first != list(range(8))
         query.out = query.out.with_name("other.h5")
         assert drawn(1) != first
 
-    def test_leaves_out_clips_without_tokens(self, query, serve, till, prices):
+    def test_leaves_out_clips_without_tokens(self, query, play, till, prices):
         def answer(request):
             return (400, error("no speech in it")) if heard(request)[0] == unheard else till
 
         unheard = None
         flags = ["--pilot", 8, "--prices", prices, "--concurrency", 1]
-        server = serve(answer)
+        server = play(answer)
         clean = query.found(server.url, *flags)
         unheard = heard(server.requests[0])[0]
         query.out = query.out.with_name("other.h5")
@@ -203,32 +196,32 @@ class TestPilot:
         usd = [one["estimate"]["usd"]["expected"] for one in (clean, told)]
         assert usd[0] == pytest.approx(usd[1], rel=0.2)
 
-    def test_of_a_service_that_counts_no_tokens(self, query, serve):
-        result = query(serve((200, completion(GOOD, usage={}))).url, "--pilot", 4)
+    def test_of_a_service_that_counts_no_tokens(self, query, play):
+        result = query(play((200, completion(GOOD, usage={}))).url, "--pilot", 4)
         assert result.exit_code == 0 and "low" not in result.stdout
         assert "the tokens of 4 of the 4 clips of the pilot are not known" in result.stderr
 
-    def test_has_to_have_clips(self, query, serve, till):
-        server = serve(till)
+    def test_has_to_have_clips(self, query, play, till):
+        server = play(till)
         flags = ["--pilot", 4, "--max-seconds", 0.05, "--long-clips", "skip"]
         refused(query(server.url, *flags), 3, "--pilot: there is no clip to ask about", "crop or chunk")
         assert server.requests == []
 
 
 class TestBudget:
-    def test_half_the_cost_with_64_under_way(self, query, serve, till, prices):
+    def test_half_the_cost_with_64_under_way(self, query, play, till, prices):
         def crowd(request):
             together.wait(20)
             return till
 
         samples, together = 20, threading.Barrier(64)
         flags = ["--prices", prices, "--max-tokens", 60, "--concurrency", 64]
-        whole = query.found(serve(till).url, *flags, n_samples=samples)["spent_usd"]
+        whole = query.found(play(till).url, *flags, n_samples=samples)["spent_usd"]
         assert whole == pytest.approx(till.bill)
 
         query.out = query.out.with_name("capped.h5")
         till.bill, till.keys = 0.0, Counter()  # the bill never falls: at the end it is at its highest
-        server, flags = serve(*[till] * 80, *[crowd] * 64, till), [*flags, "--budget"]
+        server, flags = play(*[till] * 80, *[crowd] * 64, till), [*flags, "--budget"]
         stopped = query(server.url, *flags, whole / 2, n_samples=samples)
         line = refused(stopped, 5, "limit is reached", "--budget", "Raise the limit")
         assert max(one.running for one in server.requests) == 64
@@ -245,8 +238,8 @@ class TestBudget:
         assert rest["complete"] and rest["spent_usd"] == pytest.approx(till.bill) == pytest.approx(whole)
         assert len(till.keys) == CLIPS * samples and set(till.keys.values()) == {1}
 
-    def test_requests(self, query, serve, till):
-        server = serve(*[till] * 5, *[(503, error("busy"))] * 2, till)
+    def test_requests(self, query, play, till):
+        server = play(*[till] * 5, *[(503, error("busy"))] * 2, till)
         stopped = query(server.url, "--max-requests", CLIPS)
         refused(stopped, 5, f"after {CLIPS} requests", "--max-requests", f"The {CLIPS - 2} answers")
         refused(query(server.url, "--max-requests", CLIPS), 5, "The 0 answers")
@@ -254,23 +247,23 @@ class TestBudget:
         assert query.found(server.url, "--max-requests", 2 * CLIPS + 2)["complete"]
         assert len(server.requests) == 2 * CLIPS + 2 and set(till.keys.values()) == {1}
 
-    def test_tells_of_answers_made_without_a_price(self, query, serve, till, prices):
-        server, flags = serve(till), ["--prices", prices, "--budget", 9]
+    def test_tells_of_answers_made_without_a_price(self, query, play, till, prices):
+        server, flags = play(till), ["--prices", prices, "--budget", 9]
         words = "earlier answers were made without a price and are not in the budget"
         assert words not in query(server.url, "--max-requests", 99).stderr
         assert f"note: 48 {words}" in query(server.url, *flags, n_samples=3).stderr
         assert words not in query(server.url, *flags, n_samples=4).stderr
 
-    def test_without_a_price(self, query, serve, till, tmp_path):
-        server = serve(till)
+    def test_without_a_price(self, query, play, till, tmp_path):
+        server = play(till)
         refused(query(server.url, "--budget", 1), 2, "price of m is not known", "--prices", "--max-requests")
         assert server.requests == [] and list(tmp_path.iterdir()) == []
 
 
 class TestConsent:
-    def test_another_host_needs_a_yes(self, query, serve, till, monkeypatch):
+    def test_another_host_needs_a_yes(self, query, play, till, monkeypatch):
         # Whatever would leave this machine comes to the server instead.
-        server, elsewhere = serve(till), "http://203.0.113.1/v1"
+        server, elsewhere = play(till), "http://203.0.113.1/v1"
         for name in ("NO_PROXY", "no_proxy", "http_proxy"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("HTTP_PROXY", server.url.removesuffix("/v1"))
@@ -289,8 +282,8 @@ class TestConsent:
             line,
         )
 
-    def test_this_machine_is_named_too_unless_told_to_be_quiet(self, query, serve, till):
-        server = serve(till)
+    def test_this_machine_is_named_too_unless_told_to_be_quiet(self, query, play, till):
+        server = play(till)
         host = server.url.removeprefix("http://").removesuffix("/v1")
         assert f"24 clips) to {host}\n" in query(server.url).stderr
         quiet = query(server.url, "--quiet", n_samples=3)

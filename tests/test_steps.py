@@ -50,7 +50,9 @@ class TestPipeline:
         assert (result.clips, result.samples) == (24, 4) == made.probs.shape[:2]
         assert 0 < result.mean_mi < np.log(4) and sum(result.marginal.values()) == pytest.approx(1, abs=1e-5)
         assert tuple(result.marginal) == CLASSES
-        assert made.header.parameters == {"normalize": "source", "calibrate": False}
+        assert made.header.parameters == {
+            "normalize": "source", "calibrate": False, "seen_in_training": 0.0,
+        }  # fmt: skip
 
     def test_fuse_gives_the_numbers_of_fusion(self, pipeline):
         result, made = pipeline.results["fuse"], Fused.load(pipeline.fused)

@@ -221,4 +221,4 @@ def _asked(wanted: Wanted) -> str:
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} ({n} clips)" for name, n in sorted(counts.items()))
+    return ", ".join(f"{name} ({n} clips)" for name, n in sorted(counts.items()) if n)

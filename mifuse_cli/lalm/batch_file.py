@@ -57,7 +57,7 @@ class BatchFile:
 
     def __init__(self, directory: Path, max_requests: int, max_bytes: int) -> None:
         self.tag = secrets.token_hex(16)
-        self.content = TemporaryFile(dir=directory)  # noqa: SIM115
+        self.content = TemporaryFile(dir=directory)  # noqa: SIM115 - closed with the file
         self.intents: list[Future[int]] = []
         self.left = False
         self._max_requests, self._max_bytes = max_requests, max_bytes

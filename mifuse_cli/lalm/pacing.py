@@ -98,7 +98,7 @@ class Pacer:
 
     @property
     def limit(self) -> int:
-        """Most requests in flight for now."""
+        """Most requests in flight, as things stand."""
         return int(self._limit)
 
     @property

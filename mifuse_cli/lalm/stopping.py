@@ -145,6 +145,7 @@ def on_signal(interrupt: Callable[[], None]) -> Iterator[None]:
         release()
         interrupt()
 
+    # Only the main thread may handle signals, and not on every platform.
     with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
         for number in numbers:
             loop.add_signal_handler(number, first)

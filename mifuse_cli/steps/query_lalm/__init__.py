@@ -224,8 +224,10 @@ def _drawn(config: QueryLalmConfig, journal: Journal) -> frozenset[str]:
             if one.twin or not one.pieces:
                 continue
             seen += 1
-            place = len(drawn) if len(drawn) < config.pilot else int(rng.integers(seen))
-            drawn[place : place + 1] = [one.utt_id] if place < config.pilot else drawn[place : place + 1]
+            if len(drawn) < config.pilot:
+                drawn.append(one.utt_id)
+            elif (place := int(rng.integers(seen))) < config.pilot:
+                drawn[place] = one.utt_id
     if not drawn:
         raise InputError(
             f"--pilot: there is no clip to ask about: all are longer than --max-seconds {config.max_seconds:g} and "
