@@ -212,15 +212,24 @@ def digest_of(pairs: Iterable[tuple[str, str]]) -> str:
     return total.hexdigest()
 
 
-def audio_below(root: Path, below: str = "") -> Iterator[str]:
-    """Audio files by their path from ``root``; what is hidden and links to directories are passed over."""
+def audio_below(root: Path, below: str = "", above: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Audio files by their path from ``root``; what is hidden is passed over, links are followed.
+
+    Args:
+        root: directory to search at every depth.
+        below: path from there to where the search stands.
+        above: real paths of the directories on the way, so that a link back to one of them ends there.
+    """
+    here = os.path.realpath(root / below)
+    if here in above:
+        return
     try:
         with os.scandir(root / below) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir(follow_symlinks=False):
-                    yield from audio_below(root, f"{below}{entry.name}/")
+                if entry.is_dir():
+                    yield from audio_below(root, f"{below}{entry.name}/", above | {here})
                 elif _is_audio(entry.name) and entry.is_file():
                     yield below + entry.name
     except (FileNotFoundError, NotADirectoryError):

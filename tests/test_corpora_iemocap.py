@@ -266,3 +266,13 @@ def test_two_recordings_of_a_turn_are_refused(tmp_path):
     write(path.with_suffix(".flac"), b"")
     with pytest.raises(InputError, match=rf"two recordings of {path.stem}, .*\.flac and .*\.wav"):
         list(read(tmp_path))
+
+
+def test_recordings_whose_file_of_labels_is_empty_are_unlabelled_and_not_forgotten(tmp_path):
+    planted = iemocap(tmp_path)
+    dialog = planted[0].utt_id.rsplit("_", 1)[0]
+    labels_in_it = {one.utt_id for one in planted if one.utt_id.startswith(f"{dialog}_")}
+    next(tmp_path.rglob(f"EmoEvaluation/{dialog}.txt")).write_bytes(b"")
+    found = {one.utt_id: one.label for one in read(tmp_path)}
+    assert found.keys() == {one.utt_id for one in planted}
+    assert {name for name, label in found.items() if not label} == labels_in_it

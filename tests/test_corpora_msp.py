@@ -110,6 +110,14 @@ def test_improv_names_a_damaged_line(tmp_path, line):
         list(improv.read(tmp_path))
 
 
+def test_improv_recordings_that_the_labels_do_not_name_are_unlabelled(tmp_path):
+    planted = msp_improv(tmp_path, msp_improv_clips("1", takes=1))
+    path = tmp_path / "Evaluation.txt"
+    path.write_text(path.read_text().replace(planted[0].utt_id.replace("MSP", "UTD"), "x"))
+    found = {one.utt_id: one.label for one in improv.read(tmp_path)}
+    assert found.keys() == {one.utt_id for one in planted} and found[planted[0].utt_id] == ""
+
+
 def test_improv_two_recordings_of_a_clip_are_refused(tmp_path):
     planted = msp_improv(tmp_path, [clip("F01", "T", "01", "N")])
     write(tmp_path / "16k" / planted[0].path.name, b"")
@@ -176,6 +184,11 @@ def test_podcast_in_every_spelling(tmp_path, labels, place):
     planted = msp_podcast(tmp_path, None, place + labels, audio, partitions, takes=1)
     assert by_id(podcast.read(tmp_path)) == by_id(planted)
     assert all(one.path.is_file() for one in planted)
+
+
+def test_podcast_audio_in_another_directory_is_found(tmp_path):
+    msp_podcast(tmp_path, audio="wavs")
+    assert all(one.path for one in podcast.read(tmp_path) if one.label)
 
 
 def test_podcast_counts_by_label_speaker_and_partition(tmp_path):

@@ -76,6 +76,20 @@ class TestSelect:
         assert not {"x", "y"} & kept.keys() and left_out["unlabelled"] == 2
         assert chosen(hidden) == ({"x": "", "y": ""}, {})
 
+    def test_sessions(self):
+        both = [utterance("a", session="1"), utterance("b", session="2")]
+        assert set(chosen(both, sessions=("2",))[0]) == {"b"}
+
+    def test_names_of_a_corpus_without_labels_of_its_own_are_spelled_as_they_like(self):
+        free = Corpus("free", lambda root: [], labels=None)
+        wanted = Wanted(classes=("Angry", "sad"), merge={"wut": "angry"})
+        four = [utterance(str(n), label) for n, label in enumerate(["Wut", "SAD", "angry", "Freude"])]
+        selection = select(free, four, wanted)
+        assert [one.emotion for one in selection.chosen] == ["Angry", "sad", "Angry"]
+        assert selection.left_out == {"Freude": 1}
+        with pytest.raises(UsageError, match=r"--merge zorn: labels are Freude, SAD, Wut, angry"):
+            select(free, four, Wanted(classes=("sad",), merge={"Zorn": "sad"}))
+
     def test_an_absent_partition_names_those_there(self):
         hidden = [
             utterance(str(n), "N", split=s) for n, s in enumerate(["train", "development", "development"])
@@ -129,6 +143,7 @@ class TestChecks:
         [
             ({"classes": ("angry", "furious")}, "--classes 'furious': made-up has angry, excited, happy"),
             ({"merge": {"exited": "happy"}}, "--merge 'exited'"),
+            ({"merge": {"excited": "hapy"}}, "--merge excited=hapy: 'hapy' is neither in --classes nor"),
             ({"parts": ("sung",)}, "--parts 'sung': expected one of read, free"),
             ({"partitions": ("test9",)}, "--partitions 'test9': expected one of train"),
         ],

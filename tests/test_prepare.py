@@ -151,6 +151,9 @@ class TestRefusals:
             (["emodbb"], 2, "did you mean 'emodb'"),
             (["emodb", "--merge", "bored"], 2, "NAME=NAME"),
             (["emodb", "--classes", "angry,frustrated"], 2, "frustrated"),
+            (["emodb", "--columns", "emotion=mood"], 2, "columns of their own"),
+            (["emodb", "--merge", "bored=netural"], 2, "'netural' is neither in --classes nor"),
+            (["emodb", "--sessions", "1"], 3, "no clip of session 1; its sessions are none (20 clips)"),
             (["emodb", "--allow-pipes"], 2, "only a Kaldi directory"),
             (["iemocap"], 3, "Session1"),
         ],
@@ -185,6 +188,22 @@ class TestUpdate:
             (tmp_path / "out/labels.csv").unlink()
         assert not prepare(emodb, tmp_path / "out", update=True, **options).up_to_date
         assert prepare(emodb, tmp_path / "out", update=True, **options).up_to_date
+
+    @pytest.mark.parametrize("gone", ["kaldi/utt2spk", "audio/emodb_03-03a01Wa.wav"])
+    def test_every_file_of_the_output_counts(self, emodb, tmp_path, gone):
+        prepare(emodb, tmp_path / "out", kaldi=True)
+        scp = tmp_path / "out/kaldi/wav.scp"
+        scp.write_text(
+            "".join(f"{line.split()[0]} cat {line.split()[1]} |\n" for line in scp.read_text().splitlines())
+        )
+        options = {"corpus": "kaldi", "allow_pipes": True, "kaldi": True, "update": True}
+        again = tmp_path / "again"
+        assert not prepare(scp.parent, again, **options).up_to_date
+        assert prepare(scp.parent, again, **options).up_to_date
+        (again / gone).unlink()
+        assert mifuse("validate", again).exit_code == 3
+        assert not prepare(scp.parent, again, **options).up_to_date
+        assert (again / gone).is_file() and mifuse("validate", again).exit_code == 0
 
     def test_moved_labels_do_not_touch_what_was_made_from_the_clips(self, emodb, tmp_path):
         """A new label file changes labels.csv alone: adaptation does not depend on it."""

@@ -27,7 +27,7 @@ _GENDERS = {"F": "female", "M": "male"}
 
 
 def read(root: Path) -> Iterator[Utterance]:
-    """Every turn of the sessions that are there.
+    """Every turn of the sessions that are there; recordings that no file of labels names have no label.
 
     Args:
         root: ``IEMOCAP_full_release`` or the directory that holds it.
@@ -53,10 +53,12 @@ def _session(session: Path) -> Iterator[Utterance]:
         )
     sentences = session / "sentences/wav"
     audio = recordings(sentences, "Ses") if sentences.is_dir() else {}
+    labelled = set()
     for path in labels:
         texts = _texts(session / "dialog/transcriptions" / path.name)
         for turn in _turns(path):
             name = turn["name"]
+            labelled.add(name)
             yield Utterance(
                 utt_id=name,
                 path=sentences / audio[name] if name in audio else None,
@@ -67,6 +69,8 @@ def _session(session: Path) -> Iterator[Utterance]:
                 gender=_GENDERS[turn["gender"]],
                 text=texts.get(name, ""),
             )
+    for name in audio.keys() - labelled:
+        yield Utterance(utt_id=name, path=sentences / audio[name])
 
 
 def _turns(path: Path) -> Iterator[re.Match[str]]:

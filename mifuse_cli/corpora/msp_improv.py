@@ -30,6 +30,8 @@ _GENDERS = {"F": "female", "M": "male"}
 def read(root: Path) -> Iterator[Utterance]:
     """Every clip in the file of labels, which is in ``root`` or a directory in it; audio is anywhere below.
 
+    Recordings that the file does not name have no label.
+
     Raises:
         InputError: no file of labels, a line of a clip that cannot be read, two recordings of a clip.
     """
@@ -39,8 +41,10 @@ def read(root: Path) -> Iterator[Utterance]:
             root, "MSP-IMPROV", f"a file {' or '.join(_FILES)} in it or one level down", "Eval*tion.txt"
         )
     audio = recordings(root, "MSP-IMPROV-")
+    labelled = set()
     for clip in _clips(labels):
         utt_id = f"MSP-IMPROV-{clip['name']}"
+        labelled.add(utt_id)
         yield Utterance(
             utt_id=utt_id,
             path=root / audio[utt_id] if utt_id in audio else None,
@@ -50,6 +54,8 @@ def read(root: Path) -> Iterator[Utterance]:
             part=_PARTS[clip["part"]],
             gender=_GENDERS[clip["gender"]],
         )
+    for utt_id in audio.keys() - labelled:
+        yield Utterance(utt_id=utt_id, path=root / audio[utt_id])
 
 
 def _clips(path: Path) -> Iterator[re.Match[str]]:

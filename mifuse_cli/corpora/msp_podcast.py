@@ -56,8 +56,8 @@ def read(root: Path) -> Iterator[Utterance]:
     partitions = _partitions(first(places, "Partitions.txt", "Partition.txt"))
     # Two kinds of lines: clip and speaker, speaker and gender.
     speakers = _speakers(first(places, "Speaker_ids.txt"))
-    sounds = next((root / name for name in ("Audios", "Audio") if (root / name).is_dir()), None)
-    audio = recordings(sounds, "MSP-PODCAST_") if sounds else {}
+    sounds = next((root / name for name in ("Audios", "Audio") if (root / name).is_dir()), root)
+    audio = recordings(sounds, "MSP-PODCAST_")
     texts = root / "Transcripts"
     with_text = set(os.listdir(texts)) if texts.is_dir() else set()
     for row in _with_the_rest(_rows(labels), partitions):
@@ -66,7 +66,7 @@ def read(root: Path) -> Iterator[Utterance]:
         speaker = _known(row.get("SpkrID") or speakers.get(name, ""))
         yield Utterance(
             utt_id=utt_id,
-            path=sounds / audio[utt_id] if sounds and utt_id in audio else None,
+            path=sounds / audio[utt_id] if utt_id in audio else None,
             speaker=speaker,
             label=row.get("EmoClass", ""),
             split=_split(row.get("Split_Set") or partitions.get(name, ""), f"{root}: {name}"),

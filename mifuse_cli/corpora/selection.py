@@ -27,13 +27,14 @@ class Wanted:
     Attributes:
         classes: emotions to keep.
         merge: emotion by emotion that it is counted as.
-        parts, partitions: to keep; none: all.
+        parts, partitions, sessions: to keep; none: all.
     """
 
     classes: tuple[str, ...]
     merge: Mapping[str, str]
     parts: tuple[str, ...] = ()
     partitions: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,11 @@ def check_wanted(corpus: Corpus, wanted: Wanted) -> None:
             f"--merge {name!r}: expected one of {', '.join(sorted(emotions))}"
             for name in wanted.merge
             if name not in emotions
+        ]
+        problems += [
+            f"--merge {name}={into}: {into!r} is neither in --classes nor an emotion of {corpus.name}"
+            for name, into in wanted.merge.items()
+            if into not in emotions and into not in wanted.classes
         ]
         names = emotions - wanted.merge.keys() | set(wanted.merge.values())
         problems += [
@@ -145,17 +151,20 @@ def select(corpus: Corpus, utterances: Iterable[Utterance], wanted: Wanted) -> S
         for u in utterances
         if (not wanted.parts or u.part in wanted.parts)
         and (not wanted.partitions or u.split in wanted.partitions)
+        and (not wanted.sessions or u.session in wanted.sessions)
     ]
     if not inside:
         raise _nothing(corpus, utterances, wanted)
     labelled = [u for u in inside if u.label]
+    merge = _merging(corpus, labelled, wanted)
+    spelled = {name.casefold(): name for name in wanted.classes}
     left_out: Counter[str] = Counter({UNLABELLED: len(inside) - len(labelled)} if labelled else {})
     chosen = [] if labelled else [Chosen(u, "") for u in inside]
     for one in labelled:
         emotion = emotion_of(corpus, one.label)
-        emotion = wanted.merge.get(emotion, emotion)
-        if emotion in wanted.classes:
-            chosen.append(Chosen(one, emotion))
+        emotion = merge.get(emotion.casefold(), emotion)
+        if emotion.casefold() in spelled:
+            chosen.append(Chosen(one, spelled[emotion.casefold()]))
         else:
             left_out[emotion] += 1
     if not chosen:
@@ -197,6 +206,15 @@ def _member(corpus: Corpus, known: Known) -> Callable[[Utterance], bool]:
     return counts
 
 
+def _merging(corpus: Corpus, labelled: Sequence[Utterance], wanted: Wanted) -> dict[str, str]:
+    """What is merged, by names in lower case: corpora without labels of their own spell as they like."""
+    merge = {name.casefold(): into for name, into in wanted.merge.items()}
+    there = {emotion_of(corpus, one.label) for one in labelled}
+    if corpus.labels is None and (absent := merge.keys() - {name.casefold() for name in there}):
+        raise UsageError(f"--merge {', '.join(sorted(absent))}: labels are {some(sorted(there))}")
+    return merge
+
+
 def _described(known: Known) -> str:
     emotions = " + ".join(known.emotions) or "all"
     return f"{emotions}, {known.where[0]} {known.where[1]}" if known.where else emotions
@@ -209,6 +227,11 @@ def _nothing(corpus: Corpus, utterances: Sequence[Utterance], wanted: Wanted) ->
             f"{corpus.name}: this copy has no clip of {_asked(wanted)}; its partitions are {_counts(there)}. "
             f"Choose among them, such as --partitions {max(there, key=lambda name: (name != 'train', there[name]))}."
         )
+    if wanted.sessions:
+        there = Counter(u.session or "none" for u in utterances)
+        return InputError(
+            f"{corpus.name}: this copy has no clip of {_asked(wanted)}; its sessions are {_counts(there)}."
+        )
     there = Counter(u.part or "none" for u in utterances)
     return InputError(
         f"{corpus.name}: this copy has no clip of {_asked(wanted)}; its parts are {_counts(there)}."
@@ -216,7 +239,7 @@ def _nothing(corpus: Corpus, utterances: Sequence[Utterance], wanted: Wanted) ->
 
 
 def _asked(wanted: Wanted) -> str:
-    asked = {"part": wanted.parts, "partition": wanted.partitions}
+    asked = {"part": wanted.parts, "partition": wanted.partitions, "session": wanted.sessions}
     return " and ".join(f"{name} {' or '.join(values)}" for name, values in asked.items() if values)
 
 

@@ -13,7 +13,6 @@ from mifuse_cli import artifacts, audio, kaldi, lineage, manifest
 from mifuse_cli.config import Config, Progress, option
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError, some
 from mifuse_cli.manifest import Clips
-from mifuse_cli.provenance import text_digest
 
 _NAMED = 10
 _MADE = ("artifact", "checkpoint")
@@ -196,7 +195,7 @@ def _differ(name: str, what: str, found: set[str], other: str, expected: set[str
 
 
 def _summary(path: Path, facts: dict[str, Any]) -> Iterator[str]:
-    """Tables that are not those that ``prepare`` wrote."""
+    """Files that are not those that ``prepare`` wrote."""
     try:
         summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
         facts["corpus"], files = summary["corpus"], dict[str, str](summary["files"])
@@ -208,10 +207,10 @@ def _summary(path: Path, facts: dict[str, Any]) -> Iterator[str]:
         return
     for name, sha256 in sorted(files.items()):
         try:
-            if text_digest((path / name).read_text(encoding="utf-8")) != sha256:
+            if audio.file_sha256(path / name) != sha256:
                 yield f"{name}: was changed since it was prepared; run mifuse prepare again"
-        except (OSError, ValueError) as error:
-            yield f"{name}: cannot be read ({error})"
+        except InputError as error:
+            yield f"{name}: {_said(error, path / name)}"
 
 
 def _artifact(path: Path, facts: dict[str, Any], progress: Progress | None) -> Iterator[str]:

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mifuse_cli import corpora, provenance
+from mifuse_cli import audio, corpora, provenance
 from mifuse_cli.config import Progress, as_dict, settings
 from mifuse_cli.corpora import Corpus
 from mifuse_cli.corpora.selection import Chosen, Comparison, check_utterances, check_wanted, compare, select
-from mifuse_cli.errors import InputError
+from mifuse_cli.errors import InputError, UsageError
 from mifuse_cli.files import atomic_directory
 from mifuse_cli.steps.prepare.config import PrepareConfig, PrepareResult, pairs
 from mifuse_cli.steps.prepare.hearing import hear
@@ -36,7 +36,7 @@ def prepare(config: PrepareConfig, *, progress: Progress | None = None) -> Prepa
     wanted = config.wanted(corpus)
     check_wanted(corpus, wanted)
     if config.columns and not corpus.columns:
-        raise InputError(f"--columns: the files of {corpus.name} have columns of their own. Leave it out.")
+        raise UsageError(f"--columns: the files of {corpus.name} have columns of their own. Leave it out.")
     if progress:
         progress("reading labels", 0, 1)
     root = config.root.absolute()
@@ -102,11 +102,8 @@ def _current(out: Path, digest: str) -> dict[str, Any] | None:
     """The summary of a whole output with this digest."""
     try:
         summary: dict[str, Any] = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
-        whole = all(
-            provenance.text_digest((out / name).read_text(encoding="utf-8")) == sha256
-            for name, sha256 in summary["files"].items()
-        )
-    except (OSError, ValueError, KeyError):
+        whole = all(audio.file_sha256(out / name) == sha256 for name, sha256 in summary["files"].items())
+    except (OSError, ValueError, KeyError, InputError):
         return None
     return summary if whole and summary.get("digest") == digest else None
 

@@ -37,6 +37,7 @@ class PrepareConfig(Config):
     partitions: str = option(
         "", "Published splits to keep, as train,development; default: all.", panel=_SELECTION
     )
+    sessions: str = option("", "Sessions to keep, as 1,2,3,4; default: all.", panel=_SELECTION)
     columns: str = option(
         "", "For generic: our columns by those of the CSV, as emotion=label,file=path.", panel=_SELECTION
     )
@@ -73,6 +74,7 @@ class PrepareConfig(Config):
             merge=corpus.merge if not self.merge else pairs(self.merge),
             parts=() if self.parts == "all" else parts,
             partitions=() if self.partitions == "all" else _names(self.partitions),
+            sessions=() if self.sessions == "all" else _names(self.sessions),
         )
 
 

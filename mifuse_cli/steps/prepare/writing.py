@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mifuse_cli import kaldi, provenance
+from mifuse_cli import audio, kaldi
 from mifuse_cli.corpora import Corpus, Utterance
 
 MANIFEST, LABELS, SPEAKERS, SUMMARY = "manifest.csv", "labels.csv", "speakers.csv", "summary.json"
@@ -29,7 +29,7 @@ class Row:
 
 
 def write_files(directory: Path, corpus: Corpus, rows: Sequence[Row], summary: dict[str, Any]) -> None:
-    """Write all files of a prepared corpus; hashes of the tables go into the summary."""
+    """Write all files of a prepared corpus; hashes of all that stands there go into the summary."""
     tables = {
         MANIFEST: [{**_clip(corpus, row), **_more(row), "text": row.utterance.text} for row in rows],
         LABELS: [
@@ -44,12 +44,11 @@ def write_files(directory: Path, corpus: Corpus, rows: Sequence[Row], summary: d
         ],
         SPEAKERS: _speakers(corpus, rows),
     }
-    summary["files"] = {}
     for name, table in tables.items():
         if table:
             _write(directory / name, table)
-            text = (directory / name).read_text(encoding="utf-8")
-            summary["files"][name] = provenance.text_digest(text)
+    made = sorted(path for path in directory.rglob("*") if path.is_file())
+    summary["files"] = {path.relative_to(directory).as_posix(): audio.file_sha256(path) for path in made}
     (directory / SUMMARY).write_text(
         json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
