@@ -68,24 +68,15 @@ help_message="Usage: bash recipes/run_all_transfers.sh --preset paper|free --COR
 
 recipes=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$recipes/local/steps.sh"
+. "$recipes/local/checks.sh"
 . "$recipes/local/jobs.sh"
 again="cd $(quoted "$PWD") && exec bash $(quoted "$recipes/run_all_transfers.sh" "$@")"
 . "$recipes/utils/parse_options.sh"
 
 root() { local option=${1//-/_}; echo "${!option}"; }
 
-distinct() {  # OPTION LIST
-  local twice
-  # shellcheck disable=SC2086 # several words
-  twice=$(printf '%s\n' $2 | sort | uniq -d)
-  [ -z "$twice" ] || usage_error "$1 $2: names $twice more than once"
-}
-
 corpora=${corpora%/} expdir=${expdir%/} conf=${conf%/}
 [ $# -eq 0 ] || usage_error "unexpected argument $1"
-case $preset in ''|paper|free) ;; *) usage_error "--preset $preset: expected paper or free" ;; esac
-conf=${conf:-$recipes/conf/${preset:-free}}
-check_conf
 raw=
 for name in $corpora_known; do if [ -n "$(root "$name")" ]; then raw+="$name "; fi; done
 if [ -n "$corpora" ]; then
@@ -94,7 +85,10 @@ if [ -n "$corpora" ]; then
   if [ -z "$names" ]; then
     for file in "$corpora"/*/manifest.csv "$corpora"/*/metadata.csv; do
       name=$(basename "$(dirname "$file")")
-      if [ -f "$file" ] && [[ $name != *-target && " $names " != *" $name "* ]]; then names+="$name "; fi
+      if [ -f "$file" ] && [[ $name != *-target && " $names " != *" $name "* ]]; then
+        check_name "$name"
+        names+="$name "
+      fi
     done
   fi
 else
@@ -104,19 +98,16 @@ fi
 names=${names% }
 case $names in *' '*) ;; *) usage_error "two corpora or more are needed, found: ${names:-none}; --corpora or --iemocap etc. is missing" ;; esac
 distinct --names "$names"
-distinct --seeds "$seeds"
-[[ $seeds =~ ^[0-9]+(' '+[0-9]+)*$ ]] || usage_error "--seeds $seeds: expected numbers"
-[[ $stage =~ ^[1-7]$ && $stop_stage =~ ^[1-7]$ ]] || usage_error "--stage and --stop-stage are numbers from 1 to 7"
+# shellcheck disable=SC2086 # several words
+check_places $names
+check_options 1 7
 [[ $nj =~ ^[1-9][0-9]*$ ]] || usage_error "--nj $nj: expected 1 or more"
 [[ $ngpu =~ ^[0-9]*$ ]] || usage_error "--ngpu $ngpu: expected a number"
 [[ $expdir != *JOB* ]] || usage_error "--expdir $expdir: JOB in it stands for the number of a job; choose another name"
-at_stage() { [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ]; }
-required() { [ -n "$4" ] || ! at_stage "$1" || configured "$2" "$3" || usage_error "$5 is missing"; }
-required 2 train-source encoder "$encoder" --encoder
-required 3 query-lalm base-url "$lalm_url" --lalm-url
-required 3 query-lalm model "$lalm_model" --lalm-model
 . "$recipes/cmd.sh"
 . "$recipes/path.sh"
+# shellcheck disable=SC2086 # several words
+check_key $names
 
 # as_target CORPUS: its name, or that of the part to adapt to, if that is prepared apart.
 as_target() {

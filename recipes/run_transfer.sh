@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One transfer: source model, LALM answers, fusion, two students, scores. Everything has the place and the settings
-# that run_all_transfers.sh gives it, so either goes on with what the other has made.
+# One transfer: source model, LALM answers, fusion, two students, scores. With the same data and options everything has
+# the place and the settings that run_all_transfers.sh gives it, so either goes on with what the other has made.
 set -euo pipefail
 
 source=
@@ -8,6 +8,7 @@ target=
 source_name=
 target_name=
 seeds=0
+preset=
 conf=
 encoder=
 layers=
@@ -24,13 +25,13 @@ stop_stage=6
 dry_run=false
 
 recipes=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-conf=$recipes/conf/free
 help_message="Usage: bash recipes/run_transfer.sh --source DIR --target DIR --lalm-url URL [options]
 
   --source DIR, --target DIR   data of mifuse prepare (manifest.csv, labels.csv), or a metadata.csv with labels
-  --source-name, --target-name   their names below EXPDIR      [names of the directories]
+  --source-name N, --target-name N   their names below EXPDIR  [those of the directories, the target's without -target]
   --seeds LIST       in quotes                                 [$seeds]
   --expdir DIR       where all output goes                     [$expdir]
+  --preset P         paper or free: the settings in recipes/conf/P
   --conf DIR         options of every step, STEP.yaml          [recipes/conf/free]
   --stage N, --stop-stage M   first and last stage to run      [$stage, $stop_stage]
   --dry-run          print the commands instead of running them
@@ -49,22 +50,25 @@ help_message="Usage: bash recipes/run_transfer.sh --source DIR --target DIR --la
 
 . "$recipes/utils/parse_options.sh"
 . "$recipes/local/steps.sh"
+. "$recipes/local/checks.sh"
 source=${source%/} target=${target%/} expdir=${expdir%/} conf=${conf%/}
 [ $# -eq 0 ] || usage_error "unexpected argument $1"
 [ -n "$source" ] || usage_error "--source is missing"
 [ -n "$target" ] || usage_error "--target is missing"
-[[ $stage =~ ^[2-6]$ && $stop_stage =~ ^[2-6]$ ]] || usage_error "--stage and --stop-stage are numbers from 2 to 6"
+check_options 2 6
 source_name=${source_name:-$(basename "$source")}
-target_name=${target_name:-$(basename "$target")}
-check_conf
+if [ -z "$target_name" ]; then target_name=$(basename "${target%-target}"); fi
+check_name "$source_name"
+check_name "$target_name"
 . "$recipes/path.sh"
+check_key "$target_name"
 
-if [ "$stage" -le 2 ]; then source_models "$source_name" "$source" "$seeds"; fi
-if [ "$stage" -le 3 ] && [ "$stop_stage" -ge 3 ]; then lalm_answers "$target_name" "$target"; fi
+if at_stage 2; then source_models "$source_name" "$source" "$seeds"; fi
+if at_stage 3; then lalm_answers "$target_name" "$target"; fi
 for seed in $seeds; do
   transfer "$source_name" "$target_name" "$target" "$seed" "$stage" "$stop_stage"
 done
-if [ "$stop_stage" -ge 6 ] && ! $dry_run; then
+if at_stage 6 && ! $dry_run; then
   for seed in $seeds; do for row in source-only lalm fused lalm-sfuda mifuse; do
     file=$expdir/logs/$source_name-$target_name-seed$seed-eval-$row.h5.log
     echo "seed $seed, $row: $(sed -n 's/^UA  *//p' "$file")"

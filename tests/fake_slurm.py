@@ -7,11 +7,13 @@ outlive an sbatch that is killed, and options that it does not know are an error
 import argparse
 import json
 import os
+import pwd
 import re
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,31 +75,35 @@ def sbatch(arguments: list[str], state: Path) -> int:
     number = len((state / "submitted").read_text().splitlines())
     script = state / f"script.{number}"
     script.write_text(text)
-    print(number, flush=True)
 
     def task(index: int) -> int:
         marks = {"%A": str(number), "%a": str(index), "%%": "%"}
         output = re.sub("%[Aa%]", lambda found: marks[found.group()], options.output)
         environment = {**os.environ, "SLURM_ARRAY_TASK_ID": str(index), "SLURM_CPUS_ON_NODE": "1"}
+        note = ["bash", "-c", 'echo $$ > "$0"; exec bash "$1"', state / f"task.{number}.{index}", script]
         with open(output, "w") as log:
-            process = subprocess.Popen(
-                ["bash", script], env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-            (state / f"task.{number}.{index}").write_text(str(process.pid))
-            status = process.wait()
+            status = subprocess.run(
+                note, env=environment, stdout=log, stderr=log, start_new_session=True
+            ).returncode
         return 1 if status < 0 else status
 
     with ThreadPoolExecutor(limit) as pool:
-        return max(pool.map(task, range(first, last + 1)))
+        status = max(pool.map(task, range(first, last + 1)))
+    # Into a file the real one prints its number through a buffer: it is there at the end, and lost after a signal.
+    print(number)
+    return status
 
 
 def scancel(arguments: list[str], state: Path) -> int:
-    """End the tasks of a job."""
-    for file in state.glob(f"task.{arguments[0]}.*"):
-        try:
-            os.killpg(int(file.read_text()), signal.SIGTERM)
-        except ProcessLookupError:
-            continue
+    """End the tasks of the jobs of a name."""
+    parser = argparse.ArgumentParser(prog="scancel", allow_abbrev=False)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--user", required=True, choices=[pwd.getpwuid(os.getuid()).pw_name])
+    name = parser.parse_args(arguments).name
+    for number, one in enumerate(Slurm(state).submitted, 1):
+        for file in state.glob(f"task.{number}.*") if one["job_name"] == name else ():
+            with suppress(ProcessLookupError):
+                os.killpg(int(file.read_text()), signal.SIGTERM)
     return 0
 
 

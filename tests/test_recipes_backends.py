@@ -1,6 +1,7 @@
 """Options of the recipes' scripts, and where their jobs run."""
 
 import os
+import re
 import select
 import shutil
 import signal
@@ -123,6 +124,13 @@ class TestBothBackends:
         )
         assert "  why\n" in done.stderr
 
+    def test_the_working_directory_may_hold_the_word_that_stands_for_the_number(self, backend, tmp_path):
+        place = tmp_path / "JOB %a"
+        place.mkdir()
+        done = backend(array="JOB=1:2", command=["echo", "job", "JOB"], cwd=place)
+        assert (done.returncode, sorted(done.stderr.splitlines())) == (0, ["job 1", "job 2"])
+        assert sorted(path.name for path in (place / "logs").iterdir()) == ["a.1.log", "a.2.log"]
+
     def test_old_logs_are_not_read(self, backend, tmp_path):
         assert backend(command=["false"], cwd=tmp_path).returncode == 1
         assert backend(command=["true"], cwd=tmp_path).returncode == 0
@@ -211,6 +219,20 @@ class TestLocal:
         assert done.returncode == 1
         assert done.stderr.splitlines()[:2] == ["1", "2"] and not (tmp_path / "3.log").exists()
 
+    def test_jobs_that_could_not_be_started_have_failed(self, tmp_path):
+        (tmp_path / "mkfifo").write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / "mkfifo").chmod(0o755)
+        path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+        done = self.local("--nj", "2", "JOB=1:3", tmp_path / "JOB.log", "true", PATH=path)
+        assert done.returncode == 1 and "3 of 3 jobs failed: 1 2 3." in done.stderr
+
+    def test_a_job_whose_worker_is_killed_and_those_it_leaves_have_failed(self, tmp_path):
+        script = "read -r _ _ _ worker _ < /proc/$PPID/stat; [ JOB != 2 ] || kill -KILL $worker"
+        done = self.local("JOB=1:4", tmp_path / "JOB.log", "bash", "-c", script)
+        assert (
+            done.returncode == 1 and "3 of 4 jobs failed: 2 3 4. Job 2 ended with exit code 1" in done.stderr
+        )
+
     def test_what_a_job_prints_comes_at_once(self, tmp_path):
         os.mkfifo(tmp_path / "gate")
         command = [
@@ -230,24 +252,17 @@ class TestLocal:
 
 class TestSlurm:
     def test_what_is_asked_of_it(self, slurm, tmp_path):  # noqa: F811
-        run = [
-            "--nj",
-            "4",
-            "--ngpu",
-            "2",
-            "--options",
-            "-p gpu --time 8:00:00",
-            "JOB=1:6",
-            "l%g/stage2.JOB.log",
-            "true",
-        ]
-        assert bash(UTILS / "slurm.sh", *run, cwd=tmp_path).returncode == 0
-        (asked,) = slurm.submitted
-        assert asked["array"] == "1-6%4" and asked["gres"] == "gpu:1" and asked["job_name"] == "stage2"
+        options = ["--nj", "4", "--ngpu", "2", "--options", "-p gpu --time 8:00:00"]
+        for log in ("l%g.x/stage2.JOB.log", "./stage3.JOB.log"):
+            done = bash(UTILS / "slurm.sh", *options, "JOB=1:6", log, "true", cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+        asked, other = slurm.submitted
+        assert asked["array"] == "1-6%4" and asked["gres"] == "gpu:1"
         assert asked["partition"] == "gpu" and asked["time"] == "8:00:00"
-        assert sorted(path.name for path in (tmp_path / "l%g").iterdir()) == [
-            f"stage2.{n}.log" for n in range(1, 7)
-        ]
+        logs = sorted(path.name for path in (tmp_path / "l%g.x").iterdir())
+        assert logs == [f"stage2.{n}.log" for n in range(1, 7)]
+        for one, stage in ((asked, "stage2"), (other, "stage3")):
+            assert re.fullmatch(rf"{stage}-{re.escape(os.uname().nodename)}-\d+", one["job_name"])
 
     @pytest.mark.parametrize("options", [[], ["--ngpu", "0"]])
     def test_no_gpu_is_asked_for_without_ngpu(self, slurm, tmp_path, options):  # noqa: F811

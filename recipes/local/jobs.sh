@@ -40,16 +40,16 @@ write_again() {
     > "$expdir/run.sh"
 }
 
-# cost NAME DIR [PREPARE...]: what the LALM will take for a target, as remarks. If there are no data in DIR yet, PREPARE
-# makes them in a directory that is removed again.
+# cost NAME DIR [PREPARE...]: what the LALM will take for a target, as remarks. PREPARE makes its data, as stage 1 will,
+# in a directory that is removed again: what DIR holds may be of other settings. Without stage 1 DIR is what will be used.
 cost() {
-  local name=$1 dir=$2 out=$expdir/lalm/$1.h5 expdir scratch manifest found arguments dry_run=false
+  local name=$1 dir=$2 out=$expdir/lalm/$1.h5 expdir scratch manifest found error arguments dry_run=false
   shift 2
   scratch=$(mktemp -d)
   expdir=$scratch
   if found=$(
     exec 2>&1
-    if [ $# -gt 0 ] && ! [ -e "$dir/manifest.csv" ]; then
+    if [ $# -gt 0 ] && { at_stage 1 || ! [ -e "$dir/manifest.csv" ]; }; then
       dir=$scratch/data/$(basename "$dir")
       ("$@") > "$scratch/log" 2>&1 || { cat "$scratch/log"; exit 1; }
     fi
@@ -60,7 +60,8 @@ cost() {
   ); then
     printf '%s\n' "# $name:" "$found" | sed '2,$s/^/#   /'
   else
-    echo "# $name: the cost is not known: $(printf '%s' "$found" | tail -n 1)"
+    error=$(grep '^error: ' <<< "$found" | tail -n 1) || error=$found
+    printf '%s\n' "# $name: the cost is not known: $error" | sed '2,$s/^/#   /'
   fi
   rm -rf "$scratch"
 }

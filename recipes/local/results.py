@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import yaml
 
 from mifuse_cli.artifacts import Evaluation
+from mifuse_cli.errors import MifuseError
 from mifuse_cli.files import atomic_file
 
 ROWS = {
@@ -126,4 +128,8 @@ def published(known: dict) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except MifuseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

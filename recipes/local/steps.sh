@@ -64,16 +64,12 @@ _first() {  # DIR COLUMN FILE...: the first file that has the column
 # configured STEP OPTION: whether STEP.yaml of $conf sets it.
 configured() { [ -f "$conf/$1.yaml" ] && grep -Eq "^${2//-/[-_]}:" "$conf/$1.yaml"; }
 
-check_conf() {
-  [ -d "$conf" ] || usage_error "--conf $conf: is no directory"
-  local file corpus allowed=" train-source.yaml query-lalm.yaml sample-source.yaml fuse.yaml train.yaml evaluate.yaml "
-  for corpus in $corpora_known; do allowed+="prepare-$corpus.yaml prepare-$corpus-target.yaml "; done
-  for file in "$conf"/*; do
-    if [ -e "$file" ] && [[ $allowed != *" ${file##*/} "* ]]; then
-      usage_error "$file: no step reads a file of this name. Expected are:$allowed"
-    fi
-  done
+# The LALM's address, and whether that is on this machine.
+endpoint() {
+  if [ -n "$lalm_url" ] || ! configured query-lalm base-url; then echo "$lalm_url"; return; fi
+  sed -n "s/^base[-_]url:[[:space:]]*[\"']\{0,1\}\([^\"' ]*\).*/\1/p" "$conf/query-lalm.yaml"
 }
+on_this_machine() { [[ $1 =~ ^https?://(([a-z0-9-]+\.)*localhost|127(\.[0-9]+){3}|'[::1]')([:/]|$) ]]; }
 
 # prepare_corpus CORPUS ROOT NAME [OPTION...]: NAME is CORPUS, or CORPUS-target for the part to adapt to.
 prepare_corpus() {
@@ -104,7 +100,7 @@ query_arguments() {
   # shellcheck disable=SC2206 # several words
   arguments+=($lalm_options)
   # A server on this machine needs no key, but the client wants some word.
-  case $lalm_url in http://127.0.0.1[:/]*|http://localhost[:/]*) export OPENAI_API_KEY=${OPENAI_API_KEY:-local} ;; esac
+  if on_this_machine "$(endpoint)"; then export OPENAI_API_KEY=${OPENAI_API_KEY:-local}; fi
 }
 
 # lalm_answers TARGET DIR

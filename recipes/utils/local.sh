@@ -51,10 +51,8 @@ worker() {  # NUMBER
     status=0
     attend bash "$utils/job.sh" "$number" "${command[@]}" > "$scratch/$number/out" 2>&1 || status=$?
     wait "$reader" || :
-    if [ "$status" -ne 0 ]; then
-      echo "$status" > "$scratch/$number/status"
-      : > "$scratch/failed"
-    fi
+    echo "$status" > "$scratch/$number/status"
+    if [ "$status" -ne 0 ]; then : > "$scratch/failed"; fi
   done
 }
 
@@ -73,8 +71,14 @@ for pid in ${workers[@]+"${workers[@]}"}; do
 done
 if [ -n "$stopped" ]; then exit "$stopped"; fi
 
+# A job that says nothing of its end has failed, but not one that was left out because another had failed.
 failed=()
-for ((number = jobs; number >= 1; number--)); do
-  if [ -f "$scratch/$number/status" ]; then failed=("$number" ${failed[@]+"${failed[@]}"}); fi
+for ((number = 1; number <= jobs; number++)); do
+  if [ -e "$scratch/failed" ] && ! [ -e "$scratch/$number" ]; then continue; fi
+  status=$(cat "$scratch/$number/status" 2> /dev/null) || :
+  if [ "${status:-1}" -ne 0 ]; then
+    failed+=("$number")
+    first=${first:-${status:-1}}
+  fi
 done
-if [ ${#failed[@]} -gt 0 ]; then report_failed "$(cat "$scratch/${failed[0]}/status")" "${failed[@]}"; fi
+if [ ${#failed[@]} -gt 0 ]; then report_failed "$first" "${failed[@]}"; fi

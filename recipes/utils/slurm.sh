@@ -21,9 +21,13 @@ utils=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 read_array "$@"
 command -v sbatch > /dev/null || { echo "slurm.sh: there is no sbatch on the PATH" >&2; exit 6; }
 
-case $log in /*) output=$log ;; *) output=$PWD/$log ;; esac
-output=${output//%/%%}
-request=(--wait --parsable --array="1-$jobs%$nj" --output="${output//JOB/%a}" --job-name="$(basename "${log%%.*}")")
+output=${log//%/%%}
+output=${output//JOB/%a}
+case $output in /*) ;; *) output=${PWD//%/%%}/$output ;; esac
+# A name that no other array has: sbatch may not have told the number of the array yet when that is to be cancelled.
+name=${log##*/}
+name=${name%%.*}-$HOSTNAME-$$
+request=(--wait --parsable --array="1-$jobs%$nj" --output="$output" --job-name="$name")
 if [ "${ngpu:-0}" -gt 0 ]; then request+=(--gres=gpu:1); fi
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -39,8 +43,7 @@ END
 status=0
 attend submit || status=$?
 if [ -n "$caught" ]; then
-  id=$(cut -d ';' -f 1 "$scratch/id")
-  if [ -n "$id" ] && command -v scancel > /dev/null; then scancel "$id" || :; fi
+  scancel --name="$name" --user="$(id -un)" || :
   exit "$caught"
 fi
 
