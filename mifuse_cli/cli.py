@@ -259,6 +259,8 @@ def _(result) -> str:
             **({"clips without an answer": result.without_answer} if several else {}),
             "mean MI (nats)": result.mean_mi,
             "mean weight": result.mean_weight,
+            "mean confidence": result.mean_confidence,
+            "agree with label": result.label_agreement,
             "teachers agree": f"{100 * result.agreement:.1f} % of clips",
             "fused marginal": result.marginal,
         }

@@ -28,7 +28,7 @@ OPTIONS = loop.LoopOptions(
     ema=0.9,
     seed=3,
 )
-FUSED = FusedOptions("mi", 0.1, "linear", "scaled", 4, 1, 1.0, "uniform", seed=3)
+FUSED = FusedOptions("mi", 0.1, "linear", 1.0, "scaled", 4, 1, 1.0, "uniform", seed=3)
 
 
 def features(seed=0):
@@ -64,20 +64,26 @@ def lalm_labels(**changes):
     return LalmLabels(mean[:, 0], **{"diversity_weight": 1.0, "diversity_prior": "uniform", **changes})
 
 
-class Recorder:
+def batch(logits, index):
+    """A batch of which only the logits matter."""
+    return loop.Batch(index, logits, logits, logits, None)
+
+
+class Recorder(loop.Method):
     """A method that only takes down which clips every batch has."""
 
-    terms, teacher, targets = ("zero",), False, {}
+    terms = ("zero",)
 
     def __init__(self):
+        super().__init__()
         self.epochs = []
 
     def begin_epoch(self, epoch, model, inputs):
         self.epochs.append([])
 
-    def loss(self, logits, index):
-        self.epochs[-1].append(index.tolist())
-        return {"zero": 0 * logits.sum()}
+    def loss(self, batch):
+        self.epochs[-1].append(batch.index.tolist())
+        return {"zero": 0 * batch.logits.sum()}
 
 
 class TestLosses:
@@ -157,8 +163,8 @@ class TestLoop:
         method, seen = lalm_labels(), []
         plain = method.loss
 
-        def loss(logits, index):
-            terms = plain(logits, index)
+        def loss(batch):
+            terms = plain(batch)
             seen.append([terms[name].item() for name in method.terms])
             return terms
 
@@ -260,15 +266,18 @@ class TestMifuse:
         assert changed == renewed
 
     @pytest.mark.parametrize("pool", fusion.POOLS)
-    def test_renewed_labels(self, pool):
-        method, model, inputs = fused_labels(pool=pool, tau=0.3, weighting="mi"), classifier(7), features()
+    @pytest.mark.parametrize("sharpen", [1.0, 0.5])
+    def test_renewed_labels(self, pool, sharpen):
+        options = {"pool": pool, "tau": 0.3, "weighting": "mi", "sharpen": sharpen}
+        method, model, inputs = fused_labels(**options), classifier(7), features()
         mean, mi = teachers(silent=(2, 5))
         method.begin_epoch(4, model, inputs)
         samples = sample(model, inputs, 4, provenance.named_seed(3, "teacher", 4)).astype(float)
         mean[:, 1], mi[:, 1] = fusion.mean_and_mi(samples, "scaled")
-        expected = fusion.fuse(mean, mi, weighting="mi", tau=0.3, pool=pool)[1]
+        expected = fusion.fuse(mean, mi, **options)[1]
         np.testing.assert_allclose(method.targets["fused"], expected, atol=1e-6)
-        np.testing.assert_allclose(method.targets["fused"][2], mean[2, 1], atol=1e-3)
+        alone = mean[2, 1] ** (1 / sharpen)
+        np.testing.assert_allclose(method.targets["fused"][2], alone / alone.sum(), atol=2e-3)
 
     def test_teacher_is_sampled_not_student(self):
         method, inputs, seen = fused_labels(), features(), []
@@ -286,10 +295,10 @@ class TestMifuse:
     def test_loss(self):
         method, logits = fused_labels(diversity_weight=0.5), torch.randn(3, K)
         index = torch.tensor([4, 0, 9])
-        terms, fused = method.loss(logits, index), method.targets["fused"]
+        terms, fused = method.loss(batch(logits, index)), method.targets["fused"]
         torch.testing.assert_close(terms["cross_entropy"], soft_cross_entropy(logits, fused[index]))
         torch.testing.assert_close(terms["diversity"], 0.5 * diversity(logits, torch.full((K,), 0.25)))
-        terms = fused_labels(diversity_prior="labels").loss(logits, index)
+        terms = fused_labels(diversity_prior="labels").loss(batch(logits, index))
         torch.testing.assert_close(terms["diversity"], diversity(logits, fused.mean(dim=0)))
 
 
@@ -297,14 +306,14 @@ class TestLalmSfuda:
     def test_clips_without_answers(self):
         method, index = lalm_labels(), torch.tensor([2, 0, 5, 1])
         logits = torch.randn(4, K, requires_grad=True)
-        terms = method.loss(logits, index)
+        terms = method.loss(batch(logits, index))
         mean = torch.from_numpy(teachers(silent=(2, 5))[0][[0, 1], 0].astype(np.float32))
         torch.testing.assert_close(terms["cross_entropy"], soft_cross_entropy(logits[[1, 3]], mean))
         (gradient,) = torch.autograd.grad(terms["cross_entropy"], logits, retain_graph=True)
         assert (gradient[[0, 2]] == 0).all() and (gradient[[1, 3]] != 0).any()
         (gradient,) = torch.autograd.grad(terms["diversity"], logits)
         assert (gradient[[0, 2]] != 0).any()
-        silent = method.loss(logits[:2], torch.tensor([2, 5]))
+        silent = method.loss(batch(logits[:2], torch.tensor([2, 5])))
         assert silent["cross_entropy"] == 0 and torch.isfinite(silent["diversity"])
 
     def test_prior(self):

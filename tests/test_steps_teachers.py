@@ -10,6 +10,7 @@ from conftest import CLASSES, mifuse, refused, train_config, weights
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from teachers import ask_another, fuse_config
 
 import mifuse_cli as m
 from mifuse_cli import fusion
@@ -23,26 +24,9 @@ SILENT = {"a": [1, 3], "b": [0, 1], "c": [1, 2]}
 """Clips that a teacher gives no answer to; 1 has none at all."""
 
 
-def ask_another(run, name, seed=0, silent=(), model="m", **parameters):
-    """The answers of another LALM about the same clips, in a file of this name."""
-    lalm = Lalm.load(run.lalm)
-    rng = np.random.default_rng(seed)
-    probs = rng.dirichlet(np.ones(4), size=lalm.probs.shape[:2]).astype(np.float32)
-    probs[list(silent)] = np.nan
-    path = run.root / name
-    path.parent.mkdir(exist_ok=True)
-    header = replace(lalm.header, parameters={**lalm.header.parameters, "model": model, **parameters})
-    replace(lalm, probs=probs, header=header).save(path)
-    return path
-
-
 @pytest.fixture
 def three(copy):
     return [ask_another(copy, f"{name}.h5", seed, SILENT[name]) for seed, name in enumerate("abc")]
-
-
-def fuse_config(run, lalm, **changes):
-    return m.FuseConfig(**{"lalm": lalm, "source": run.source, "out": run.root / "f.h5", **changes})
 
 
 class TestFuse:
@@ -92,7 +76,7 @@ class TestFuse:
         replace(lalm, probs=lalm.probs[:, [0, 0, 0]]).save(three[1])
         notes = m.fuse(fuse_config(copy, three)).notes
         assert [note for note in notes if "identical on 100%" in note] == [notes[0]]
-        assert notes[0].startswith("b: ")
+        assert notes[0].startswith("b: ") and "--keep-weighting" in notes[1]
 
     def test_a_silent_one_is_named(self, copy, three):
         silent = ask_another(copy, "silent.h5", silent=range(24))
@@ -243,7 +227,7 @@ class TestTrain:
 
     def test_refresh_renews_the_last_teacher_alone(self, copy, three, monkeypatch):
         made = Fused.load(m.fuse(fuse_config(copy, three)).out)
-        options = FusedOptions("mi", 0.1, "linear", "scaled", 4, 1, 1.0, "uniform", 0)
+        options = FusedOptions("mi", 0.1, "linear", 1.0, "scaled", 4, 1, 1.0, "uniform", 0)
         method = FusedLabels(made.probs, made.mean, made.mi, options)
         samples = np.random.default_rng(5).dirichlet(np.ones(4), size=(24, 4))
         monkeypatch.setattr("mifuse_cli.methods.mifuse.sample", lambda *_: samples)

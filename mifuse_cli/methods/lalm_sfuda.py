@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from mifuse_cli import fusion
+from mifuse_cli.methods.loop import Batch, Method
 from mifuse_cli.methods.losses import diversity, soft_cross_entropy
-from mifuse_cli.model.classifier import Classifier, Features, Waveforms
 
 
 def fused_answers(mean: np.ndarray, mi: np.ndarray, *, weighting: str, tau: float, pool: str) -> np.ndarray:
     """The LALMs' distributions fused without the classifier; those of one LALM are left as they are.
+
+    Weightings that need the classifier (``t3``) or three teachers (``dawid-skene``) are replaced by uniform ones.
 
     Args:
         mean: (U, T, K) mean distributions of the teachers, NaN where silent; the last one is the classifier.
@@ -32,13 +34,15 @@ def fused_answers(mean: np.ndarray, mi: np.ndarray, *, weighting: str, tau: floa
     if mi.shape[1] == 2:
         return mean[:, 0]
     mean, mi = mean[:, :-1].astype(np.float64), mi[:, :-1].astype(np.float64)
+    if weighting in ("t3", "dawid-skene"):
+        weighting = "uniform"
     answered = ~np.isnan(mi).all(axis=1)
     targets = np.full((len(mean), mean.shape[-1]), np.nan)
     _, targets[answered] = fusion.fuse(mean[answered], mi[answered], weighting=weighting, tau=tau, pool=pool)
     return targets
 
 
-class LalmLabels:
+class LalmLabels(Method):
     """Targets and loss of LALM-only adaptation.
 
     Args:
@@ -47,10 +51,10 @@ class LalmLabels:
         diversity_prior: "uniform", or "labels" for the mean of the answers.
     """
 
-    terms: tuple[str, ...] = ("cross_entropy", "diversity")
-    teacher = False
+    terms = ("cross_entropy", "diversity")
 
     def __init__(self, mean: np.ndarray, diversity_weight: float, diversity_prior: str) -> None:
+        super().__init__()
         answered = ~np.isnan(mean).any(axis=1)
         self.answered = torch.from_numpy(answered.astype(np.float32))
         self.labels = torch.from_numpy(np.where(answered[:, None], mean, 0).astype(np.float32))
@@ -60,13 +64,10 @@ class LalmLabels:
         )
         self.prior = torch.from_numpy(marginal.astype(np.float32))
         self.diversity_weight = diversity_weight
-        self.targets: dict[str, Tensor] = {}
 
-    def begin_epoch(self, epoch: int, model: Classifier, inputs: Features | Waveforms) -> None:
-        """The answers do not change."""
-
-    def loss(self, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy to the answers and the weighted diversity term."""
+        logits, index = batch.logits, batch.index
         labels, weights = self.labels[index].to(logits), self.answered[index].to(logits)
         return {
             "cross_entropy": soft_cross_entropy(logits, labels, weights),

@@ -8,9 +8,8 @@ after any epoch goes on exactly as it would have (on the CPU).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,27 +17,58 @@ from torch import Tensor, nn
 
 from mifuse_cli import provenance
 from mifuse_cli.errors import MifuseError
-from mifuse_cli.model.classifier import Classifier, Features, Waveforms, dropout_active, seeded
+from mifuse_cli.model.classifier import Classifier, Features, Head, Waveforms, dropout_active, seeded
 
 
-class Method(Protocol):
-    """What a training method supplies.
+@dataclass(frozen=True)
+class Batch:
+    """B clips as the student, with dropout, sees them.
+
+    Attributes:
+        index: (B,) their positions.
+        features: (B, L, D) standardised.
+        units: (B, H) hidden units, before dropout.
+        logits: (B, K).
+        head: the student's, for a further look at other features.
+    """
+
+    index: Tensor
+    features: Tensor
+    units: Tensor
+    logits: Tensor
+    head: Head
+
+    @property
+    def probs(self) -> Tensor:
+        """Probabilities (B, K)."""
+        return self.logits.softmax(dim=-1)
+
+
+class Method:
+    """What a training method supplies: targets at the start of an epoch, and the loss of a batch.
 
     Attributes:
         terms: names of its loss terms.
         teacher: whether it needs an EMA teacher.
+        fresh: whether the student's head starts from random weights instead of the source model's.
+        rates: factor on the learning rate by name of a parameter of the head, or of the module that it is in.
         targets: tensors that last over epochs and are saved for resuming.
     """
 
-    terms: tuple[str, ...]
-    teacher: bool
-    targets: dict[str, Tensor]
+    terms: tuple[str, ...] = ()
+    teacher = False
+    fresh = False
+    rates: Mapping[str, float] = {"mix": 1.0, "hidden": 1.0, "out": 1.0, "scale": 0.0, "shift": 0.0}
+
+    def __init__(self) -> None:
+        self.targets: dict[str, Tensor] = {}
 
     def begin_epoch(self, epoch: int, model: Classifier, inputs: Features | Waveforms) -> None:
         """Renew the targets; ``model`` is the EMA teacher if the method has one, else the student."""
 
-    def loss(self, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """Weighted loss terms, by name, of logits (B, K) for the clips at positions ``index`` (B,)."""
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Weighted loss terms, by name."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -74,9 +104,16 @@ class State:
 
 def start(student: Classifier, method: Method, options: LoopOptions) -> State:
     """State before the first epoch; the teacher starts as a copy of the student."""
-    head = [p for p in student.head.parameters() if p.requires_grad]
+    if method.fresh:
+        with seeded(options.seed, "fresh head"):
+            student.head.reset()
+    rates = {name: method.rates[name.partition(".")[0]] for name, _ in student.head.named_parameters()}
+    groups = [
+        {"params": [p for name, p in student.head.named_parameters() if rates[name] == rate],
+         "lr": rate * options.learning_rate}
+        for rate in sorted(set(rates.values()) - {0.0})
+    ]  # fmt: skip
     encoder = [p for p in student.encoder.parameters() if p.requires_grad] if student.encoder else []
-    groups = [{"params": head, "lr": options.learning_rate}]
     if encoder:
         groups.append({"params": encoder, "lr": options.encoder_learning_rate})
     optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay)
@@ -129,7 +166,10 @@ def run(
 def _step(
     state: State, inputs: Features | Waveforms, method: Method, batch: Tensor, ema: float
 ) -> dict[str, float]:
-    terms = method.loss(state.student(inputs, batch), batch)
+    student = state.student
+    features = inputs.batch(student, batch)
+    units = student.head.units(features)
+    terms = method.loss(Batch(batch, features, units, student.head.classify(units), student.head))
     loss = torch.stack(list(terms.values())).sum()
     if not torch.isfinite(loss):
         raise MifuseError(

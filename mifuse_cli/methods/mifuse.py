@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mifuse_cli import fusion, provenance
+from mifuse_cli.methods.loop import Batch, Method
 from mifuse_cli.methods.losses import diversity, soft_cross_entropy
 from mifuse_cli.model.classifier import Classifier, Features, Waveforms, sample
 
@@ -23,7 +24,7 @@ class FusedOptions:
     """How labels are fused again, and how the loss is made up.
 
     Attributes:
-        weighting, tau, pool, estimator: as in `fusion`, taken from the fused artifact.
+        weighting, tau, pool, sharpen, estimator: as in `fusion`, taken from the fused artifact.
         passes: dropout passes of the teacher at a refresh.
         refresh: epochs between refreshes; 0 keeps the labels of the artifact.
         diversity_weight: of the diversity term.
@@ -34,6 +35,7 @@ class FusedOptions:
     weighting: str
     tau: float
     pool: str
+    sharpen: float
     estimator: str
     passes: int
     refresh: int
@@ -42,7 +44,7 @@ class FusedOptions:
     seed: int
 
 
-class FusedLabels:
+class FusedLabels(Method):
     """Targets and loss of MI-Fuse.
 
     Args:
@@ -52,10 +54,11 @@ class FusedLabels:
         options: see `FusedOptions`.
     """
 
-    terms: tuple[str, ...] = ("cross_entropy", "diversity")
+    terms = ("cross_entropy", "diversity")
     teacher = True
 
     def __init__(self, probs: np.ndarray, mean: np.ndarray, mi: np.ndarray, options: FusedOptions) -> None:
+        super().__init__()
         self.options = options
         self.mean, self.mi = mean.astype(np.float64), mi.astype(np.float64)
         self.targets = {"fused": torch.from_numpy(probs.astype(np.float32))}
@@ -72,16 +75,22 @@ class FusedLabels:
         samples = sample(model, inputs, options.passes, seed).astype(np.float64)
         self.mean[:, -1], self.mi[:, -1] = fusion.mean_and_mi(samples, options.estimator)
         _, fused = fusion.fuse(
-            self.mean, self.mi, weighting=options.weighting, tau=options.tau, pool=options.pool
+            self.mean,
+            self.mi,
+            weighting=options.weighting,
+            tau=options.tau,
+            pool=options.pool,
+            sharpen=options.sharpen,
         )
         self.targets["fused"] = torch.from_numpy(fused.astype(np.float32))
 
-    def loss(self, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy to the fused labels and the weighted diversity term."""
+        logits = batch.logits
         fused = self.targets["fused"].to(logits)
         uniform = torch.full_like(fused[0], 1 / fused.shape[1])
         prior = uniform if self.options.diversity_prior == "uniform" else fused.mean(dim=0)
         return {
-            "cross_entropy": soft_cross_entropy(logits, fused[index]),
+            "cross_entropy": soft_cross_entropy(logits, fused[batch.index]),
             "diversity": self.options.diversity_weight * diversity(logits, prior),
         }

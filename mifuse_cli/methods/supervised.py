@@ -14,7 +14,7 @@ from mifuse_cli.methods.losses import soft_cross_entropy
 from mifuse_cli.model.classifier import Classifier, Features, Waveforms
 
 
-class Supervised:
+class Supervised(loop.Method):
     """Cross-entropy to smoothed labels, every class with the same total weight.
 
     Args:
@@ -24,23 +24,19 @@ class Supervised:
         counted: (U,) bool, the clips that the class weights come from; None for all.
     """
 
-    terms: tuple[str, ...] = ("cross_entropy",)
-    teacher = False
+    terms = ("cross_entropy",)
 
     def __init__(self, labels: Tensor, classes: int, smoothing: float, counted: Tensor | None = None) -> None:
+        super().__init__()
         known = labels if counted is None else labels[counted]
         counts = torch.bincount(known, minlength=classes).clamp_min(1).float()
         self.weights = (len(known) / (classes * counts))[labels]
         self.smoothed = (1 - smoothing) * nn.functional.one_hot(labels, classes).float() + smoothing / classes
-        self.targets: dict[str, Tensor] = {}
 
-    def begin_epoch(self, epoch: int, model: Classifier, inputs: Features | Waveforms) -> None:
-        """Labels do not change."""
-
-    def loss(self, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
+    def loss(self, batch: loop.Batch) -> dict[str, Tensor]:
         """Weighted cross-entropy of the batch."""
-        targets = self.smoothed[index].to(logits)
-        return {"cross_entropy": soft_cross_entropy(logits, targets, self.weights[index].to(logits))}
+        targets, weights = (every[batch.index].to(batch.logits) for every in (self.smoothed, self.weights))
+        return {"cross_entropy": soft_cross_entropy(batch.logits, targets, weights)}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ from mifuse_cli.model.standard import Standard, Statistics, fit_standard, statis
 class Head(nn.Module):
     """Softmax-weighted sum over layers, one hidden layer with dropout, class logits.
 
-    Logits are divided by ``temperature``, a buffer that is 1 unless calibrated predictions were asked for.
+    ``scale`` and ``shift`` (D) are the affine part of the standardisation that its input has been through: 1 and 0
+    unless a method adapts them. Logits are divided by ``temperature``, a buffer that is 1 unless calibrated
+    predictions were asked for.
     """
 
     temperature: Tensor
@@ -29,15 +31,33 @@ class Head(nn.Module):
     def __init__(self, layers: int, width: int, classes: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.mix = nn.Parameter(torch.zeros(layers))
+        self.scale = nn.Parameter(torch.ones(width))
+        self.shift = nn.Parameter(torch.zeros(width))
         self.hidden = nn.Linear(width, hidden)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(hidden, classes)
         self.register_buffer("temperature", torch.ones(()))
 
+    def reset(self) -> None:
+        """Random weights, as a new head has them."""
+        nn.init.zeros_(self.mix)
+        nn.init.ones_(self.scale)
+        nn.init.zeros_(self.shift)
+        self.hidden.reset_parameters()
+        self.out.reset_parameters()
+
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, K) of standardised features (B, L, D)."""
+        return self.classify(self.units(features))
+
+    def units(self, features: Tensor) -> Tensor:
+        """Hidden units (B, H) of standardised features (B, L, D)."""
         mixed = torch.einsum("l,bld->bd", self.mix.softmax(dim=0), features)
-        return self.out(self.dropout(torch.relu(self.hidden(mixed)))) / self.temperature
+        return torch.relu(self.hidden(self.scale * mixed + self.shift))
+
+    def classify(self, units: Tensor) -> Tensor:
+        """Logits (B, K) of hidden units (B, H), which dropout falls on."""
+        return self.out(self.dropout(units)) / self.temperature
 
 
 class Classifier(nn.Module):
@@ -146,6 +166,13 @@ def dropout_active(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.eval()
+
+
+@torch.no_grad()
+def units(model: Classifier, inputs: Features | Waveforms) -> Tensor:
+    """Hidden units (U, H) without dropout, on the model's device."""
+    model.eval()
+    return model.head.units(inputs.everything(model))
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mifuse_cli.config import Progress
@@ -37,20 +38,32 @@ def frozen_inputs(
         progress: called as clips are encoded.
     """
     shape = checkpoint.shape
-    encoded = pooled_features(
-        clips,
-        checkpoint.encoder_dir,
-        checkpoint.encoder_digest(),
-        precision=shape.precision,
-        device=device,
-        cache=cache,
-        progress=progress,
-    )
+    encoded = all_layers(checkpoint, clips, device=device, cache=cache, progress=progress)
     features = torch.from_numpy(encoded[:, list(shape.layers)]).to(device)
     mode = effective_mode(normalize or shape.normalize, shape.statistics_of)
     speakers = [clip.speaker for clip in clips]
     standard = fit_standard(mode, features, stored=checkpoint.statistics, speakers=speakers)
     return Features(standard(features, torch.arange(len(clips))), statistics(features))
+
+
+def all_layers(
+    checkpoint: Checkpoint,
+    clips: Sequence[Clip],
+    *,
+    device: torch.device,
+    cache: Path | None,
+    progress: Progress | None,
+) -> np.ndarray:
+    """Features (U, L, D) of clips in every hidden state of a checkpoint's encoder, not standardised."""
+    return pooled_features(
+        clips,
+        checkpoint.encoder_dir,
+        checkpoint.encoder_digest(),
+        precision=checkpoint.shape.precision,
+        device=device,
+        cache=cache,
+        progress=progress,
+    )
 
 
 def effective_mode(mode: str, statistics_of: str) -> str:

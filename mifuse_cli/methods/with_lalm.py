@@ -1,0 +1,43 @@
+"""Any method plus cross-entropy to the audio-language model's mean answers.
+
+For a fair comparison: a gain over a method that hears no such model may be the model's help alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mifuse_cli.methods.loop import Batch, Method
+from mifuse_cli.methods.losses import soft_cross_entropy
+from mifuse_cli.model.classifier import Classifier, Features, Waveforms
+
+
+class WithLalm(Method):
+    """A method with one more term; everything else is as that method has it.
+
+    Args:
+        method: the other one.
+        labels: (U, K) mean answers, NaN rows where there is none; those clips do not count in the term.
+        weight: of the term.
+    """
+
+    def __init__(self, method: Method, *, labels: Tensor, weight: float = 1.0) -> None:
+        super().__init__()
+        self.method, self.weight = method, weight
+        self.terms = (*method.terms, "lalm")
+        self.teacher, self.fresh, self.rates = method.teacher, method.fresh, method.rates
+        # One mapping for both, so that what is restored from the disk reaches the other method.
+        self.targets = method.targets
+        self.answered = ~labels.isnan().any(dim=1)
+        self.labels = torch.where(self.answered[:, None], labels, 0)
+
+    def begin_epoch(self, epoch: int, model: Classifier, inputs: Features | Waveforms) -> None:
+        """Renew the other method's targets."""
+        self.method.begin_epoch(epoch, model, inputs)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The other method's terms, and cross-entropy to the answers, averaged over the clips with one."""
+        labels, answered = (every[batch.index].to(batch.logits) for every in (self.labels, self.answered))
+        term = self.weight * soft_cross_entropy(batch.logits, labels, answered)
+        return {**self.method.loss(batch), "lalm": term}

@@ -1,0 +1,288 @@
+"""``mifuse fuse``: weight the teachers of every clip by their uncertainty and pool them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mifuse_cli import artifacts, fusion, lineage
+from mifuse_cli.artifacts import Fused, Lalm, Parent, Source
+from mifuse_cli.config import Progress
+from mifuse_cli.errors import ArtifactError, InputError
+from mifuse_cli.steps.fuse.config import FuseConfig, FuseResult
+
+__all__ = ["FuseConfig", "FuseResult", "fuse"]
+
+_DEAD = 0.95
+"""Share of clips with identical samples above which a teacher's mutual information says nothing."""
+
+_QUESTION = ("elicit", "system", "template")
+"""What of an LALM's spec makes another teacher of the same model."""
+
+
+def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
+    """Fuse the artifacts of any number of LALMs and of the classifier, joined by utterance id.
+
+    Raises:
+        InputError: an artifact that cannot be read, the same answers twice, or an output that exists.
+        ArtifactError: artifacts over other classes or clips, of the wrong kind, or with changed parents; a LALM
+            without any answer, or with unanswered questions unless ``partial``; answers that
+            ``calibrate_lalm`` or ``weighting`` cannot use.
+    """
+    lineage.refuse_overwrite(config, config.out)
+    lalms, source = _load(config)
+    parents = _parents(config, source)
+    teachers = _names(lalms)
+    if lineage.is_current(config, config.out, parents):
+        made = Fused.load(config.out)
+        if made.header.parameters["teachers"] == teachers:
+            return _result(config.out, made, up_to_date=True)
+    drawn = [*(lalm.probs for lalm in lalms.values()), source.probs]
+    samples = {name: probs.astype(float) for name, probs in zip(teachers, drawn, strict=True)}
+    for path, probs in zip(lalms, samples.values(), strict=False):
+        if np.isnan(probs).any(axis=-1).all():
+            raise ArtifactError(f"{path}: holds no valid answer at all. Look at it with: mifuse show {path}")
+    identical = {name: fusion.share_identical(probs) for name, probs in samples.items()}
+    temperature = _temperatures(config, samples, identical)
+    for name, value in temperature.items():
+        samples[name] = fusion.with_temperature(samples[name], value)
+    stats = [fusion.mean_and_mi(probs, config.mi_estimator) for probs in samples.values()]
+    mean = np.stack([mean for mean, _ in stats], axis=1)
+    mi = np.stack([mi for _, mi in stats], axis=1)
+    weighting = config.weighting
+    if weighting in fusion.OF_MI and any(map(_is_dead, identical.values())) and not config.keep_weighting:
+        weighting = "uniform"
+    weights, probs = fusion.fuse(
+        mean, mi, weighting=weighting, tau=config.tau, pool=config.pool, sharpen=config.sharpen
+    )
+    unanswered = {
+        name: _unanswered(lalm)
+        for name, lalm in zip(teachers, lalms.values(), strict=False)
+        if not _is_complete(lalm)
+    }
+    model = source.header.parent("model")
+    artifact = Fused(
+        header=lineage.header(
+            config,
+            source.header.classes,
+            parents,
+            teachers=teachers,
+            weighting=weighting,
+            tau=config.tau,
+            pool=config.pool,
+            sharpen=config.sharpen,
+            mi_estimator=config.mi_estimator,
+            lalm_temperature=temperature,
+            votes=[name for name in teachers[:-1] if fusion.are_votes(samples[name])],
+            diagnostics=_diagnostics(teachers, mean, mi, weights, probs, identical),
+            source_samples=source.probs.shape[1],
+            source_normalize=source.header.parameters["normalize"],
+            source_calibrate=source.header.parameters["calibrate"],
+            source_model_sha256=model.sha256 if model else None,
+            **({"unanswered": unanswered} if unanswered else {}),
+        ),
+        utt_id=source.utt_id,
+        probs=probs.astype(np.float32),
+        weights=weights.astype(np.float32),
+        mean=mean.astype(np.float32),
+        mi=mi.astype(np.float32),
+    )
+    artifact.save(config.out)
+    return _result(config.out, artifact)
+
+
+def _temperatures(
+    config: FuseConfig, samples: Mapping[str, np.ndarray], identical: Mapping[str, float]
+) -> dict[str, float]:
+    """Temperature of every LALM that one can be fitted to: answers that are votes have no probabilities."""
+    if config.calibrate_lalm == "none":
+        return {}
+    *lalms, source = samples
+    believed = np.nanmean(samples[source], axis=1).argmax(axis=-1)
+    found = {}
+    for path, name in zip(config.lalm, lalms, strict=True):
+        answers = samples[name]
+        if fusion.are_votes(answers):
+            continue
+        if config.calibrate_lalm == "source-agreement":
+            rate = fusion.agreement_with(answers, believed)
+        elif _is_dead(identical[name]):
+            continue  # It agrees with itself because it is not random.
+        else:
+            rate = fusion.self_agreement(answers)
+        if np.isnan(rate):
+            raise ArtifactError(
+                f"{path}: has one answer a clip, which cannot agree with others. Ask for more with "
+                "query-lalm --n-samples, or use --calibrate-lalm source-agreement."
+            )
+        found[name] = fusion.fit_temperature(answers, rate)
+    return found
+
+
+def _is_dead(identical: float) -> bool:
+    return identical > _DEAD  # NaN where no clip has several answers: then nothing is known.
+
+
+def _diagnostics(
+    teachers: list[str],
+    mean: np.ndarray,
+    mi: np.ndarray,
+    weights: np.ndarray,
+    probs: np.ndarray,
+    identical: Mapping[str, float],
+) -> dict[str, Any]:
+    """By teacher and of all, what the artifact tells; None where there is nothing to take a mean of."""
+    columns = {
+        "mean_mi": np.nanmean(mi, axis=0),
+        "mean_weight": weights.mean(axis=0),
+        "mean_confidence": fusion.confidence(mean),
+        "label_agreement": fusion.label_agreement(mean, probs),
+        "identical": np.array([identical[name] for name in teachers]),
+    }
+    by_teacher = {
+        column: {name: _finite(value) for name, value in zip(teachers, values, strict=True)}
+        for column, values in columns.items()
+    }
+    return {**by_teacher, "disagreement": _finite(fusion.disagreement(mean))}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _load(config: FuseConfig) -> tuple[dict[Path, Lalm], Source]:
+    """The artifacts, if they are whole and over the same clips."""
+    lalms, source = {path: Lalm.load(path) for path in config.lalm}, Source.load(config.source)
+    for path, lalm in lalms.items():
+        artifacts.check_same_clips(lalm, str(path), source, str(config.source))
+    lineage.check_parents(source, config.source)
+    for path, lalm in lalms.items():
+        lineage.check_same_audio(lalm, str(path), source.header.parent("clips"), str(config.source))
+    partial = [
+        f"{path}: {_unanswered(lalm)} of {lalm.status.size} questions are unanswered; to ask them, run its "
+        f"command again: {lalm.header.command}"
+        for path, lalm in lalms.items()
+        if not _is_complete(lalm)
+    ]
+    if partial and not config.partial:
+        raise ArtifactError(f"{'. '.join(partial)}. Or pass --partial to fuse the answers that there are.")
+    if config.weighting == "dawid-skene":
+        _check_distinct(lalms)
+    return lalms, source
+
+
+def _check_distinct(lalms: Mapping[Path, Lalm]) -> None:
+    """Refuse one model asked twice in the same way: it repeats its errors, which would pass for a majority."""
+    first: dict[str, Path] = {}
+    for path, lalm in lalms.items():
+        spec = lalm.header.parameters["spec"]
+        asked = repr((lalm.header.parameters["model"], [spec.get(part) for part in _QUESTION]))
+        other = first.setdefault(asked, path)
+        if other != path:
+            raise ArtifactError(
+                f"{path}: is of the same model as {other}, asked in the same way, so that Dawid-Skene would "
+                "count its errors twice. Give other models or prompts, or another --weighting."
+            )
+
+
+def _is_complete(lalm: Lalm) -> bool:
+    """Whether every question was asked; an artifact that does not tell was made when all were."""
+    return lalm.header.parameters.get("complete", True)
+
+
+def _unanswered(lalm: Lalm) -> int:
+    return int((lalm.status == lalm.header.parameters["status_codes"]["missing"]).sum())
+
+
+def _parents(config: FuseConfig, source: Source) -> list[Parent]:
+    parents = [lineage.parent("lalm", path, config.out) for path in config.lalm]
+    first: dict[str, Path] = {}
+    for path, one in zip(config.lalm, parents, strict=True):
+        other = first.setdefault(one.sha256, path)
+        if other != path:
+            raise InputError(f"{path}: holds the same as {other}, which would count twice. Give one of them.")
+    parents.append(lineage.parent("source", config.source, config.out))
+    heard = source.header.parent("clips")
+    if heard is not None:
+        clips = lineage.relative(config.source.parent / heard.path, config.out)
+        parents.append(Parent("clips", clips, heard.sha256))
+    return parents
+
+
+def _names(lalms: Mapping[Path, Lalm]) -> list[str]:
+    """Names of the teachers, no two the same, the classifier's last."""
+    if len(lalms) == 1:
+        return ["lalm", "source"]
+    stems = [path.stem for path in lalms]
+    if len({*stems, "source"}) > len(stems):
+        return [*stems, "source"]
+    names: list[str] = []
+    for lalm in lalms.values():
+        model = lalm.header.parameters["model"]
+        numbered = chain([model], (f"{model}-{number}" for number in count(2)))
+        names.append(next(name for name in numbered if name not in (*names, "source")))
+    return [*names, "source"]
+
+
+def _result(out: Path, artifact: Fused, *, up_to_date: bool = False) -> FuseResult:
+    parameters = artifact.header.parameters
+    told = parameters["diagnostics"]
+    silent = np.isnan(artifact.mi)
+    answered = ~silent.any(axis=1)
+    best = artifact.mean[answered].argmax(axis=-1)
+    fallbacks = int(silent[:, :-1].all(axis=1).sum())
+    by_class = zip(artifact.header.classes, map(float, artifact.probs.mean(axis=0)), strict=True)
+    return FuseResult(
+        out=out,
+        clips=len(artifact.utt_id),
+        fallbacks=fallbacks,
+        without_answer=dict(
+            zip(parameters["teachers"][:-1], map(int, silent[:, :-1].sum(axis=0)), strict=True)
+        ),
+        mean_mi=told["mean_mi"],
+        mean_weight=told["mean_weight"],
+        mean_confidence=told["mean_confidence"],
+        label_agreement=told["label_agreement"],
+        agreement=float((best == best[:, :1]).all(axis=1).mean()) if answered.any() else float("nan"),
+        disagreement=float("nan") if told["disagreement"] is None else told["disagreement"],
+        weighting=parameters["weighting"],
+        temperature=parameters["lalm_temperature"],
+        marginal=dict(by_class),
+        up_to_date=up_to_date,
+        notes=tuple(_notes(artifact, fallbacks)),
+    )
+
+
+def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:
+    parameters = artifact.header.parameters
+    for name, share in parameters["diagnostics"]["identical"].items():
+        if share is not None and _is_dead(share):
+            yield (
+                f"{name}: answers are identical on {share:.0%} of clips, so mutual information says nothing "
+                "about it; sample it at a temperature above 0 or use --weighting uniform"
+            )
+    if parameters["weighting"] != artifact.header.config["weighting"]:
+        yield "all teachers weigh the same therefore; --keep-weighting insists on the weighting"
+    votes = parameters["votes"]
+    if votes and parameters["weighting"] in fusion.OF_RAW_MI:
+        yield (
+            f"{', '.join(votes)}: answers are single labels, whose mutual information is the entropy of the "
+            "votes and no match for that of distributions; use --weighting rank-mi or z-mi"
+        )
+    temperature = parameters["lalm_temperature"]
+    if artifact.header.config["calibrate_lalm"] != "none":
+        for name in parameters["teachers"][:-1]:
+            if name not in temperature:
+                why = "are single labels" if name in votes else "do not vary"
+                yield f"{name}: is left as it is, since its answers {why}"
+    for name, value in temperature.items():
+        if not fusion.LOWEST_TEMPERATURE * 1.01 < value < fusion.HIGHEST_TEMPERATURE / 1.01:
+            yield f"{name}: its temperature {value:.3g} is the last one tried; its answers cannot be calibrated"
+    for name, number in parameters.get("unanswered", {}).items():
+        yield f"{name}: {number} questions are unanswered; fuse again once they are answered"
+    if fallbacks:
+        yield f"{fallbacks} clips have no valid LALM answer and take the source teacher's distribution"

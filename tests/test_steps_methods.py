@@ -1,0 +1,92 @@
+"""Every method through the train step: it learns, it is marked, and no label reaches it but the oracle's."""
+
+import numpy as np
+import pytest
+from conftest import mifuse, read_rows, refused, train_config, weights, write_csv
+
+import mifuse_cli as m
+from mifuse_cli import artifacts
+from mifuse_cli.steps.train.config import METHODS, WITHOUT_LALM
+
+
+def run(pipeline, corpora, out, method, **changes):
+    if method == "oracle":
+        changes = {"labels": corpora.labels, **changes}
+    m.train(train_config(pipeline, corpora, out, method=method, **changes))
+    return artifacts.Training.load(out / "train.h5")
+
+
+@pytest.fixture
+def planted(corpora, tmp_path):
+    """Manifests of the target with true and with wrong emotions in them."""
+    rows = read_rows(corpora.labels)
+    emotions = [row["emotion"] for row in rows]
+    wrong = [
+        {**row, "emotion": emotion} for row, emotion in zip(rows, emotions[1:] + emotions[:1], strict=True)
+    ]
+    return write_csv(corpora.target.parent / "true.csv", rows), write_csv(
+        corpora.target.parent / "wrong.csv", wrong
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_student_differs_from_its_source_and_says_by_what(pipeline, corpora, tmp_path, method):
+    made = run(pipeline, corpora, tmp_path / "a", method)
+    assert made.header.parameters["method"] == method and np.isfinite(made.history).all()
+    assert made.history.shape == (2, len(made.columns_of_history))
+    assert weights(tmp_path / "a") != weights(pipeline.model)
+    result = m.evaluate(
+        m.EvaluateConfig(
+            predictions=tmp_path / "a/predictions.h5", manifest=corpora.labels, out=tmp_path / "e.h5"
+        )
+    )
+    assert f"system:{method}|" in result.signature
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "oracle"])
+def test_planted_labels_change_nothing(pipeline, corpora, tmp_path, planted, method):
+    run(pipeline, corpora, tmp_path / "plain", method)
+    for number, manifest in enumerate(planted):
+        run(pipeline, corpora, tmp_path / str(number), method, manifest=manifest)
+        assert weights(tmp_path / str(number)) == weights(tmp_path / "plain")
+
+
+def test_the_best_recipe_learns_and_resumes_and_labels_change_nothing(pipeline, corpora, tmp_path, planted):
+    for name, manifest in zip(("plain", "true", "wrong"), (corpora.target, *planted), strict=True):
+        run(pipeline, corpora, tmp_path / name, "mifuse", recipe="best", manifest=manifest)
+        assert weights(tmp_path / name) == weights(tmp_path / "plain")
+    run(pipeline, corpora, tmp_path / "paper", "mifuse")
+    assert weights(tmp_path / "paper") != weights(tmp_path / "plain")
+    result = m.evaluate(
+        m.EvaluateConfig(model=tmp_path / "plain", manifest=corpora.labels, out=tmp_path / "e.h5")
+    )
+    assert "recipe:best" in result.signature
+
+
+def test_the_oracle_alone_learns_from_labels_and_is_marked(pipeline, corpora, tmp_path, planted):
+    true, wrong = planted
+    run(pipeline, corpora, tmp_path / "true", "oracle", labels=true)
+    run(pipeline, corpora, tmp_path / "wrong", "oracle", labels=wrong)
+    assert weights(tmp_path / "true") != weights(tmp_path / "wrong")
+    done = mifuse(
+        "train", "--method", "oracle", "--labels", true, "--model", pipeline.model, "--manifest", corpora.target,
+        "--out", tmp_path / "o", "--epochs", "1",
+    )  # fmt: skip
+    assert done.exit_code == 0 and "an upper bound and not a result" in done.stderr
+    refused(
+        mifuse(
+            "train", "--method", "shot", "--labels", true, "--model", pipeline.model, "--manifest",
+            corpora.target, "--out", tmp_path / "x",
+        ),
+        2, "no other method may see them",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [name for name in WITHOUT_LALM if name != "oracle"])
+def test_methods_that_hear_no_lalm_need_no_fused_labels(pipeline, corpora, tmp_path, method):
+    run(pipeline, corpora, tmp_path / "with", method)
+    run(pipeline, corpora, tmp_path / "without", method, fused=None)
+    assert weights(tmp_path / "with") == weights(tmp_path / "without")
+    made = run(pipeline, corpora, tmp_path / "target", method, fused=None, normalize="target")
+    assert made.header.parameters["normalize"] == "target"
+    assert weights(tmp_path / "target") != weights(tmp_path / "without")
