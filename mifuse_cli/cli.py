@@ -144,7 +144,7 @@ def _(result) -> str:
     classes = list(result.classes)
     general = console.describe(
         {
-            "corpus": f"{result.corpus} at {result.root}",
+            "corpus": result.corpus,
             "directory": result.out,
             "clips": f"{result.clips}, {result.hours:.3g} hours, {result.speakers} speakers",
             **({"left out": result.left_out} if result.left_out else {}),

@@ -12,7 +12,7 @@ from mifuse_cli.config import Progress, StepConfig, at_least, one_of, option, ta
 from mifuse_cli.manifest import clips_of
 from mifuse_cli.model.shape import read_shape
 
-_OF_THE_MODEL = ("method", "checkpoint")
+_OF_THE_MODEL = ("method", "recipe", "checkpoint")
 """What a sampled student says of itself."""
 
 
