@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 import trees
 import yaml
-from fake_slurm import slurm  # noqa: F401
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 CORPORA = ("iemocap", "msp-improv", "msp-podcast")
@@ -160,7 +159,7 @@ def test_four_jobs_at_a_time_killed_at_every_stage_then_changed(place, serve):
     check_table(place.root)
 
 
-def test_the_same_through_slurm(place, serve, slurm):  # noqa: F811
+def test_the_same_through_slurm(place, serve, slurm):
     lalm, jobs = serve(), ("--cmd", "slurm", "--nj", "4", "--slurm-options", "-p short --mem 4G")
     running = place.start(lalm.url, *jobs)
     while not (place.root / "exp/models/iemocap/seed0/train.h5").exists():

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import emotional, write_csv
-from fake_slurm import slurm  # noqa: F401
 from soundfile import write as write_audio
 from test_recipes_backends import gone
 from typer.main import get_command
@@ -291,7 +290,7 @@ class TestRun:
         assert "failed: mifuse query-lalm " in done.stderr and "error: no luck" in done.stderr
         assert (stub.root / "exp/logs/lalm-a.h5.log").read_text().endswith("with exit code 5\n")
 
-    def test_slurm_takes_all_but_the_questions(self, stub, slurm):  # noqa: F811
+    def test_slurm_takes_all_but_the_questions(self, stub, slurm):
         done = stub.run("--cmd", "slurm", "--nj", "3", "--ngpu", "1", "--slurm-options", "-p gpu")
         assert done.returncode == 0, done.stderr
         assert counts(stub.calls) == COUNTS
@@ -344,7 +343,7 @@ class TestRun:
 
     @pytest.mark.parametrize("backend", ["local", "slurm"])
     @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-    def test_a_signal_ends_all_jobs(self, stub, slurm, monkeypatch, backend, sent, status):  # noqa: F811
+    def test_a_signal_ends_all_jobs(self, stub, slurm, monkeypatch, backend, sent, status):
         os.mkfifo(stub.root / "started")
         monkeypatch.setenv("STARTED", str(stub.root / "started"))
         monkeypatch.setenv("BLOCK", "train-source")

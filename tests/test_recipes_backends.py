@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_slurm import slurm  # noqa: F401
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 UTILS = RECIPES / "utils"
@@ -254,7 +253,7 @@ class TestLocal:
 
 
 class TestSlurm:
-    def test_what_is_asked_of_it(self, slurm, tmp_path):  # noqa: F811
+    def test_what_is_asked_of_it(self, slurm, tmp_path):
         options = ["--nj", "4", "--ngpu", "2", "--options", "-p gpu --time 8:00:00"]
         for log in ("l%g.x/stage2.JOB.log", "./stage3.JOB.log"):
             done = bash(UTILS / "slurm.sh", *options, "JOB=1:6", log, "true", cwd=tmp_path)
@@ -268,11 +267,11 @@ class TestSlurm:
             assert re.fullmatch(rf"{stage}-{re.escape(os.uname().nodename)}-\d+", one["job_name"])
 
     @pytest.mark.parametrize("options", [[], ["--ngpu", "0"]])
-    def test_no_gpu_is_asked_for_without_ngpu(self, slurm, tmp_path, options):  # noqa: F811
+    def test_no_gpu_is_asked_for_without_ngpu(self, slurm, tmp_path, options):
         assert bash(UTILS / "slurm.sh", *options, "JOB=1:1", tmp_path / "log", "true").returncode == 0
         assert slurm.submitted[0]["gres"] is None
 
-    def test_a_refused_submission_fails(self, slurm, tmp_path):  # noqa: F811
+    def test_a_refused_submission_fails(self, slurm, tmp_path):
         done = bash(UTILS / "slurm.sh", "--options", "--bogus", "JOB=1:2", tmp_path / "JOB.log", "true")
         assert done.returncode == 2
         assert (
@@ -280,7 +279,7 @@ class TestSlurm:
             and "sbatch took no jobs (exit code 2)" in done.stderr
         )
 
-    def test_a_job_that_is_killed_has_failed(self, slurm, tmp_path):  # noqa: F811
+    def test_a_job_that_is_killed_has_failed(self, slurm, tmp_path):
         script = "[ JOB != 2 ] || kill -KILL $PPID"
         done = bash(UTILS / "slurm.sh", "JOB=1:2", tmp_path / "JOB.log", "bash", "-c", script)
         assert done.returncode == 1 and "1 of 2 jobs failed: 2." in done.stderr

@@ -8,6 +8,7 @@ after any epoch goes on exactly as it would have (on the CPU).
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -44,7 +45,7 @@ class Batch:
         return self.logits.softmax(dim=-1)
 
 
-class Method:
+class Method(ABC):
     """What a training method supplies: targets at the start of an epoch, and the loss of a batch.
 
     Attributes:
@@ -63,12 +64,14 @@ class Method:
     def __init__(self) -> None:
         self.targets: dict[str, Tensor] = {}
 
-    def begin_epoch(self, epoch: int, model: Classifier, inputs: Features | Waveforms) -> None:
+    def begin_epoch(  # noqa: B027 - many methods have nothing to renew
+        self, epoch: int, model: Classifier, inputs: Features | Waveforms
+    ) -> None:
         """Renew the targets; ``model`` is the EMA teacher if the method has one, else the student."""
 
+    @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Weighted loss terms, by name."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
