@@ -21,6 +21,7 @@ _STEPS = {
     "fuse": "Fuse",
     "train": "Train",
     "evaluate": "Evaluate",
+    "compare": "Compare",
     "show": "Show",
     "validate": "Validate",
 }

@@ -312,6 +312,29 @@ def _(result) -> str:
     return f"{scores}\n\n{console.table(header, rows)}"
 
 
+@command("compare", "mifuse compare --data exp/data --models exp/models --lalm exp/lalm --out exp/compare")
+def _(result) -> str:
+    found = result.results
+    columns = [*found["transfers"], "average"]
+    rows = [
+        [
+            name,
+            *(f"{one['ua'][column]['mean']:.1f}" for column in columns),
+            "" if one["rank"] is None else f"{one['rank']:.1f}",
+        ]
+        for name, one in found["systems"].items()
+    ]
+    general = console.describe(
+        {
+            "directory": f"{result.out}: table.md, table.tex, scores.csv, results.json",
+            "predictions": f"{result.runs}, {result.made} of them made now",
+            "best baseline": found["best_baseline"] or "-",
+            "protocol": result.protocol,
+        }
+    )
+    return f"{general}\n\n{console.table(['UA %', *columns, 'rank'], rows)}"
+
+
 @command("show", "mifuse show fused.h5")
 def _(result) -> str:
     general = console.describe(

@@ -71,7 +71,7 @@ class Clips:
                 repeated ids, missing audio files; no such directory, or no audio in it.
         """
         if manifest is not None and wav_dir is None:
-            self.where, self.columns = manifest, _columns(manifest)
+            self.where, self.columns = manifest, columns_of(manifest)
         elif wav_dir is not None and manifest is None:
             self.where, self.columns = wav_dir, ()
         else:
@@ -242,7 +242,12 @@ def audio_below(root: Path, below: str = "", above: frozenset[str] = frozenset()
         ) from None
 
 
-def _columns(manifest: Path) -> tuple[str, ...]:
+def columns_of(manifest: Path) -> tuple[str, ...]:
+    """Names of the columns of a manifest.
+
+    Raises:
+        InputError: unreadable CSV, or no ``file`` column.
+    """
     with _csv(manifest) as reader:
         columns = tuple(reader.fieldnames or ())
     if "file" not in columns:

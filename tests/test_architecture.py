@@ -26,6 +26,7 @@ FLOORS = [
     {"kaldi"},
     {"corpora"},
     {"lineage", "fusion", "evaluation"},
+    {"truth"},
     {"lalm", "model"},
     {"methods"},
     {"steps"},
@@ -51,7 +52,8 @@ FORBIDDEN = {
     "console": {"artifacts", "numpy", "h5py", "openai"} | DEEP,
 }
 
-LABELS_ARE_READ_IN = {"manifest.py", "steps/train_source.py", "steps/evaluate.py", "steps/train/oracle.py"}
+LABELS_ARE_READ_IN = {"manifest.py", "steps/train_source.py", "steps/evaluate.py", "truth.py"}
+TRUTH_IS_KNOWN_TO = {"steps/train/__init__.py", "steps/compare/planning.py"}
 
 
 def modules(root: Path) -> dict[str, Path]:
@@ -168,6 +170,11 @@ def test_labels_are_read_by_two_steps_and_the_oracle_alone():
     labels = {"read_labelled", "LabelledClip"}
     found = {path.relative_to(ROOT).as_posix() for path in MODULES.values() if names_in(path) & labels}
     assert found == LABELS_ARE_READ_IN
+
+
+def test_true_classes_are_known_to_the_oracle_and_to_what_scores():
+    found = {name for name, inside in INSIDE.items() if "mifuse_cli.truth" in inside}
+    assert {MODULES[name].relative_to(ROOT).as_posix() for name in found} == TRUTH_IS_KNOWN_TO
 
 
 def test_modules_are_short():

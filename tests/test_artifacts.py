@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from mifuse_cli import artifacts, files, lineage, provenance
-from mifuse_cli.artifacts import Evaluation, Fused, Header, Lalm, Parent, Predictions, Source, Training
+from mifuse_cli.artifacts import (
+    Compared,
+    Evaluation,
+    Fused,
+    Header,
+    Lalm,
+    Parent,
+    Predictions,
+    Source,
+    Training,
+)
 from mifuse_cli.config import StepConfig, option
 from mifuse_cli.errors import ArtifactError, InputError
 
@@ -55,11 +65,24 @@ lalm = maker(
     raw_end=np.array([[2, 2, 4], [4, 4, 7]]),
 )
 truth, confusion = np.array([1, 0], np.uint8), np.array([[1, 0, 0], [0, 1, 0]])
-evaluation = maker(Evaluation, probs=TWO, truth=truth, confusion=confusion)
+bins = {
+    "clips": np.array([0, 2]),
+    "confidence": np.array([np.nan, 0.875]),
+    "accuracy": np.array([np.nan, 1.0]),
+}
+evaluation = maker(
+    Evaluation,
+    probs=TWO,
+    truth=truth,
+    confusion=confusion,
+    **{f"reliability_{name}": values for name, values in bins.items()},
+)
 history = np.array([[1, 0.5], [2, np.nan], [3, 0.25]])
 training = maker(Training, columns_of_history=np.array(["epoch", "lösung"]), history=history)
 
-MAKERS = {make().kind: make for make in (lalm, source, fused, predictions, evaluation, training)}
+compared = maker(Compared, systems=np.array(["lalm", "shot"]), probs=np.stack([TWO, f32([NONE, [0, 1]])]))
+
+MAKERS = {make().kind: make for make in (lalm, source, fused, predictions, evaluation, compared, training)}
 
 
 def test_every_kind_is_made_here():

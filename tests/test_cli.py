@@ -22,6 +22,7 @@ COMMANDS = (
     "fuse",
     "train",
     "evaluate",
+    "compare",
     "show",
     "validate",
 )

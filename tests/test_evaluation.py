@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from mifuse_cli.evaluation import expected_calibration_error, score, signature
+from mifuse_cli.evaluation import expected_calibration_error, rates, reliability, score, signature
 
 
 def certain(predicted, classes):
@@ -111,3 +111,27 @@ def test_one_speaker_gives_no_interval():
 def test_signature_is_one_line_of_keys_and_values():
     text = signature(classes=("angry", "sad"), n=3, ci="95%")
     assert text == "UA|classes:angry+sad|n:3|ci:95%"
+
+
+def test_reliability_by_hand():
+    # Confidences .5, .55 (bin 5 of 10, one right), .91 (bin 9, right) and 1 (the last bin, wrong).
+    probs = np.array([[0.5, 0.5], [0.45, 0.55], [0.91, 0.09], [1.0, 0.0]])
+    clips, sure, right = reliability(np.array([0, 0, 0, 1]), probs, bins=10)
+    assert clips.tolist() == [0, 0, 0, 0, 0, 2, 0, 0, 0, 2]
+    assert np.isnan(sure[:5]).all() and np.isnan(right[:5]).all()
+    assert sure[[5, 9]] == pytest.approx([0.525, 0.955]) and right[[5, 9]] == pytest.approx([0.5, 0.5])
+    ece = expected_calibration_error(np.array([0, 0, 0, 1]), probs, bins=10)
+    assert ece == pytest.approx((2 * 0.025 + 2 * 0.455) / 4)
+
+
+def test_reliability_of_nothing():
+    clips, sure, _ = reliability(np.zeros(0, int), np.zeros((0, 2)), bins=3)
+    assert clips.tolist() == [0, 0, 0] and np.isnan(sure).all()
+
+
+def test_rates_are_those_of_score():
+    rng = np.random.default_rng(0)
+    truth, probs = rng.integers(3, size=60), rng.dirichlet(np.ones(4), 60)  # the fourth class does not occur
+    probs[[3, 9]] = np.nan
+    found, expected = rates(truth, probs), scored(truth, probs)
+    assert found == pytest.approx({name: getattr(expected, name) for name in ("ua", "wa", "macro_f1", "ece")})

@@ -38,7 +38,29 @@ BY_HAND = {
 
 
 def test_every_weighting_of_two_is_checked_by_hand():
-    assert BY_HAND.keys() | {"dawid-skene"} == WEIGHTINGS.keys()
+    assert BY_HAND.keys() | {"dawid-skene", "shuffled-mi"} == WEIGHTINGS.keys()
+
+
+def test_shuffled_mi_deals_every_teacher_s_out_to_other_clips():
+    """The same weights as those of mi for some assignment of the teachers' mutual information to clips."""
+    rng = np.random.default_rng(0)
+    mean, mi = rng.dirichlet(np.ones(4), size=(40, 2)), rng.random((40, 2))
+    mi[[3, 17], 0] = np.nan
+    mean[[3, 17], 0] = np.nan
+    weights, _ = fuse(mean, mi, weighting="shuffled-mi")
+    np.testing.assert_array_equal(weights[[3, 17]], [[0, 1]] * 2)
+    assert np.isfinite(weights).all()
+    # log(w_0 / w_1) is (I_1 - I_0) / tau: of what was dealt out, so the sum over clips is that of all.
+    heard = np.delete(np.arange(40), [3, 17])
+    ratios = np.log(weights[heard, 0] / weights[heard, 1]) * 0.1
+    assert np.corrcoef(ratios, mi[heard, 1] - mi[heard, 0])[0, 1] < 0.5
+    again, _ = fuse(mean, mi, weighting="shuffled-mi")
+    np.testing.assert_array_equal(again, weights)
+    even = mi.copy()
+    even[:, 0] = np.where(np.isnan(mi[:, 0]), np.nan, 0.2)
+    ratios = fuse(mean, even, weighting="shuffled-mi")[0][heard]
+    dealt = np.log(ratios[:, 0] / ratios[:, 1]) * 0.1 + 0.2
+    assert set(np.round(dealt, 6)) <= set(np.round(mi[:, 1], 6))
 
 
 @pytest.mark.parametrize("weighting", BY_HAND)

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from mifuse_cli.fusion import LEAST_TEACHERS, OF_MI, POOLS, WEIGHTINGS, fuse
 
 HARD = ("max-confidence", "muki-hard")
-FORMULAS = sorted(set(WEIGHTINGS) - {"dawid-skene"})
+FORMULAS = sorted(set(WEIGHTINGS) - {"dawid-skene", "shuffled-mi"})
 TAU = 0.2
 
 
@@ -151,6 +151,7 @@ def test_weights_and_labels_are_distributions(given_teachers, weighting, pool, s
 @settings(max_examples=60, deadline=None)
 @given(teachers(), one_weighting, one_pool, st.randoms(use_true_random=False))
 def test_order_of_clips_does_not_matter(given_teachers, weighting, pool, random):
+    assume(weighting != "shuffled-mi")  # which deals by position
     mean, mi = given_teachers
     order = random.sample(range(len(mi)), len(mi))
     before, close = fused(mean, mi, weighting, pool)

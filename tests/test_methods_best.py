@@ -58,6 +58,7 @@ def labels(features, lalm, speakers=None, **changes):
 def test_no_true_label_has_a_way_in():
     assert set(inspect.signature(Best).parameters) == {
         "lalm", "features", "head_layers", "speakers", "passes", "seed", "diversity_weight", "diversity_prior",
+        "without",
     }  # fmt: skip
 
 
@@ -118,6 +119,47 @@ def test_clips_without_an_answer_go_by_source_and_structure():
     np.testing.assert_array_equal(labels(features, partly), made)
 
 
+def test_without_the_lalm_its_answers_do_not_matter():
+    features = raw(CLIPS)
+    one, other = (labels(features, answers(CLIPS, seed=seed), without=("lalm",)) for seed in (1, 2))
+    np.testing.assert_array_equal(one, other)
+    assert np.abs(one - labels(features, answers(CLIPS))).max() > 0.01
+
+
+def test_without_the_source_classifier_it_does_not_matter():
+    features = raw(CLIPS)
+    found = []
+    for sign in (1, -1):
+        method = best(features, answers(CLIPS), without=("source",))
+        model, inputs = model_of(features)
+        inputs.values *= sign
+        method.begin_epoch(1, model, inputs)
+        found.append(method.targets["labels"].numpy())
+    np.testing.assert_array_equal(*found)
+
+
+def test_without_structure_the_labels_are_the_teachers_pool():
+    features, lalm = raw(CLIPS), answers(CLIPS)
+    made = labels(features, lalm, without=("structure",))
+    np.testing.assert_allclose(made.mean(axis=0), 1 / K, atol=1e-3)
+    plain = labels(features, lalm, without=("structure", "matching"))
+    assert np.abs(plain.mean(axis=0) - 1 / K).max() > 0.005
+    # The log pool of both, the source classifier being sampled as the method does.
+    method = best(features, lalm)
+    source = method._source(*model_of(features), "own")
+    logs = 0.5 * np.log(np.maximum(lalm, 1e-2) / np.maximum(lalm, 1e-2).sum(axis=1, keepdims=True))
+    logs += 0.5 * np.log(np.maximum(source, 1e-3) / np.maximum(source, 1e-3).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(plain, adapting.softmax(logs), atol=1e-5)
+
+
+def test_without_voices_none_are_looked_for(monkeypatch):
+    expected = labels(raw(CLIPS), answers(CLIPS), without=("voices",))
+    monkeypatch.setattr(cross_fit, "pseudo_speakers", None)
+    np.testing.assert_array_equal(labels(raw(CLIPS), answers(CLIPS), without=("voices",)), expected)
+    with pytest.raises(TypeError):
+        labels(raw(CLIPS), answers(CLIPS))
+
+
 def test_a_silent_model_is_refused():
     with pytest.raises(InputError, match="none of 23 clips"):
         best(raw(), answers(silent=range(U)))
@@ -142,9 +184,9 @@ def found(monkeypatch):
     """The two voices are found; what the engine is asked to pool is noted."""
     noted, pooled = [], cross_fit.pooled
 
-    def note(lalm, sources):
+    def note(lalm, sources, matched):
         noted.append(list(sources))
-        return pooled(lalm, noted[-1])
+        return pooled(lalm, noted[-1], matched=matched)
 
     monkeypatch.setattr(cross_fit, "pooled", note)
     monkeypatch.setattr(cross_fit, "pseudo_speakers", lambda *args: [np.arange(CLIPS) // K % 2] * 3)

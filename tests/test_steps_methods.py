@@ -6,7 +6,7 @@ from conftest import mifuse, read_rows, refused, train_config, weights, write_cs
 
 import mifuse_cli as m
 from mifuse_cli import artifacts
-from mifuse_cli.steps.train.config import METHODS, WITHOUT_LALM
+from mifuse_cli.methods.registry import METHODS, WITHOUT_LALM
 
 
 def run(pipeline, corpora, out, method, **changes):
@@ -55,7 +55,7 @@ def test_the_best_recipe_learns_and_resumes_and_labels_change_nothing(pipeline, 
     for name, manifest in zip(("plain", "true", "wrong"), (corpora.target, *planted), strict=True):
         run(pipeline, corpora, tmp_path / name, "mifuse", recipe="best", manifest=manifest)
         assert weights(tmp_path / name) == weights(tmp_path / "plain")
-    run(pipeline, corpora, tmp_path / "paper", "mifuse")
+    run(pipeline, corpora, tmp_path / "paper", "mifuse", recipe="paper")
     assert weights(tmp_path / "paper") != weights(tmp_path / "plain")
     result = m.evaluate(
         m.EvaluateConfig(model=tmp_path / "plain", manifest=corpora.labels, out=tmp_path / "e.h5")

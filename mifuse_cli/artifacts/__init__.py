@@ -37,6 +37,7 @@ __all__ = [
     "KINDS",
     "SCHEMA_VERSION",
     "Artifact",
+    "Compared",
     "Evaluation",
     "Fused",
     "Header",
@@ -194,6 +195,26 @@ class Evaluation(Artifact):
     )
     truth: np.ndarray = column("U", "uint8", "true class index")
     confusion: np.ndarray = column("K P", "int64", "clips by true and predicted class, last column: none")
+    reliability_clips: np.ndarray = column(
+        "I", "int64", "clips by bin of confidence, equal bins of [0, 1]", optional=True
+    )
+    reliability_confidence: np.ndarray = column(
+        "I", "float64", "their mean confidence, NaN in an empty bin", optional=True
+    )
+    reliability_accuracy: np.ndarray = column(
+        "I", "float64", "share of them predicted rightly, NaN in an empty bin", optional=True
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Compared(Artifact):
+    """What R systems predict in one transfer with one seed (``compare``)."""
+
+    kind = "compared"
+    systems: np.ndarray = column("R", "str", "names of the systems")
+    probs: np.ndarray = column(
+        "R U K", "float32", "predicted distributions, NaN: no prediction", distribution=True
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +227,7 @@ class Training(Artifact):
 
 
 KINDS: dict[str, type[Artifact]] = {
-    c.kind: c for c in (Lalm, Source, Fused, Predictions, Evaluation, Training)
+    c.kind: c for c in (Lalm, Source, Fused, Predictions, Evaluation, Compared, Training)
 }
 
 

@@ -8,10 +8,38 @@ from __future__ import annotations
 
 import numpy as np
 
+from mifuse_cli.fusion.estimators import are_votes, is_dead, share_identical
+
+CALIBRATIONS = ("none", "self-agreement", "source-agreement")
+"""What the rate at which answers are taken to be right comes from."""
 PROBABILITY_FLOOR = 1e-3
 """Added to stated probabilities before the logarithm: answers hold exact zeros, and few steps below 0.01."""
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
 """Temperatures that a fit may give."""
+
+
+def label_free_temperature(samples: np.ndarray, believed: np.ndarray, calibration: str) -> float | None:
+    """Temperature that the answers (U, N, K) of a teacher get.
+
+    Args:
+        samples: NaN rows where missing.
+        believed: (U,) classes that the classifier believes in.
+        calibration: one of `CALIBRATIONS`.
+
+    Returns:
+        None where the answers stay as they are: without calibration, for votes, which have no probabilities, and
+        for a teacher that agrees with itself because it is not random.
+
+    Raises:
+        ValueError: calibration by self-agreement, and no clip has two answers that could agree.
+    """
+    if calibration == "none" or are_votes(samples):
+        return None
+    if calibration == "source-agreement":
+        return fit_temperature(samples, agreement_with(samples, believed))
+    if is_dead(share_identical(samples)):
+        return None
+    return fit_temperature(samples, self_agreement(samples))
 
 
 def with_temperature(probs: np.ndarray, temperature: float) -> np.ndarray:

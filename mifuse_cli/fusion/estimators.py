@@ -9,6 +9,8 @@ import numpy as np
 
 _IDENTICAL = 1e-4
 """Mutual information in nats below which a clip's samples count as identical."""
+_DEAD = 0.95
+"""Share of clips with identical samples above which a teacher's mutual information says nothing."""
 _JEFFREYS = 0.5
 """Pseudo-count a class of the Jeffreys prior of a categorical distribution."""
 
@@ -75,6 +77,11 @@ def share_identical(samples: np.ndarray) -> float:
     several = (~np.isnan(samples).any(axis=-1)).sum(axis=1) > 1
     _, mi = mean_and_mi(samples[several], "plugin")
     return float((mi < _IDENTICAL).mean()) if mi.size else float("nan")
+
+
+def is_dead(identical: float) -> bool:
+    """Whether a teacher with this share of identical clips is; not where it is NaN: then nothing is known."""
+    return identical > _DEAD
 
 
 def _posterior(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,19 @@ def mi_weights(mean: np.ndarray, mi: np.ndarray, tau: float) -> np.ndarray:
     return np.exp(-(mi - np.nanmin(mi, axis=1, keepdims=True)) / tau)
 
 
+def shuffled_mi_weights(mean: np.ndarray, mi: np.ndarray, tau: float) -> np.ndarray:
+    """Those of `mi_weights` with each teacher's mutual information dealt out to other clips: a control.
+
+    If it does as well, then what a teacher's mutual information tells of a clip carries nothing, and only its
+    level does. Clips are always dealt out in the same way, and that of all teachers alike.
+    """
+    dealt = mi.copy()
+    for column in dealt.T:
+        known = ~np.isnan(column)
+        column[known] = np.random.default_rng(len(mi)).permutation(column[known])
+    return mi_weights(mean, dealt, tau)
+
+
 def one_minus_mi_weights(mean: np.ndarray, mi: np.ndarray, tau: float) -> np.ndarray:
     """1 - I / log K, floored just above 0 since I can reach log K."""
     return np.maximum(1 - mi / np.log(mean.shape[-1]), 1e-6)
@@ -109,6 +122,7 @@ Weighting = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
 
 WEIGHTINGS: dict[str, Weighting] = {
     "mi": mi_weights,
+    "shuffled-mi": shuffled_mi_weights,
     "uniform": uniform_weights,
     "one-minus-mi": one_minus_mi_weights,
     "inverse-mi": inverse_mi_weights,
@@ -123,7 +137,7 @@ WEIGHTINGS: dict[str, Weighting] = {
     "dawid-skene": dawid_skene_weights,
 }
 
-OF_RAW_MI = ("mi", "one-minus-mi", "inverse-mi")
+OF_RAW_MI = ("mi", "shuffled-mi", "one-minus-mi", "inverse-mi")
 """Weightings that compare the mutual information of one teacher with that of another."""
 OF_MI = (*OF_RAW_MI, "rank-mi", "z-mi")
 """Weightings that a teacher whose mutual information is 0 on principle leads astray."""

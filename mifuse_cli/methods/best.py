@@ -15,7 +15,7 @@ the lowest of these.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -40,6 +40,11 @@ def structure_layers(states: int) -> range:
     return range(depth // 4, depth - depth // 4 + 1)
 
 
+PARTS = ("lalm", "source", "matching", "structure", "voices")
+"""What an ablation can leave out: either teacher, the matching of teachers to uniform classes, the linear student
+of the clips' structure, the pseudo-speakers."""
+
+
 class Best(Method):
     """Targets and loss of the recipe.
 
@@ -54,6 +59,7 @@ class Best(Method):
         seed: of the passes, the folds and the clusters.
         diversity_weight: of the diversity term.
         diversity_prior: "uniform", or "labels" for the mean of the labels.
+        without: of `PARTS`, for ablations.
 
     Raises:
         InputError: no clip has an answer.
@@ -72,6 +78,7 @@ class Best(Method):
         seed: int,
         diversity_weight: float,
         diversity_prior: str = "uniform",
+        without: Collection[str] = (),
     ) -> None:
         super().__init__()
         if np.isnan(lalm).any(axis=1).all():
@@ -80,6 +87,9 @@ class Best(Method):
                 "Query it again, or use a method without one, such as shot."
             )
         self.lalm, self.features = lalm.astype(np.float64), features
+        if "lalm" in without:
+            self.lalm = np.full_like(self.lalm, np.nan)
+        self.without = frozenset(without)
         self.head_layers, self.speakers = list(head_layers), speakers
         self.passes, self.seed = passes, seed
         self.diversity_weight, self.diversity_prior = diversity_weight, diversity_prior
@@ -105,22 +115,29 @@ class Best(Method):
         """Labels (U, K)."""
         layers = structure_layers(self.features.shape[1])
         fold = cross_fit.folds(len(self.features), provenance.rng(self.seed, "folds"))
-        teachers = cross_fit.pooled(self.lalm, [self._source(model, inputs, "own")])
+        teachers = self._pooled([self._source(model, inputs, "own")])
+        if "structure" in self.without:
+            return cross_fit.agreed(teachers, "matching" not in self.without)
         kernel = cross_fit.gram(self._standardised(layer) for layer in layers)
-        if self.speakers is not None:
+        if self.speakers is not None or "voices" in self.without:
             return cross_fit.fuse(teachers, kernel, fold)
         first = cross_fit.fuse(teachers, kernel, fold, cross_fit.FIRST_ROUNDS)
         voices = cross_fit.pseudo_speakers(
             self.features[:, layers[0]], first, provenance.rng(self.seed, "pseudo-speakers")
         )
-        teachers = cross_fit.pooled(
-            self.lalm,
-            [self._source(model, self._by(groups, model), number) for number, groups in enumerate(voices)],
+        teachers = self._pooled(
+            [self._source(model, self._by(groups, model), number) for number, groups in enumerate(voices)]
         )
         kernel = cross_fit.gram(
             cross_fit.standardised(self.features[:, layer], groups) for groups in voices for layer in layers
         )
         return cross_fit.fuse(teachers, kernel, fold)
+
+    def _pooled(self, sources: list[np.ndarray]) -> np.ndarray:
+        """What the teachers say together (U, K), without those left out."""
+        return cross_fit.pooled(
+            self.lalm, [] if "source" in self.without else sources, matched="matching" not in self.without
+        )
 
     def _standardised(self, layer: int) -> np.ndarray:
         """Features (U, D) of a layer, standardised by speaker, or by all clips where speakers are None."""

@@ -14,7 +14,7 @@ module carries a true label, and it imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy import linalg
@@ -63,13 +63,15 @@ def match(logits: np.ndarray, prior: np.ndarray, steps: int = 50) -> np.ndarray:
     return softmax(logits + shift, axis=1)
 
 
-def _matched_log(probs: np.ndarray, floor: float) -> np.ndarray:
-    """Log-probabilities (U, K) of a teacher, matched to uniform classes."""
-    classes = probs.shape[1]
-    return np.log(match(np.log(np.maximum(probs, floor)), np.full(classes, 1 / classes)))
+def _matched_log(probs: np.ndarray, floor: float, matched: bool = True) -> np.ndarray:
+    """Log-probabilities (U, K) of a teacher, matched to uniform classes unless told not to."""
+    logs = np.log(np.maximum(probs, floor))
+    if not matched:
+        return log_softmax(logs, axis=1)
+    return np.log(match(logs, np.full(probs.shape[1], 1 / probs.shape[1])))
 
 
-def pooled(lalm: np.ndarray, sources: Iterable[np.ndarray]) -> np.ndarray:
+def pooled(lalm: np.ndarray, sources: Sequence[np.ndarray], *, matched: bool = True) -> np.ndarray:
     """What the teachers say together, t (U, K): the mean of their matched log-probabilities.
 
     Both are taken to see each class equally often, as the diversity loss does, which takes away a teacher's bias
@@ -79,13 +81,23 @@ def pooled(lalm: np.ndarray, sources: Iterable[np.ndarray]) -> np.ndarray:
     Args:
         lalm: (U, K) mean answers, NaN rows where there is none.
         sources: (U, K) mean predictions of the source classifier, one for each way to standardise its input;
-            their matched log-probabilities are averaged.
+            their matched log-probabilities are averaged. None at all leaves the LALM alone.
+        matched: False leaves the class marginals of the teachers as they are.
     """
-    source = np.mean([_matched_log(probs, _SOURCE_FLOOR) for probs in sources], axis=0)
     answered = ~np.isnan(lalm).any(axis=1)
-    together = source.copy()
-    together[answered] = 0.5 * _matched_log(lalm[answered], _LALM_FLOOR) + 0.5 * source[answered]
+    together = np.full(lalm.shape, -np.log(lalm.shape[1]))
+    if sources:
+        together = np.mean([_matched_log(probs, _SOURCE_FLOOR, matched) for probs in sources], axis=0)
+    if answered.any():
+        said = _matched_log(lalm[answered], _LALM_FLOOR, matched)
+        together[answered] = 0.5 * said + 0.5 * together[answered] if sources else said
     return together
+
+
+def agreed(teachers: np.ndarray, matched: bool = True) -> np.ndarray:
+    """Labels (U, K) of the teachers t (U, K) alone, matched to uniform classes or as they are."""
+    classes = teachers.shape[1]
+    return match(teachers, np.full(classes, 1 / classes)) if matched else softmax(teachers, axis=1)
 
 
 def gram(layers: Iterable[np.ndarray]) -> np.ndarray:
@@ -177,7 +189,7 @@ def fuse(teachers: np.ndarray, kernel: np.ndarray, fold: np.ndarray, rounds: int
     """
     classes = teachers.shape[1]
     prior = np.full(classes, 1 / classes)
-    labels = match(teachers, prior)
+    labels = agreed(teachers)
     smoother, weight = out_of_fold(kernel, fold), student_weight(kernel)
     for _ in range(rounds):
         scores = calibrated((smoother @ labels.astype(smoother.dtype)).astype(float), labels)

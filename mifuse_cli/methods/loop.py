@@ -119,7 +119,7 @@ def start(student: Classifier, method: Method, options: LoopOptions) -> State:
     encoder = [p for p in student.encoder.parameters() if p.requires_grad] if student.encoder else []
     if encoder:
         groups.append({"params": encoder, "lr": options.encoder_learning_rate})
-    optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay)
+    optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=True)
     teacher = copy.deepcopy(student).requires_grad_(False) if method.teacher else None
     return State(0, student, teacher, optimizer)
 

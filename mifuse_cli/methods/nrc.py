@@ -53,7 +53,9 @@ class Nrc(Banked):
         prior = uniform if self.prior is None else self.prior.to(probs)
         units, said = self.targets["units"], self.targets["probs"]
         near = nearest(units, index, self.neighbours)
-        beyond = nearest(units, near.flatten(), self.expanded).view(*near.shape, -1)
+        # Clips of a batch share neighbours, whose own are looked up once.
+        distinct, place = near.unique(return_inverse=True)
+        beyond = nearest(units, distinct, self.expanded)[place]
         mutual = (beyond == index[:, None, None]).any(dim=-1)
         affinity = torch.where(mutual, 1.0, self.weight).to(probs)
         pull = torch.einsum("bn,bnk->bk", affinity, said[near])

@@ -186,7 +186,7 @@ def predict(model: Classifier, inputs: Features | Waveforms) -> np.ndarray:
 def sample(model: Classifier, inputs: Features | Waveforms, passes: int, seed: int) -> np.ndarray:
     """Probabilities (U, M, K) of M passes with the head's dropout active (MC dropout).
 
-    The encoder runs once, without dropout: passes cost next to nothing.
+    The encoder and the head's hidden layer run once, since dropout comes after them.
 
     Args:
         model: the classifier.
@@ -197,9 +197,9 @@ def sample(model: Classifier, inputs: Features | Waveforms, passes: int, seed: i
     Raises:
         InputError: two passes are identical, so the model has no dropout at work.
     """
-    features = inputs.everything(model)
+    hidden = model.head.units(inputs.everything(model))
     with seeded(seed), dropout_active(model):
-        drawn = torch.stack([model.head(features).softmax(dim=-1) for _ in range(passes)], dim=1)
+        drawn = torch.stack([model.head.classify(hidden).softmax(dim=-1) for _ in range(passes)], dim=1)
     if any(torch.equal(a, b) for a, b in pairwise(drawn.unbind(dim=1))):
         raise InputError(
             "two dropout passes are identical: the model has no active dropout, so its uncertainty would be 0. "

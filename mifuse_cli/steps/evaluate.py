@@ -102,6 +102,8 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         rng=provenance.rng(config.seed, "evaluate"),
     )
     metrics = {key: value for key, value in asdict(found).items() if key != "confusion"}
+    answered = ~np.isnan(probs).any(axis=1)
+    clips_in, sure, right = evaluation.reliability(truth[answered], probs[answered].astype(float))
     artifact = Evaluation(
         header=lineage.header(
             config,
@@ -114,6 +116,9 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         probs=probs.astype(np.float32),
         truth=truth.astype(np.uint8),
         confusion=found.confusion,
+        reliability_clips=clips_in,
+        reliability_confidence=sure,
+        reliability_accuracy=right,
     )
     artifact.save(config.out)
     return _result(config.out, artifact, notes=notes)

@@ -17,9 +17,6 @@ from mifuse_cli.steps.fuse.config import FuseConfig, FuseResult
 
 __all__ = ["FuseConfig", "FuseResult", "fuse"]
 
-_DEAD = 0.95
-"""Share of clips with identical samples above which a teacher's mutual information says nothing."""
-
 _QUESTION = ("elicit", "system", "template")
 """What of an LALM's spec makes another teacher of the same model."""
 
@@ -41,24 +38,30 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
         made = Fused.load(config.out)
         if made.header.parameters["teachers"] == teachers:
             return _result(config.out, made, up_to_date=True)
-    drawn = [*(lalm.probs for lalm in lalms.values()), source.probs]
-    samples = {name: probs.astype(float) for name, probs in zip(teachers, drawn, strict=True)}
-    for path, probs in zip(lalms, samples.values(), strict=False):
+    samples = [*(lalm.probs.astype(float) for lalm in lalms.values()), source.probs.astype(float)]
+    for path, probs in zip(lalms, samples, strict=False):
         if np.isnan(probs).any(axis=-1).all():
             raise ArtifactError(f"{path}: holds no valid answer at all. Look at it with: mifuse show {path}")
-    identical = {name: fusion.share_identical(probs) for name, probs in samples.items()}
-    temperature = _temperatures(config, samples, identical)
-    for name, value in temperature.items():
-        samples[name] = fusion.with_temperature(samples[name], value)
-    stats = [fusion.mean_and_mi(probs, config.mi_estimator) for probs in samples.values()]
-    mean = np.stack([mean for mean, _ in stats], axis=1)
-    mi = np.stack([mi for _, mi in stats], axis=1)
-    weighting = config.weighting
-    if weighting in fusion.OF_MI and any(map(_is_dead, identical.values())) and not config.keep_weighting:
-        weighting = "uniform"
-    weights, probs = fusion.fuse(
-        mean, mi, weighting=weighting, tau=config.tau, pool=config.pool, sharpen=config.sharpen
+        if config.calibrate_lalm == "self-agreement" and _single(probs):
+            raise ArtifactError(
+                f"{path}: has one answer a clip, which cannot agree with others. Ask for more with "
+                "query-lalm --n-samples, or use --calibrate-lalm source-agreement."
+            )
+    found = fusion.fuse_samples(
+        samples,
+        fusion.Settings(
+            weighting=config.weighting,
+            tau=config.tau,
+            pool=config.pool,
+            sharpen=config.sharpen,
+            estimator=config.mi_estimator,
+            calibrate=config.calibrate_lalm,
+            keep_weighting=config.keep_weighting,
+        ),
     )
+    temperature = {
+        name: value for name, value in zip(teachers, found.temperature, strict=True) if value is not None
+    }
     unanswered = {
         name: _unanswered(lalm)
         for name, lalm in zip(teachers, lalms.values(), strict=False)
@@ -71,14 +74,14 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
             source.header.classes,
             parents,
             teachers=teachers,
-            weighting=weighting,
+            weighting=found.weighting,
             tau=config.tau,
             pool=config.pool,
             sharpen=config.sharpen,
             mi_estimator=config.mi_estimator,
             lalm_temperature=temperature,
-            votes=[name for name in teachers[:-1] if fusion.are_votes(samples[name])],
-            diagnostics=_diagnostics(teachers, mean, mi, weights, probs, identical),
+            votes=[name for name, one in zip(teachers, samples[:-1], strict=False) if fusion.are_votes(one)],
+            diagnostics=_diagnostics(teachers, found),
             source_samples=source.probs.shape[1],
             source_normalize=source.header.parameters["normalize"],
             source_calibrate=source.header.parameters["calibrate"],
@@ -86,68 +89,34 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
             **({"unanswered": unanswered} if unanswered else {}),
         ),
         utt_id=source.utt_id,
-        probs=probs.astype(np.float32),
-        weights=weights.astype(np.float32),
-        mean=mean.astype(np.float32),
-        mi=mi.astype(np.float32),
+        probs=found.probs.astype(np.float32),
+        weights=found.weights.astype(np.float32),
+        mean=found.mean.astype(np.float32),
+        mi=found.mi.astype(np.float32),
     )
     artifact.save(config.out)
     return _result(config.out, artifact)
 
 
-def _temperatures(
-    config: FuseConfig, samples: Mapping[str, np.ndarray], identical: Mapping[str, float]
-) -> dict[str, float]:
-    """Temperature of every LALM that one can be fitted to: answers that are votes have no probabilities."""
-    if config.calibrate_lalm == "none":
-        return {}
-    *lalms, source = samples
-    believed = np.nanmean(samples[source], axis=1).argmax(axis=-1)
-    found = {}
-    for path, name in zip(config.lalm, lalms, strict=True):
-        answers = samples[name]
-        if fusion.are_votes(answers):
-            continue
-        if config.calibrate_lalm == "source-agreement":
-            rate = fusion.agreement_with(answers, believed)
-        elif _is_dead(identical[name]):
-            continue  # It agrees with itself because it is not random.
-        else:
-            rate = fusion.self_agreement(answers)
-        if np.isnan(rate):
-            raise ArtifactError(
-                f"{path}: has one answer a clip, which cannot agree with others. Ask for more with "
-                "query-lalm --n-samples, or use --calibrate-lalm source-agreement."
-            )
-        found[name] = fusion.fit_temperature(answers, rate)
-    return found
+def _single(samples: np.ndarray) -> bool:
+    """Whether no clip has several answers that could agree; votes have no temperature in any case."""
+    return not fusion.are_votes(samples) and np.isnan(fusion.self_agreement(samples))
 
 
-def _is_dead(identical: float) -> bool:
-    return identical > _DEAD  # NaN where no clip has several answers: then nothing is known.
-
-
-def _diagnostics(
-    teachers: list[str],
-    mean: np.ndarray,
-    mi: np.ndarray,
-    weights: np.ndarray,
-    probs: np.ndarray,
-    identical: Mapping[str, float],
-) -> dict[str, Any]:
+def _diagnostics(teachers: list[str], found: fusion.Outcome) -> dict[str, Any]:
     """By teacher and of all, what the artifact tells; None where there is nothing to take a mean of."""
     columns = {
-        "mean_mi": np.nanmean(mi, axis=0),
-        "mean_weight": weights.mean(axis=0),
-        "mean_confidence": fusion.confidence(mean),
-        "label_agreement": fusion.label_agreement(mean, probs),
-        "identical": np.array([identical[name] for name in teachers]),
+        "mean_mi": np.nanmean(found.mi, axis=0),
+        "mean_weight": found.weights.mean(axis=0),
+        "mean_confidence": fusion.confidence(found.mean),
+        "label_agreement": fusion.label_agreement(found.mean, found.probs),
+        "identical": np.array(found.identical),
     }
     by_teacher = {
         column: {name: _finite(value) for name, value in zip(teachers, values, strict=True)}
         for column, values in columns.items()
     }
-    return {**by_teacher, "disagreement": _finite(fusion.disagreement(mean))}
+    return {**by_teacher, "disagreement": _finite(fusion.disagreement(found.mean))}
 
 
 def _finite(value: float) -> float | None:
@@ -260,7 +229,7 @@ def _result(out: Path, artifact: Fused, *, up_to_date: bool = False) -> FuseResu
 def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:
     parameters = artifact.header.parameters
     for name, share in parameters["diagnostics"]["identical"].items():
-        if share is not None and _is_dead(share):
+        if share is not None and fusion.is_dead(share):
             yield (
                 f"{name}: answers are identical on {share:.0%} of clips, so mutual information says nothing "
                 "about it; sample it at a temperature above 0 or use --weighting uniform"

@@ -9,8 +9,6 @@ from pathlib import Path
 from mifuse_cli import fusion
 from mifuse_cli.config import StepConfig, above_zero, one_of, option
 
-CALIBRATIONS = ("none", "self-agreement", "source-agreement")
-
 
 @dataclass(frozen=True, kw_only=True)
 class FuseConfig(StepConfig):
@@ -56,7 +54,7 @@ class FuseConfig(StepConfig):
         yield from one_of("--weighting", self.weighting, fusion.WEIGHTINGS)
         yield from one_of("--pool", self.pool, fusion.POOLS)
         yield from one_of("--mi-estimator", self.mi_estimator, fusion.MI_ESTIMATORS)
-        yield from one_of("--calibrate-lalm", self.calibrate_lalm, CALIBRATIONS)
+        yield from one_of("--calibrate-lalm", self.calibrate_lalm, fusion.CALIBRATIONS)
         yield from above_zero("--tau", self.tau)
         yield from above_zero("--sharpen", self.sharpen)
         if self.weighting == "dawid-skene":

@@ -14,7 +14,7 @@ from mifuse_cli.errors import ArtifactError
 from mifuse_cli.manifest import Clip, clips_of
 from mifuse_cli.model.shape import Shape, read_shape
 from mifuse_cli.steps.train.config import TrainConfig, TrainResult
-from mifuse_cli.steps.train.oracle import labels_parent, read_labels
+from mifuse_cli.truth import labels_parent, read_labels
 
 __all__ = ["TrainConfig", "TrainResult", "train"]
 
@@ -90,7 +90,7 @@ def _train(
     from mifuse_cli.model.classifier import predict
     from mifuse_cli.model.device import find_device
     from mifuse_cli.model.prepare import all_layers
-    from mifuse_cli.steps.train.methods import Target, make
+    from mifuse_cli.steps.train.methods import make
 
     device = find_device(config.device)
     source = checkpoint.load(config.model)
@@ -104,8 +104,7 @@ def _train(
     def features() -> np.ndarray:
         return all_layers(source, clips, device=device, cache=config.cache_dir, progress=progress)
 
-    target = Target([clip.speaker for clip in clips], features, truth)
-    method = make(config, fused, target, source.shape)
+    method = make(config, fused, clips, features, truth, source.shape)
     options = loop.LoopOptions(
         config.epochs,
         config.batch_size,

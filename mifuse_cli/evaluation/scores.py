@@ -70,7 +70,7 @@ def score(
 
     classes = probs.shape[1]
     missing = np.isnan(probs).any(axis=1)
-    predicted = np.where(missing, classes, np.where(missing[:, None], 0, probs).argmax(axis=1))
+    predicted = predicted_classes(probs)
     present = np.unique(truth)
     recalls = recall_score(truth, predicted, labels=np.arange(classes), average=None, zero_division=0)
     groups = np.unique(speakers, return_inverse=True)[1] if speakers else np.arange(len(truth))
@@ -92,21 +92,70 @@ def score(
     )
 
 
+def rates(truth: np.ndarray, probs: np.ndarray) -> dict[str, float]:
+    """``ua``, ``wa``, ``macro_f1`` and ``ece`` as in `Score`, without intervals.
+
+    Args:
+        truth: (U,) true class indices.
+        probs: (U, K) predicted distributions, NaN rows where there is none.
+    """
+    classes = probs.shape[1]
+    predicted, known = predicted_classes(probs), ~np.isnan(probs).any(axis=1)
+    confusion = np.zeros((classes, classes + 1))
+    np.add.at(confusion, (truth, predicted), 1)
+    hits, support, given = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)[:classes]
+    there = support > 0
+    return {
+        "ua": float((hits[there] / support[there]).mean()),
+        "wa": float(hits.sum() / len(truth)),
+        "macro_f1": float((2 * hits[there] / (support + given)[there]).mean()),
+        "ece": expected_calibration_error(truth[known], probs[known]),
+    }
+
+
+def predicted_classes(probs: np.ndarray) -> np.ndarray:
+    """Most probable class (...) of distributions (..., K); K where there is none (NaN)."""
+    missing = np.isnan(probs).any(axis=-1)
+    return np.where(missing, probs.shape[-1], np.where(missing[..., None], 0, probs).argmax(axis=-1))
+
+
+def reliability(
+    truth: np.ndarray, probs: np.ndarray, bins: int = ECE_BINS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The reliability diagram: how sure and how right predictions are, by equal-width bins of confidence.
+
+    Args:
+        truth: (U,) class indices.
+        probs: (U, K) distributions without NaN.
+        bins: number of bins I over [0, 1].
+
+    Returns:
+        clips, mean confidence and accuracy, (I,) each; the last two NaN in an empty bin.
+    """
+    confidence = probs.max(axis=1) if len(probs) else np.zeros(0)
+    right = probs.argmax(axis=1) == truth if len(probs) else np.zeros(0)
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    clips = np.bincount(index, minlength=bins)
+    some = np.where(clips > 0, clips, np.nan)
+    sure, accuracy = (np.bincount(index, values, bins) / some for values in (confidence, right))
+    return clips, sure, accuracy
+
+
 def expected_calibration_error(truth: np.ndarray, probs: np.ndarray, bins: int = ECE_BINS) -> float:
-    """ECE = sum_b |B_b| / U * |accuracy(B_b) - confidence(B_b)| over equal-width bins of confidence.
+    """ECE = sum_b |B_b| / U * |accuracy(B_b) - confidence(B_b)| over the bins of `reliability`.
 
     Args:
         truth: (U,) class indices.
         probs: (U, K) distributions without NaN.
         bins: number of bins over [0, 1].
+
+    Returns:
+        NaN without any clip.
     """
     if len(truth) == 0:
         return float("nan")
-    confidence = probs.max(axis=1)
-    right = probs.argmax(axis=1) == truth
-    index = np.minimum((confidence * bins).astype(int), bins - 1)
-    gap = np.bincount(index, right - confidence, bins)
-    return float(np.abs(gap).sum() / len(truth))
+    clips, sure, accuracy = reliability(truth, probs, bins)
+    return float(np.nansum(clips * np.abs(accuracy - sure)) / len(truth))
 
 
 def signature(**parts: object) -> str:

@@ -1,4 +1,4 @@
-"""Target labels for the oracle, the one method that may see them."""
+"""True classes of given clips: to score with, and for the oracle, the one method that may see them."""
 
 from __future__ import annotations
 

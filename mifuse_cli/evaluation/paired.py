@@ -1,0 +1,113 @@
+"""Many systems on the same clips: paired differences of unweighted accuracy, and ranks.
+
+R systems, N seeds of each, T transfers, U clips, S speakers, K classes, B bootstrap draws. Clips of one speaker
+are not independent, so whole speakers are drawn; a draw is the same for all systems and seeds, and for all
+transfers to the same corpus, which makes differences paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What systems get right in one transfer, by speaker and class.
+
+    Attributes:
+        corpus: its target; transfers to the same one share their draws of speakers.
+        hits: (R, N, S, K) clips predicted rightly.
+        support: (S, K) clips.
+    """
+
+    corpus: str
+    hits: np.ndarray
+    support: np.ndarray
+
+    def ua(self) -> np.ndarray:
+        """Unweighted accuracy (R, N) in [0, 1]."""
+        present = self.support.sum(axis=0) > 0
+        return (self.hits.sum(axis=2)[..., present] / self.support.sum(axis=0)[present]).mean(axis=-1)
+
+    def drawn(self, speakers: np.ndarray) -> np.ndarray:
+        """Unweighted accuracy (R, B), mean over seeds, of draws (B, S) of speakers.
+
+        A class that no clip of a draw is of does not count there.
+        """
+        times = (speakers[..., None] == np.arange(len(self.support))).sum(axis=1)
+        support = times @ self.support
+        hits = np.einsum("bs,rnsk->rbk", times, self.hits) / self.hits.shape[1]
+        return np.nanmean(np.where(support > 0, hits / np.maximum(support, 1), np.nan), axis=-1)
+
+
+def tally(
+    corpus: str, truth: np.ndarray, predicted: np.ndarray, classes: int, speakers: Sequence[str] | None
+) -> Tally:
+    """Count by speaker and class what is right.
+
+    Args:
+        corpus: name of the target.
+        truth: (U,) true class indices.
+        predicted: (R, N, U) predicted ones; K for none, which is wrong.
+        classes: K.
+        speakers: of every clip; None counts every clip as one of its own.
+    """
+    groups = np.arange(len(truth)) if speakers is None else np.unique(speakers, return_inverse=True)[1]
+    support = np.zeros((groups.max() + 1, classes))
+    np.add.at(support, (groups, truth), 1)
+    hits = np.zeros((groups.max() + 1, classes, *predicted.shape[:2]))
+    np.add.at(hits, (groups, truth), np.moveaxis(predicted == truth, -1, 0))
+    return Tally(corpus, np.moveaxis(hits, (0, 1), (2, 3)), support)
+
+
+def bootstrap_ua(tallies: Sequence[Tally], *, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Bootstrap draws of the unweighted accuracy, mean over seeds, of every system.
+
+    Args:
+        tallies: of T transfers, with the same systems and seeds.
+        resamples: B.
+        rng: source of the draws.
+
+    Returns:
+        (R, T + 1, B): each transfer, then the mean over transfers.
+    """
+    from scipy.stats import bootstrap
+
+    sizes = {one.corpus: len(one.support) for one in tallies}
+    corpora = list(sizes)
+
+    def unweighted_accuracy(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
+        each = np.stack([one.drawn(drawn[corpora.index(one.corpus)].astype(int)) for one in tallies], axis=1)
+        return np.concatenate([each, each.mean(axis=1, keepdims=True)], axis=1)
+
+    # The interval is not asked for: what is wanted are the draws, to take differences of.
+    found = bootstrap(
+        [np.arange(size) for size in sizes.values()],
+        lambda *drawn, axis=-1: unweighted_accuracy(*(np.atleast_2d(one) for one in drawn)),
+        n_resamples=resamples,
+        batch=100,
+        method="percentile",
+        vectorized=True,
+        rng=rng,
+    )
+    return found.bootstrap_distribution
+
+
+def interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of draws (B,)."""
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def average_ranks(ua: np.ndarray) -> np.ndarray:
+    """Mean rank (R,) of systems over transfers and seeds, 1 for the best, ties sharing theirs.
+
+    Args:
+        ua: (R, T, N) unweighted accuracy.
+    """
+    from scipy.stats import rankdata
+
+    return rankdata(-np.round(ua, 9), axis=0).mean(axis=(1, 2))

@@ -1,0 +1,124 @@
+"""Options and result of ``mifuse compare``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from mifuse_cli import evaluation
+from mifuse_cli.config import at_least, one_of, option
+from mifuse_cli.methods.training import TrainingConfig
+from mifuse_cli.steps.compare.systems import GROUPS, SYSTEMS
+
+PROTOCOLS = ("transductive", "inductive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(TrainingConfig):
+    """Run many systems on every transfer between corpora and write tables; finished runs are kept."""
+
+    data: Path = option(
+        help="Directory with one of each corpus: manifest.csv and labels.csv, as prepare writes them, or "
+        "metadata.csv. Labels are read to score, once all runs are made."
+    )
+    models: Path = option(help="Directory of source models: CORPUS/seedN for every corpus and seed.")
+    lalm: Path = option(help="Directory of the artifacts of query-lalm: CORPUS.h5.")
+    out: Path = option(help="Directory for the runs and the tables.")
+    names: str = option(
+        "", "Corpora, separated by commas; default: all of --data that have models and answers."
+    )
+    seeds: str = option("0,1,2,3,4", "Seeds of source models and students, separated by commas.")
+    systems: str = option(
+        "main", f"Names of systems or of groups, separated by commas: main, {', '.join(GROUPS)}; main is the "
+        "first four."
+    )  # fmt: skip
+    normalize: str = option(
+        "", "source, target or speaker, for all systems; default: as the models' checkpoints say."
+    )
+    protocol: str = option(
+        "transductive",
+        "transductive: adapted to and scored on the same clips; inductive: scored on speakers that were not "
+        "adapted to.",
+    )
+    folds: int = option(4, "Of speakers, with --protocol inductive.")
+    n_answers: int = option(5, "Answers of the LALM a clip that are used, the first of each.")
+    n_samples: int = option(10, "Dropout passes of the source model.")
+    resamples: int = option(evaluation.RESAMPLES, "Bootstrap draws of the 95 % intervals.")
+    jobs: int = option(0, "Processes at a time; 0: one for each core.", settles=False)
+    cache_dir: Path | None = option(
+        None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache.", settles=False
+    )
+
+    def problems(self) -> Iterable[str]:
+        """Values that make no sense."""
+        names = words(self.names)
+        if self.names and len(names) < 2:
+            yield f"--names {self.names}: expected two corpora or more"
+        yield from _once("--names", names)
+        if not all(seed.isdigit() for seed in words(self.seeds)) or not words(self.seeds):
+            yield f"--seeds {self.seeds!r}: expected whole numbers, separated by commas"
+        yield from _once("--seeds", words(self.seeds))
+        for name in system_names(self.systems):
+            if name not in ("main", *GROUPS, *SYSTEMS):
+                near = get_close_matches(name, [*GROUPS, *SYSTEMS], n=1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                yield f"--systems {name!r}: no system or group is called so{hint}; groups: main, {', '.join(GROUPS)}"
+        if not words(self.systems):
+            yield "--systems: expected at least one"
+        if self.normalize:
+            yield from one_of("--normalize", self.normalize, ("source", "target", "speaker"))
+        yield from one_of("--protocol", self.protocol, PROTOCOLS)
+        yield from at_least("--folds", self.folds, 2)
+        yield from at_least("--n-answers", self.n_answers, 1)
+        yield from at_least("--n-samples", self.n_samples, 2)
+        yield from at_least("--resamples", self.resamples, 100)
+        yield from at_least("--jobs", self.jobs, 0)
+        yield from super().problems()
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """What was compared.
+
+    Attributes:
+        out: directory of the tables: ``table.md``, ``table.tex``, ``scores.csv``, ``results.json``.
+        protocol: in one line.
+        runs: how many predictions of a system for a transfer with a seed there are.
+        made: how many of them were made now.
+        results: what ``results.json`` holds.
+        up_to_date: nothing was done, since --update found the output current.
+        notes: what the user should know.
+    """
+
+    out: Path
+    protocol: str
+    runs: int
+    made: int
+    results: dict[str, Any]
+    up_to_date: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def words(text: str) -> list[str]:
+    """Parts of ``text`` between commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def system_names(text: str) -> list[str]:
+    """Names of systems in ``text``; some have a comma in themselves."""
+    found: list[str] = []
+    parts = words(text)
+    while parts:
+        length = next((n for n in range(len(parts), 0, -1) if ", ".join(parts[:n]) in SYSTEMS), 1)
+        found.append(", ".join(parts[:length]))
+        del parts[:length]
+    return found
+
+
+def _once(flag: str, values: list[str]) -> Iterable[str]:
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        yield f"{flag}: {', '.join(twice)} given more than once"

@@ -1,0 +1,276 @@
+"""Which runs a comparison takes, which of them are there already, and whether their inputs fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mifuse_cli import __version__, artifacts, lineage, provenance, truth
+from mifuse_cli.artifacts import Compared, Lalm, Parent
+from mifuse_cli.errors import ArtifactError, InputError, MifuseError
+from mifuse_cli.manifest import Clip, columns_of, read_clips
+from mifuse_cli.model.shape import Shape, read_shape
+from mifuse_cli.steps.compare.config import CompareConfig, system_names, words
+from mifuse_cli.steps.compare.systems import ORACLE, System, chosen
+
+if TYPE_CHECKING:
+    from mifuse_cli.steps.compare.running import Task
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One corpus as a target.
+
+    Attributes:
+        name: of the corpus.
+        clips: U clips, sorted by id.
+        labels: manifest of their labels.
+        lalm: artifact of the answers.
+        parents: answers, clips and speakers, of every run.
+    """
+
+    name: str
+    clips: tuple[Clip, ...]
+    labels: Path
+    lalm: Path
+    parents: tuple[Parent, ...]
+
+    @property
+    def speakers(self) -> list[str] | None:
+        """Speaker of every clip, or None unless at least two are known and no clip lacks one."""
+        names = [clip.speaker for clip in self.clips if clip.speaker]
+        return names if len(names) == len(self.clips) and len(set(names)) > 1 else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be compared.
+
+    Attributes:
+        classes: K names in order.
+        corpora: by name.
+        transfers: pairs of names, source and target.
+        seeds: of the source models and students.
+        systems: rows, in the order of the table.
+        truth: (U,) class indices by corpus.
+        normalize: how the head's input is standardised.
+        tasks: by source, target and seed.
+        notes: what the user should know.
+    """
+
+    classes: tuple[str, ...]
+    corpora: dict[str, Corpus]
+    transfers: list[tuple[str, str]]
+    seeds: list[int]
+    systems: list[System]
+    truth: dict[str, np.ndarray]
+    normalize: str
+    tasks: dict[tuple[str, str, int], Task]
+    notes: tuple[str, ...]
+
+
+def plan(config: CompareConfig) -> Plan:
+    """Look at all inputs.
+
+    Raises:
+        InputError: a corpus, model or artifact that is missing or cannot be read, labels that are unknown, fewer
+            answers than asked for.
+        ArtifactError: models or answers over other classes or clips.
+    """
+    names = words(config.names) or _found(config)
+    seeds = [int(seed) for seed in words(config.seeds)]
+    models = {(name, seed): config.models / name / f"seed{seed}" for name in names for seed in seeds}
+    shapes = {key: read_shape(path) for key, path in models.items()}
+    first = next(iter(shapes.values()))
+    for key, shape in shapes.items():
+        if shape.classes != first.classes:
+            raise ArtifactError(
+                f"{models[key]}: classes are {', '.join(shape.classes)}, those of other models "
+                f"{', '.join(first.classes)}. Train all with the same --classes."
+            )
+    normalize = config.normalize or _common_normalize(models, shapes)
+    corpora = {name: _corpus(config, name, first.classes) for name in names}
+    answers = min(artifacts_answers(corpus) for corpus in corpora.values())
+    if answers < config.n_answers:
+        raise InputError(
+            f"{config.lalm}: has {answers} answers a clip, --n-answers {config.n_answers} are wanted. Ask for more "
+            "with query-lalm --n-samples, or lower it."
+        )
+    wanted = chosen(system_names(config.systems))
+    systems = [one for one in wanted if (one.answers or 0) <= answers and one.answers != config.n_answers]
+    if config.protocol == "inductive":
+        systems = [one for one in systems if one.shows != "labels"]
+    notes = [
+        f"{one.name}: left out, {config.lalm} has {answers} answers a clip"
+        for one in wanted
+        if (one.answers or 0) > answers
+    ]
+    known = {name: truth.read_labels(one.labels, first.classes, one.clips) for name, one in corpora.items()}
+    digests = {key: lineage.digest(path) for key, path in models.items()}
+    tasks = {
+        (source, target, seed): _task(
+            config, corpora[target], source, seed, digests[source, seed], systems, normalize, known[target]
+        )
+        for source in names
+        for target in names
+        if source != target
+        for seed in seeds
+    }
+    transfers = list(dict.fromkeys((source, target) for source, target, _ in tasks))
+    return Plan(first.classes, corpora, transfers, seeds, systems, known, normalize, tasks, tuple(notes))
+
+
+def artifacts_answers(corpus: Corpus) -> int:
+    """Answers a clip that there are."""
+    return Lalm.load(corpus.lalm).probs.shape[1]
+
+
+def _found(config: CompareConfig) -> list[str]:
+    """Corpora that have data, models and answers."""
+    if not config.data.is_dir():
+        raise InputError(f"{config.data}: no such directory. Give the one that holds the corpora.")
+    names = sorted(path.name for path in config.data.iterdir() if path.is_dir())
+    names = [
+        name for name in names if (config.models / name).is_dir() and (config.lalm / f"{name}.h5").is_file()
+    ]
+    if len(names) < 2:
+        raise InputError(
+            f"{config.data}: found {len(names)} corpora ({', '.join(names)}) with models in {config.models} and "
+            f"answers in {config.lalm}, expected two or more. Check the directories."
+        )
+    return names
+
+
+def _common_normalize(models: dict[Any, Path], shapes: dict[Any, Shape]) -> str:
+    modes = {shape.normalize for shape in shapes.values()}
+    if len(modes) > 1:
+        raise InputError(
+            f"{next(iter(models.values())).parent.parent}: models standardise by {' and by '.join(sorted(modes))}. "
+            "Train all with the same --normalize, or give one for all here."
+        )
+    return modes.pop()
+
+
+def _corpus(config: CompareConfig, name: str, classes: tuple[str, ...]) -> Corpus:
+    directory = config.data / f"{name}-target"
+    directory = directory if directory.is_dir() else config.data / name
+    manifest = _first(directory, "file", "manifest.csv", "metadata.csv")
+    labels = _first(directory, "emotion", "labels.csv", "metadata.csv", "manifest.csv")
+    clips, lalm = read_clips(manifest), config.lalm / f"{name}.h5"
+    answers = Lalm.load(lalm)
+    if answers.header.classes != classes:
+        raise ArtifactError(
+            f"{lalm}: classes are {', '.join(answers.header.classes)}, those of the models {', '.join(classes)}. "
+            "Make one of them anew with the other's --classes."
+        )
+    ids = np.array([clip.utt_id for clip in clips])
+    artifacts.check_same_utterances(answers.utt_id, str(lalm), ids, str(manifest))
+    out = config.out / "runs" / name
+    parents = (
+        lineage.parent("lalm", lalm, out),
+        lineage.clips_parent(clips, manifest, out),
+        lineage.speakers_parent(clips, manifest, out),
+    )
+    lineage.check_same_audio(answers, str(lalm), parents[1], str(manifest))
+    return Corpus(name, tuple(clips), labels, lalm, parents)
+
+
+def _first(directory: Path, column: str, *names: str) -> Path:
+    """The first manifest of the directory that has the column."""
+    files = [directory / name for name in names if (directory / name).is_file()]
+    for file in files:
+        if column in columns_of(file):
+            return file
+    raise InputError(
+        f"{directory}: has no manifest with a column {column!r} (looked for {', '.join(names)}). "
+        "Make it with mifuse prepare."
+    )
+
+
+def _task(
+    config: CompareConfig,
+    target: Corpus,
+    source: str,
+    seed: int,
+    model_sha256: str,
+    systems: Sequence[System],
+    normalize: str,
+    known: np.ndarray,
+) -> Task:
+    from mifuse_cli.methods.loop import LoopOptions
+    from mifuse_cli.steps.compare.running import Task
+
+    model = config.models / source / f"seed{seed}"
+    out = config.out / "runs" / f"{source}-{target.name}-seed{seed}.h5"
+    parents = (Parent("model", lineage.relative(model, out), model_sha256), *target.parents)
+    folds = config.folds if config.protocol == "inductive" else 0
+    options = LoopOptions(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        encoder_learning_rate=0.0,
+        weight_decay=config.weight_decay,
+        ema=config.ema,
+        seed=seed,
+    )
+    task = Task(
+        out=out,
+        header=lineage.header(
+            config, read_shape(model).classes, parents, source=source, target=target.name, run_seed=seed
+        ),
+        systems=(),
+        kept={},
+        model=model,
+        lalm=target.lalm,
+        clips=target.clips,
+        truth=None,
+        normalize=normalize,
+        answers=config.n_answers,
+        passes=config.n_samples,
+        folds=folds,
+        options=options,
+        diversity_weight=config.diversity_weight,
+        refresh=config.refresh,
+        device=config.device,
+        cache=config.cache_dir,
+    )
+    shared = [
+        __version__, normalize, config.n_answers, config.n_samples, folds, config.diversity_weight,
+        config.refresh, options, [(one.role, one.sha256) for one in parents],
+    ]  # fmt: skip
+
+    def identity(system: System) -> str:
+        of_truth = provenance.text_digest(repr(known.tolist())) if system.name == ORACLE else ""
+        return provenance.text_digest(repr((system, shared, of_truth)))
+
+    kept = {} if config.force else _kept(out, identity)
+    todo = tuple(one for one in systems if one.name not in kept)
+    identities = {name: identity(one) for name, one in _by_name(kept, systems).items()}
+    header = replace(task.header, parameters={**task.header.parameters, "identities": identities})
+    needs_truth = any(one.name == ORACLE for one in todo)
+    return replace(task, header=header, systems=todo, kept=kept, truth=known if needs_truth else None)
+
+
+def _by_name(kept: dict[str, np.ndarray], systems: Sequence[System]) -> dict[str, System]:
+    return {one.name: one for one in (*chosen(kept), *systems)}
+
+
+def _kept(file: Path, identity) -> dict[str, np.ndarray]:
+    """Predictions in ``file`` that the present settings and inputs would give again."""
+    if not file.is_file():
+        return {}
+    try:
+        made = Compared.load(file)
+        identities = made.header.parameters["identities"]
+        known = {one.name: one for one in chosen(made.systems.tolist())}
+    except (MifuseError, KeyError):
+        return {}
+    return {
+        name: probs
+        for name, probs in zip(made.systems.tolist(), made.probs, strict=True)
+        if identities.get(name) == identity(known[name])
+    }

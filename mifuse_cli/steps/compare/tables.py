@@ -1,0 +1,149 @@
+"""The figures of a comparison as Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from mifuse_cli.steps.compare.systems import LALM, MAIN, OURS, PAPER, UNIFORM
+
+_HEADINGS = {
+    "main": "Methods",
+    "weightings": "Other weightings, pools, estimators and temperatures of the paper's student",
+    "ablations": "Ablations",
+    "oracle": "Upper bound: trained on target labels, no adaptation",
+}
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """All tables, and what the figures in them are."""
+    parts = [f"Protocol: `{results['protocol']}`. {_about(results)}"]
+    for part, heading in _HEADINGS.items():
+        rows = _rows(results, part)
+        if rows:
+            header, *body = _cells(results, part, rows)
+            lines = [header, ["---"] * len(header), *body]
+            parts += [f"### {heading}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    return "\n\n".join([*parts, *_standings(results)]) + "\n"
+
+
+def latex(results: dict[str, Any]) -> str:
+    """The same as LaTeX tables for the package booktabs."""
+    parts = [f"% {results['protocol']}"]
+    for part, heading in _HEADINGS.items():
+        rows = _rows(results, part)
+        if rows:
+            header, *body = ([_tex(cell) for cell in line] for line in _cells(results, part, rows))
+            parts.append(
+                "\n".join(
+                    [
+                        r"\begin{table}",
+                        rf"\caption{{{_tex(heading)}. {_tex(_about(results))}}}",
+                        rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+                        r"\toprule",
+                        " & ".join(header) + r" \\",
+                        r"\midrule",
+                        *(" & ".join(line) + r" \\" for line in body),
+                        r"\bottomrule",
+                        r"\end{tabular}",
+                        r"\end{table}",
+                    ]
+                )
+            )
+    return "\n\n".join(parts) + "\n"
+
+
+def as_csv(results: dict[str, Any]) -> str:
+    """Every score by itself: a line for each system, transfer and seed; rates in [0, 1]."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["protocol", *results["scores"][0]], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({"protocol": results["protocol"], **row} for row in results["scores"])
+    return text.getvalue()
+
+
+def _about(results: dict[str, Any]) -> str:
+    clips = ", ".join(f"{name} {count}" for name, count in results["clips"].items())
+    seeds = ", ".join(map(str, results["seeds"]))
+    return (
+        f"Unweighted accuracy in %, mean and standard deviation over seeds {seeds}; differences of averages with 95 % "
+        f"intervals, paired bootstrap over speakers. Clips: {clips}."
+    )
+
+
+def _rows(results: dict[str, Any], part: str) -> list[str]:
+    groups = MAIN if part == "main" else (part,)
+    return [name for name, one in results["systems"].items() if one["group"] in groups]
+
+
+def _cells(results: dict[str, Any], part: str, rows: list[str]) -> list[list[str]]:
+    """Header and rows of a table; in that of the methods the highest mean of each column is bold."""
+    columns = [*results["transfers"], "average"]
+    systems = results["systems"]
+    against = _references(results, part)
+    header = ["system", *columns, *(f"less {one}" for one in against.values())]
+    if part == "main":
+        header.append("rank")
+    lines = [header]
+    for name in rows:
+        one = systems[name]
+        line = [name]
+        for column in columns:
+            text = f"{one['ua'][column]['mean']:.1f} ± {one['ua'][column]['std']:.1f}"
+            if part == "main" and one["rank"] is not None and name == _highest(systems, column):
+                text = f"**{text}**"
+            line.append(text)
+        for other in against:
+            line.append(_difference(one["against"][other]) if other in one["against"] else "")
+        if part == "main":
+            line.append("" if one["rank"] is None else f"{one['rank']:.1f}")
+        lines.append(line)
+    return lines
+
+
+def _references(results: dict[str, Any], part: str) -> dict[str, str]:
+    """Systems that the rows of a table are compared with, and how the column calls them."""
+    wanted = {
+        "main": {LALM: "LALM", results["best_baseline"]: f"best baseline ({results['best_baseline']})"},
+        "weightings": {PAPER: PAPER, UNIFORM: UNIFORM},
+        "ablations": {PAPER: PAPER, OURS: OURS},
+        "oracle": {OURS: OURS},
+    }[part]
+    return {name: title for name, title in wanted.items() if name in results["systems"]}
+
+
+def _highest(systems: dict[str, Any], column: str) -> str:
+    ranked = [name for name, one in systems.items() if one["rank"] is not None]
+    return max(ranked, key=lambda name: systems[name]["ua"][column]["mean"])
+
+
+def _difference(gap: dict[str, float]) -> str:
+    return f"{gap['difference']:+.1f} [{gap['low']:.1f}, {gap['high']:.1f}]"
+
+
+def _standings(results: dict[str, Any]) -> list[str]:
+    """Transfer by transfer, how ours stands against the best other method."""
+    standing = results["standing"]
+    if not standing:
+        return []
+    best, tied = (sum(one["state"] == state for one in standing.values()) for state in ("best", "tied"))
+    lines = [
+        f"- {column}: {one['state']}, {_difference(one)} against {one['best_other']}"
+        for column, one in standing.items()
+    ]
+    about = (
+        f"`{OURS}` is best in {best} and tied in {tied} of {len(standing)} transfers (tied: the 95 % interval of its "
+        "difference to the best other method holds 0):"
+    )
+    return [about, "\n".join(lines)]
+
+
+_TEX = {"\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "_": r"\_", "±": r"$\pm$", ">": r"$\to$"}
+
+
+def _tex(text: str) -> str:
+    """``text`` with what LaTeX takes for commands escaped, and bold as LaTeX has it."""
+    bold = text.startswith("**") and text.endswith("**")
+    escaped = "".join(_TEX.get(letter, letter) for letter in (text.strip("*") if bold else text))
+    return rf"\textbf{{{escaped}}}" if bold else escaped

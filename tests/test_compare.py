@@ -1,0 +1,433 @@
+"""`mifuse compare`: the same figures as by the single commands, resumed exactly, and blind to labels."""
+
+import csv
+import json
+import os
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CLASSES, KEY, Lalm, make_corpus, mifuse, read_rows, refused, write_csv
+
+import mifuse_cli as m
+from mifuse_cli import artifacts, evaluation
+from mifuse_cli.artifacts import Compared, Predictions
+from mifuse_cli.methods.registry import METHODS
+from mifuse_cli.steps.compare.config import system_names
+from mifuse_cli.steps.compare.planning import plan
+from mifuse_cli.steps.compare.running import fold_of_speakers
+from mifuse_cli.steps.compare.systems import GROUPS, MAIN, SYSTEMS, chosen
+
+SEEDS = (0, 1)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, encoders) -> Path:
+    """Two corpora, a with labels in its one manifest and b with them apart; models of two seeds; four answers."""
+    root = tmp_path_factory.mktemp("world")
+    server = Lalm()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    os.environ["OPENAI_API_KEY"] = KEY
+    try:
+        for name, seed in (("a", 1), ("b", 2)):
+            directory = root / "data" / name
+            rows = make_corpus(directory, seed)
+            labels = write_csv(directory / ("metadata.csv" if name == "a" else "labels.csv"), rows)
+            if name == "b":
+                write_csv(directory / "manifest.csv", [{k: r[k] for k in ("file", "speaker")} for r in rows])
+            for seed in SEEDS:
+                out = root / "models" / name / f"seed{seed}"
+                m.train_source(
+                    m.TrainSourceConfig(
+                        manifest=labels, encoder=str(encoders["whisper"]), out=out, epochs=4, seed=seed
+                    )
+                )
+            m.query_lalm(
+                m.QueryLalmConfig(
+                    manifest=labels, out=root / f"lalm/{name}.h5", model="m", base_url=server.url, n_samples=4
+                )
+            )
+    finally:
+        del os.environ["OPENAI_API_KEY"]
+        server.shutdown()
+        server.server_close()
+    return root
+
+
+def config(world, out, **changes) -> m.CompareConfig:
+    values = {"seeds": "0", "systems": "main", "epochs": 2, "n_answers": 3, "n_samples": 3, "jobs": 1}
+    places = {"data": world / "data", "models": world / "models", "lalm": world / "lalm"}
+    return m.CompareConfig(out=out, **{**places, **values, "resamples": 100, **changes})
+
+
+def predictions(out, run="a-b-seed0"):
+    """Predictions (U, K) of a run by the name of the system."""
+    made = Compared.load(out / "runs" / f"{run}.h5")
+    return dict(zip(made.systems.tolist(), made.probs, strict=True))
+
+
+@pytest.fixture(scope="module")
+def compared(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("compared") / "out"
+    return m.compare(config(world, out, systems="main,oracle,ablations"))
+
+
+class TestFigures:
+    @pytest.mark.parametrize(
+        ("system", "options"),
+        [
+            ("mifuse-paper", {"recipe": "paper"}),
+            ("mifuse-best", {"recipe": "best"}),
+            ("nrc+lalm", {"method": "nrc+lalm"}),
+            ("shot", {"method": "shot"}),
+            ("prode", {"method": "prode"}),
+            ("mifuse-paper, no diversity", {"recipe": "paper", "diversity_weight": 0}),
+            ("mifuse-paper, no EMA", {"recipe": "paper", "ema": 0}),
+        ],
+    )
+    def test_a_student_is_that_of_the_single_commands(self, world, compared, tmp_path, system, options):
+        model, manifest = world / "models/a/seed0", world / "data/b/manifest.csv"
+        source, fused, lalm = (tmp_path / f"{name}.h5" for name in ("source", "fused", "lalm"))
+        answers = artifacts.Lalm.load(world / "lalm/b.h5")
+        first = {
+            name: value[:, :3]
+            for name, value in answers.arrays().items()
+            if name in ("probs", "status", "order", "usage", "raw_end")
+        }
+        replace(answers, **first).save(lalm)
+        m.sample_source(m.SampleSourceConfig(model=model, manifest=manifest, out=source, n_samples=3))
+        m.fuse(m.FuseConfig(lalm=lalm, source=source, out=fused))
+        m.train(
+            m.TrainConfig(
+                fused=fused, model=model, manifest=manifest, out=tmp_path / "student", epochs=2, **options
+            )
+        )
+        expected = Predictions.load(tmp_path / "student/predictions.h5").probs
+        found = predictions(compared.out)
+        np.testing.assert_array_equal(found[system], expected)
+        np.testing.assert_array_equal(found["labels-paper"], artifacts.Fused.load(fused).probs)
+        np.testing.assert_array_equal(found["source-only"], artifacts.Source.load(source).point)
+
+    def test_figures_are_those_of_evaluate(self, world, compared, tmp_path):
+        found = predictions(compared.out)
+        row = next(
+            row
+            for row in compared.results["scores"]
+            if (row["system"], row["source"]) == ("mifuse-best", "a")
+        )
+        header = artifacts.Header(classes=CLASSES)
+        ids = Compared.load(compared.out / "runs/a-b-seed0.h5").utt_id
+        file = tmp_path / "p.h5"
+        Predictions(header=header, utt_id=ids, probs=found["mifuse-best"]).save(file)
+        result = m.evaluate(
+            m.EvaluateConfig(predictions=file, manifest=world / "data/b/labels.csv", out=tmp_path / "e.h5")
+        )
+        for metric in ("ua", "wa", "macro_f1", "ece"):
+            assert row[metric] == pytest.approx(result.metrics[metric], abs=1e-5), metric
+        average = compared.results["systems"]["mifuse-best"]["ua"]
+        assert average["a>b"]["mean"] == pytest.approx(100 * row["ua"], abs=1e-3)
+        assert average["average"]["mean"] == pytest.approx(
+            (average["a>b"]["mean"] + average["b>a"]["mean"]) / 2, abs=1e-2
+        )
+
+    def test_the_best_baseline_is_neither_ours_nor_the_paper_s(self, compared):
+        systems = compared.results["systems"]
+        rivals = [
+            name for name, one in systems.items()
+            if one["group"] in ("teachers", "baselines") and not name.startswith("labels")
+        ]  # fmt: skip
+        best = compared.results["best_baseline"]
+        assert systems[best]["ua"]["average"]["mean"] == max(
+            systems[name]["ua"]["average"]["mean"] for name in rivals
+        )
+        gap = systems["mifuse-best"]["against"][best]
+        assert gap["difference"] == pytest.approx(
+            systems["mifuse-best"]["ua"]["average"]["mean"] - systems[best]["ua"]["average"]["mean"], abs=2e-3
+        )
+        assert gap["low"] <= gap["difference"] <= gap["high"]
+
+    def test_several_seeds(self, world, tmp_path):
+        result = m.compare(config(world, tmp_path / "out", systems="source-only,lalm", seeds="0,1"))
+        ua = result.results["systems"]["source-only"]["ua"]["a>b"]
+        assert len(ua["seeds"]) == 2 and ua["mean"] == pytest.approx(np.mean(ua["seeds"]), abs=1e-3)
+        assert ua["std"] == pytest.approx(np.std(ua["seeds"], ddof=1), abs=2e-3)
+        assert result.results["systems"]["lalm"]["ua"]["a>b"]["std"] == 0
+        assert result.runs == result.made == 2 * 2 * 2
+
+    def test_answers_are_the_first_of_each_clip(self, compared, world):
+        probs = artifacts.Lalm.load(world / "lalm/b.h5").probs.astype(float)
+        with np.errstate(invalid="ignore"):
+            expected = np.nanmean(probs[:, :3], axis=1)
+        np.testing.assert_allclose(predictions(compared.out)["lalm"], expected, atol=1e-6)
+        assert not np.allclose(expected, np.nanmean(probs, axis=1))
+
+    def test_ablations_that_ask_for_more_answers_than_there_are_are_told_of(self, compared):
+        assert any(note.startswith("mifuse-paper, 10 answers: left out") for note in compared.notes)
+        assert "mifuse-paper, 10 answers" not in compared.results["systems"]
+        assert "mifuse-paper, 1 answer" in compared.results["systems"]
+        assert "mifuse-paper, 3 answers" not in compared.results["systems"]  # it is the comparison's own
+
+
+class TestLabels:
+    @pytest.fixture
+    def planted(self, world, tmp_path):
+        """The same corpora with the labels of b dealt out anew."""
+        root = shutil.copytree(world, tmp_path / "planted")
+        rows = read_rows(root / "data/b/labels.csv")
+        emotions = [row["emotion"] for row in rows]
+        rows = [
+            {**row, "emotion": emotion}
+            for row, emotion in zip(rows, emotions[7:] + emotions[:7], strict=True)
+        ]
+        write_csv(root / "data/b/labels.csv", rows)
+        return root
+
+    def test_planted_labels_change_the_oracle_alone(self, compared, planted, tmp_path):
+        other = m.compare(config(planted, tmp_path / "out", systems="main,oracle,ablations"))
+        found, expected = predictions(other.out), predictions(compared.out)
+        assert found.keys() == expected.keys()
+        for name, probs in expected.items():
+            same = np.array_equal(found[name], probs, equal_nan=True)
+            assert same == (name != "oracle"), name
+        assert (
+            other.results["systems"]["lalm"]["ua"]["a>b"] != compared.results["systems"]["lalm"]["ua"]["a>b"]
+        )
+
+    def test_no_task_but_the_oracle_s_carries_labels(self, world, tmp_path):
+        assert all(task.truth is None for task in plan(config(world, tmp_path)).tasks.values())
+        with_oracle = plan(config(world, tmp_path, systems="oracle")).tasks
+        assert all(task.truth is not None for task in with_oracle.values())
+
+
+class TestResume:
+    def test_finished_runs_are_kept(self, world, tmp_path):
+        out = tmp_path / "out"
+        settings = {"systems": "source-only,lalm,shot", "seeds": "0,1"}
+        first = m.compare(config(world, out, **settings))
+        assert first.made == 2 * 2 * 3 and not first.up_to_date
+        again = m.compare(config(world, out, **settings, update=True))
+        assert again.made == 0 and again.up_to_date and again.results == first.results
+        (out / "runs/b-a-seed1.h5").unlink()
+        assert m.compare(config(world, out, **settings, update=True)).made == 3
+        more = m.compare(config(world, out, **{**settings, "systems": "lalm,aad"}, update=True))
+        assert more.made == 2 * 2 and list(more.results["systems"]) == ["lalm", "aad"]
+        # What is not asked for now is kept all the same.
+        assert m.compare(config(world, out, **settings, update=True)).made == 0
+        assert m.compare(config(world, out, **settings, force=True)).made == 12
+
+    @pytest.mark.parametrize(
+        "changes", [{"epochs": 3}, {"n_answers": 2}, {"n_samples": 4}, {"normalize": "target"}]
+    )
+    def test_other_settings_make_all_anew(self, world, tmp_path, changes):
+        out, settings = tmp_path / "out", {"systems": "shot+lalm"}
+        m.compare(config(world, out, **settings))
+        assert m.compare(config(world, out, **settings, **changes, update=True)).made == 2
+
+    def test_other_inputs_make_anew_what_depends_on_them(self, world, tmp_path):
+        root, out = shutil.copytree(world, tmp_path / "world"), tmp_path / "out"
+        m.compare(config(root, out, systems="shot"))
+        shutil.rmtree(root / "models/a/seed0")
+        shutil.copytree(root / "models/a/seed1", root / "models/a/seed0")
+        before = predictions(out)["shot"]
+        result = m.compare(config(root, out, systems="shot", update=True))
+        assert result.made == 1 and not np.array_equal(predictions(out)["shot"], before)
+
+    def test_a_damaged_run_is_made_anew(self, world, tmp_path):
+        out = tmp_path / "out"
+        m.compare(config(world, out, systems="lalm"))
+        file = out / "runs/a-b-seed0.h5"
+        file.write_bytes(file.read_bytes()[:-200])
+        assert m.compare(config(world, out, systems="lalm", update=True)).made == 1
+
+    def test_processes_give_the_same(self, world, compared, tmp_path):
+        m.compare(config(world, tmp_path / "out", systems="mifuse-paper,mifuse-best,labels-best", jobs=2))
+        for name, probs in predictions(tmp_path / "out").items():
+            np.testing.assert_allclose(probs, predictions(compared.out)[name], atol=1e-5)
+
+    def test_errors_of_a_process_are_told(self, world, tmp_path):
+        root = shutil.copytree(world, tmp_path / "world")
+        planned = plan(config(root, tmp_path / "out", systems="lalm"))
+        assert len(planned.tasks) == 2
+        (root / "lalm/b.h5").unlink()
+        from mifuse_cli.errors import InputError
+        from mifuse_cli.steps.compare import _run
+
+        with pytest.raises(InputError, match=r"b\.h5: no such file"):
+            list(_run(list(planned.tasks.values()), jobs=2))
+
+
+@pytest.fixture(scope="module")
+def inductive(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("inductive") / "out"
+    return m.compare(config(world, out, protocol="inductive", folds=3))
+
+
+class TestInductive:
+    def test_it_says_so(self, inductive):
+        assert "protocol:inductive|folds:3(speakers)" in inductive.protocol
+        assert "inductive" in (inductive.out / "table.md").read_text()
+
+    def test_nothing_is_heard_of_a_fold_that_is_scored(self, world, inductive, tmp_path):
+        """Other answers about the clips of one speaker change no student's prediction for them."""
+        root = shutil.copytree(world, tmp_path / "world")
+        answers = artifacts.Lalm.load(root / "lalm/b.h5")
+        clips = plan(config(root, tmp_path / "x")).corpora["b"].clips
+        theirs = np.array([clip.speaker == "s1" for clip in clips])
+        probs = answers.probs.copy()
+        probs[theirs] = np.roll(probs[theirs], 1, axis=-1)
+        replace(answers, probs=probs).save(root / "lalm/b.h5")
+        m.compare(config(root, tmp_path / "out", protocol="inductive", folds=3))
+        before, after = predictions(inductive.out), predictions(tmp_path / "out")
+        heard = {
+            "lalm-sfuda",
+            "nrc+lalm",
+            "shot+lalm",
+            "dine",
+            "prode",
+            "mifuse-uniform",
+            "mifuse-paper",
+            "mifuse-best",
+        }
+        for name in heard:
+            np.testing.assert_array_equal(after[name][theirs], before[name][theirs], err_msg=name)
+            assert not np.array_equal(after[name][~theirs], before[name][~theirs]), name
+        assert not np.array_equal(after["lalm"][theirs], before["lalm"][theirs])
+
+    def test_every_clip_is_predicted(self, inductive):
+        found = predictions(inductive.out)
+        assert not any(np.isnan(probs).any() for name, probs in found.items() if name != "lalm")
+        assert "labels-best" not in found
+
+    def test_folds_are_of_whole_speakers(self, world, tmp_path):
+        clips = plan(config(world, tmp_path)).corpora["b"].clips
+        fold = fold_of_speakers(clips, 3, np.random.default_rng(0))
+        assert sorted(np.bincount(fold)) == [8, 8, 8]
+        for name in ("s0", "s1", "s2"):
+            assert len({f for f, clip in zip(fold, clips, strict=True) if clip.speaker == name}) == 1
+
+    def test_folds_of_unknown_speakers_are_of_clips(self, world, tmp_path):
+        clips = tuple(replace(c, speaker=None) for c in plan(config(world, tmp_path)).corpora["b"].clips)
+        fold = fold_of_speakers(clips, 5, np.random.default_rng(0))
+        assert sorted(np.bincount(fold)) == [4, 5, 5, 5, 5]
+
+
+class TestSystems:
+    def test_every_method_is_one(self):
+        assert {one.method for one in SYSTEMS.values() if one.shows == "student"} >= set(METHODS)
+
+    def test_names_and_groups(self):
+        assert {one.group for one in SYSTEMS.values()} == GROUPS.keys()
+        assert {one.group for one in chosen(["main"])} == set(MAIN)
+        assert [one.name for one in chosen(["shot", "lalm", "shot"])] == ["lalm", "shot"]
+        assert all(one.group == "oracle" for one in chosen(["oracle"]))
+        with pytest.raises(KeyError):
+            chosen(["nothing"])
+
+    def test_names_with_commas_can_be_given(self):
+        names = ["mifuse-paper, no EMA", "lalm", "mi, log pool", "main"]
+        assert system_names(",".join(names)) == names
+
+
+class TestTables:
+    def test_markdown(self, compared):
+        text = (compared.out / "table.md").read_text()
+        assert "### Methods" in text and "### Ablations" in text and "### Upper bound" in text
+        rows = [line for line in text.splitlines() if line.startswith("| ")]
+        assert {line.count("|") for line in rows[:3]} == {rows[0].count("|")}
+        assert rows[0].startswith("| system | a>b | b>a | average | less ")
+        # One bold mean a column of the methods, that of the highest.
+        methods = text.partition("### Methods")[2].partition("###")[0]
+        assert methods.count("**") == 2 * 3
+        assert "`mifuse-best` is " in text and "of 2 transfers" in text
+
+    def test_latex(self, compared):
+        text = (compared.out / "table.tex").read_text()
+        assert text.count(r"\begin{tabular}") == text.count(r"\bottomrule") == 3
+        body = [line for line in text.splitlines() if line.endswith(r"\\")]
+        assert len({line.count("&") for line in body if line.startswith("source-only")}) == 1
+        assert r"a$\to$b" in text and "±" not in text and r"\textbf{" in text
+
+    def test_csv(self, compared):
+        with (compared.out / "scores.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 2 * len(compared.results["systems"]) == compared.runs
+        assert {row["protocol"] for row in rows} == {compared.protocol}
+        one = next(row for row in rows if row["system"] == "mifuse-best" and row["target"] == "b")
+        assert 0 <= float(one["ua"]) <= 1 and one["group"] == "best"
+
+    def test_json(self, compared):
+        assert json.loads((compared.out / "results.json").read_text()) == compared.results
+
+    def test_standing(self, compared):
+        standing = compared.results["standing"]
+        assert standing.keys() == {"a>b", "b>a"}
+        systems = compared.results["systems"]
+        for column, one in standing.items():
+            rivals = [n for n, s in systems.items() if s["rank"] is not None and n != "mifuse-best"]
+            best = max(rivals, key=lambda name, column=column: systems[name]["ua"][column]["mean"])
+            assert systems[best]["ua"][column]["mean"] == systems[one["best_other"]]["ua"][column]["mean"]
+            assert (one["state"] == "best") == (one["difference"] >= 0)
+            assert (one["state"] == "behind") == (one["high"] < 0)
+
+
+class TestCommand:
+    def arguments(self, world, out):
+        return (
+            "compare", "--data", world / "data", "--models", world / "models", "--lalm", world / "lalm", "--out", out,
+            "--seeds", "0", "--n-answers", "3", "--epochs", "1", "--resamples", "100", "--jobs", "1",
+        )  # fmt: skip
+
+    def test_prints_the_table(self, world, tmp_path):
+        done = mifuse(*self.arguments(world, tmp_path / "out"), "--systems", "source-only,lalm,mifuse-best")
+        assert done.exit_code == 0, done.stderr
+        assert "mifuse-best" in done.stdout and "best baseline" in done.stdout
+        refused(mifuse(*self.arguments(world, tmp_path / "out")), 3, "results.json", "--update")
+        shown = mifuse("show", tmp_path / "out/runs/a-b-seed0.h5")
+        assert shown.exit_code == 0 and "compared" in shown.stdout
+
+    @pytest.mark.parametrize(
+        ("options", "code", "words"),
+        [
+            (("--systems", "mifuse-bset"), 2, ("mifuse-bset", "did you mean 'mifuse-best'")),
+            (("--systems", ""), 2, ("--systems",)),
+            (("--seeds", "0,x"), 2, ("--seeds '0,x'", "whole numbers")),
+            (("--seeds", "0,0"), 2, ("given more than once",)),
+            (("--names", "a"), 2, ("two corpora",)),
+            (("--protocol", "inductve"), 2, ("did you mean 'inductive'",)),
+            (("--names", "a,c"), 3, ("models/c/seed0",)),
+            (("--seeds", "5"), 3, ("models/a/seed5",)),
+            (("--n-answers", "9"), 3, ("4 answers a clip", "--n-answers 9")),
+            (("--data", "nowhere"), 3, ("nowhere: no such directory",)),
+        ],
+    )
+    def test_what_cannot_be_is_refused(self, world, tmp_path, options, code, words):
+        refused(mifuse(*self.arguments(world, tmp_path / "out"), *options), code, *words)
+        assert not (tmp_path / "out/runs").exists()
+
+    def test_a_directory_of_something_else_is_left_alone(self, world, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/thesis.tex").touch()
+        refused(mifuse(*self.arguments(world, tmp_path / "out")), 3, "something else than a comparison")
+
+    def test_answers_about_other_clips(self, world, tmp_path):
+        root = shutil.copytree(world, tmp_path / "world")
+        shutil.copyfile(root / "lalm/a.h5", root / "lalm/b.h5")
+        refused(mifuse(*self.arguments(root, tmp_path / "out")), 4, "lalm/b.h5 has 24 clips")
+
+    def test_unknown_labels_are_told_of_before_anything_is_run(self, world, tmp_path):
+        root = shutil.copytree(world, tmp_path / "world")
+        rows = read_rows(root / "data/b/labels.csv")
+        write_csv(root / "data/b/labels.csv", [{**row, "emotion": "joyful"} for row in rows])
+        refused(mifuse(*self.arguments(root, tmp_path / "out")), 3, "unknown label 'joyful'")
+        assert not (tmp_path / "out/runs").exists()
+
+
+def test_bootstrap_is_over_speakers(world, tmp_path):
+    planned = plan(config(world, tmp_path))
+    assert planned.corpora["b"].speakers is not None and len(set(planned.corpora["b"].speakers)) == 3
+    assert (
+        m.CompareConfig(data=world, models=world, lalm=world, out=tmp_path).resamples == evaluation.RESAMPLES
+    )
