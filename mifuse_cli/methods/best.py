@@ -6,7 +6,7 @@ CE(q, p) + weight * KL(batch marginal || prior), without an EMA teacher.
 
 Where speakers are unknown or their statistics not wanted, a first fusion on features standardised by the target
 finds pseudo-speakers; features standardised by these then give both the linear student's kernel and what the
-source classifier says.
+source classifier says. Where no voices stand out, the features stay as they are.
 
 What is ours and was chosen on whisper-tiny with four classes: the linear student sees the hidden states from a
 quarter to three quarters of the encoder's depth (1 to 3 of whisper-tiny's 0 to 4), and voices are told apart by
@@ -95,8 +95,8 @@ class Best(Method):
         self.diversity_weight, self.diversity_prior = diversity_weight, diversity_prior
 
     def begin_epoch(self, epoch: int, model: Classifier, inputs: Features | Waveforms) -> None:
-        """Make the labels, in epoch 1: the model is still the source classifier."""
-        if epoch == 1:
+        """Make the labels, unless there are any: before epoch 1 the model is still the source classifier."""
+        if "labels" not in self.targets:
             labels = self._labels(model, inputs)
             self.targets["labels"] = torch.from_numpy(labels.astype(np.float32))
 
@@ -125,12 +125,15 @@ class Best(Method):
         voices = cross_fit.pseudo_speakers(
             self.features[:, layers[0]], first, provenance.rng(self.seed, "pseudo-speakers")
         )
-        teachers = self._pooled(
-            [self._source(model, self._by(groups, model), number) for number, groups in enumerate(voices)]
-        )
-        kernel = cross_fit.gram(
-            cross_fit.standardised(self.features[:, layer], groups) for groups in voices for layer in layers
-        )
+        if voices:
+            teachers = self._pooled(
+                [self._source(model, self._by(groups, model), number) for number, groups in enumerate(voices)]
+            )
+            kernel = cross_fit.gram(
+                cross_fit.standardised(self.features[:, layer], groups)
+                for groups in voices
+                for layer in layers
+            )
         return cross_fit.fuse(teachers, kernel, fold)
 
     def _pooled(self, sources: list[np.ndarray]) -> np.ndarray:

@@ -77,16 +77,16 @@ prepare_corpus() {
   step "$out" "prepare-$3" prepare "$1" "$2" "$out" "${@:4}"
 }
 
-# source_models SOURCE DIR SEEDS
+# source_models SOURCE DIR SEEDS [MODE]: MODE standardises the input in place of $normalize; its models lie apart.
 source_models() {
   local seed manifest arguments
   manifest=$(labels_of "$2")
   for seed in $3; do
-    local out=$expdir/models/$1/seed$seed
+    local out=$expdir/models${4:+-$4}/$1/seed$seed
     arguments=(--manifest "$manifest" --seed "$seed" --device "$device" --out "$out")
     given --encoder "$encoder"
     given --layers "$layers"
-    given --normalize "$normalize"
+    given --normalize "${4:-$normalize}"
     step "$out" train-source train-source "${arguments[@]}"
   done
 }

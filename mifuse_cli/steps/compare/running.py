@@ -101,6 +101,7 @@ class _World:
         )
         self.lalm = Lalm.load(task.lalm).probs.astype(float)
         self.speakers = [clip.speaker for clip in task.clips]
+        self.labels: dict[tuple, torch.Tensor] = {}
         self.parts = [(np.arange(len(task.clips)),) * 2]
         if task.folds:
             rng = provenance.rng(task.options.seed, "speaker folds")
@@ -126,9 +127,15 @@ class _World:
             return self._teachers(system, model, ours, scored).probs
         options = replace(self.task.options, **_known(system.training, loop.LoopOptions))
         method = self._method(system, options, model, theirs, adapted)
-        if system.shows == "labels":
-            method.begin_epoch(1, model, theirs)
-            return method.targets["labels"].numpy()
+        if system.recipe == "best" and system.method == "mifuse":
+            # Labels are made once for all students that learn from the same.
+            made = (system.fusion, system.answers, system.without, int(scored[0]))
+            if made not in self.labels:
+                method.begin_epoch(1, model, theirs)
+                self.labels[made] = method.targets["labels"]
+            method.targets["labels"] = self.labels[made]
+            if system.shows == "labels":
+                return self.labels[made].numpy()
         loop.run(loop.start(model, method, options), theirs, method, options)
         return predict(model, ours)
 
