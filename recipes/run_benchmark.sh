@@ -40,7 +40,7 @@ help_message="Usage: bash recipes/run_benchmark.sh --corpora DIR --encoder E --l
   --n-answers N      those that the comparison is about                  [$n_answers]
   --folds F          of speakers, of the inductive comparison            [$folds]
   --seeds LIST       in quotes                                           [$seeds]
-  --conf DIR         options of train-source and query-lalm, STEP.yaml   [recipes/conf/free]
+  --conf DIR         options of every step, STEP.yaml                    [recipes/conf/free]
   --expdir DIR       where all output goes                               [$expdir]
   --nj J             jobs at a time                                      [one a core]
   --device D         auto, cpu, cuda, ...                                [$device]

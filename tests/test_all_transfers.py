@@ -21,7 +21,7 @@ import yaml
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 CORPORA = ("iemocap", "msp-improv", "msp-podcast")
 TRANSFERS = {(a, b) for a in CORPORA for b in CORPORA if a != b}
-ROWS = ["source-only", "LALM", "fused", "LALM-SFUDA", "MI-Fuse"]
+ROWS = ["source-only", "LALM", "fused", "LALM-SFUDA", "MI-Fuse", "best"]
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the recipes need bash")
 
@@ -98,7 +98,7 @@ def of_transfers(transfers, *names: str) -> set[str]:
 
 
 LABELS = ("source.h5", "fused.h5")
-STUDENTS = ("lalm-sfuda", "mifuse")
+STUDENTS = ("lalm-sfuda", "mifuse", "best")
 SCORES = tuple(f"eval-{row}.h5" for row in ("source-only", "lalm", "fused", *STUDENTS))
 EVERYTHING = (
     {f"data/{name}" for name in (*CORPORA, "msp-podcast-target")}

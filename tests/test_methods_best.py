@@ -8,7 +8,7 @@ import torch
 from adapting import K, U
 
 from mifuse_cli.errors import InputError
-from mifuse_cli.methods import cross_fit
+from mifuse_cli.methods import cross_fit, voices
 from mifuse_cli.methods.best import Best, structure_layers
 from mifuse_cli.model.classifier import Classifier, Features, Head, predict
 from mifuse_cli.model.standard import fit_standard, statistics
@@ -154,7 +154,7 @@ def test_without_structure_the_labels_are_the_teachers_pool():
 
 def test_without_voices_none_are_looked_for(monkeypatch):
     expected = labels(raw(CLIPS), answers(CLIPS), without=("voices",))
-    monkeypatch.setattr(cross_fit, "pseudo_speakers", None)
+    monkeypatch.setattr(voices, "pseudo_speakers", None)
     np.testing.assert_array_equal(labels(raw(CLIPS), answers(CLIPS), without=("voices",)), expected)
     with pytest.raises(TypeError):
         labels(raw(CLIPS), answers(CLIPS))
@@ -189,7 +189,7 @@ def found(monkeypatch):
         return pooled(lalm, noted[-1], matched=matched)
 
     monkeypatch.setattr(cross_fit, "pooled", note)
-    monkeypatch.setattr(cross_fit, "pseudo_speakers", lambda *args: [np.arange(CLIPS) // K % 2] * 3)
+    monkeypatch.setattr(voices, "pseudo_speakers", lambda *args: [np.arange(CLIPS) // K % 2] * 3)
     return noted
 
 

@@ -124,7 +124,7 @@ class TestDryRun:
         assert done.returncode == 0, done.stderr
         lines = commands(done.stdout)
         assert counts(lines) == {
-            "train-source": 4, "query-lalm": 2, "sample-source": 4, "fuse": 4, "train": 8, "evaluate": 20,
+            "train-source": 4, "query-lalm": 2, "sample-source": 4, "fuse": 4, "train": 12, "evaluate": 24,
         }  # fmt: skip
         assert all("--update" in line for line in lines)
         sources = {value(line, "--manifest") for line in lines if line[0] == "train-source"}
@@ -227,7 +227,7 @@ def stub(tmp_path, monkeypatch) -> Stub:
 
 
 COUNTS = {
-    "train-source": 6, "query-lalm": 3, "sample-source": 12, "fuse": 12, "train": 24, "evaluate": 60,
+    "train-source": 6, "query-lalm": 3, "sample-source": 12, "fuse": 12, "train": 36, "evaluate": 72,
 }  # fmt: skip
 """Commands of three corpora and two seeds."""
 
@@ -244,7 +244,9 @@ class TestRun:
         logs = {path.name for path in (stub.root / "exp" / "logs").iterdir()}
         assert {"stage2.3.log", "stage3.3.log", "stage4-6.12.log", "lalm-a.h5.log"} <= logs
         log = (stub.root / "exp" / "logs" / "a-b-seed0-mifuse.log").read_text().splitlines()
-        assert log[0].startswith("# mifuse train --method mifuse") and log[-1].endswith("with exit code 0")
+        assert log[0].startswith("# mifuse train --method mifuse --recipe paper") and log[-1].endswith(
+            "with exit code 0"
+        )
         assert stub.run(*options).stderr.count(" unchanged ") == len(calls)
 
     def test_flags_go_beside_the_file_of_the_step(self, stub):

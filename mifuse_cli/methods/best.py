@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mifuse_cli import provenance
 from mifuse_cli.errors import InputError
-from mifuse_cli.methods import cross_fit
+from mifuse_cli.methods import cross_fit, ridge, voices
 from mifuse_cli.methods.loop import Batch, Method
 from mifuse_cli.methods.losses import diversity, soft_cross_entropy
 from mifuse_cli.model.classifier import Classifier, Features, Waveforms, sample
@@ -114,27 +114,25 @@ class Best(Method):
     def _labels(self, model: Classifier, inputs: Features | Waveforms) -> np.ndarray:
         """Labels (U, K)."""
         layers = structure_layers(self.features.shape[1])
-        fold = cross_fit.folds(len(self.features), provenance.rng(self.seed, "folds"))
+        fold = ridge.folds(len(self.features), provenance.rng(self.seed, "folds"))
         teachers = self._pooled([self._source(model, inputs, "own")])
         if "structure" in self.without:
             return cross_fit.agreed(teachers, "matching" not in self.without)
-        kernel = cross_fit.gram(self._standardised(layer) for layer in layers)
+        student = ridge.cross_fitted((self._standardised(layer) for layer in layers), fold)
         if self.speakers is not None or "voices" in self.without:
-            return cross_fit.fuse(teachers, kernel, fold)
-        first = cross_fit.fuse(teachers, kernel, fold, cross_fit.FIRST_ROUNDS)
-        voices = cross_fit.pseudo_speakers(
-            self.features[:, layers[0]], first, provenance.rng(self.seed, "pseudo-speakers")
+            return cross_fit.fuse(teachers, student)
+        first = cross_fit.fuse(teachers, student, cross_fit.FIRST_ROUNDS)
+        lowest, rng = self.features[:, layers[0]], provenance.rng(self.seed, "pseudo-speakers")
+        groupings = voices.pseudo_speakers(lowest, first, rng)
+        if not groupings:
+            return cross_fit.fuse(teachers, student)
+        teachers = self._pooled(
+            [self._source(model, self._by(groups, model), number) for number, groups in enumerate(groupings)]
         )
-        if voices:
-            teachers = self._pooled(
-                [self._source(model, self._by(groups, model), number) for number, groups in enumerate(voices)]
-            )
-            kernel = cross_fit.gram(
-                cross_fit.standardised(self.features[:, layer], groups)
-                for groups in voices
-                for layer in layers
-            )
-        return cross_fit.fuse(teachers, kernel, fold)
+        evened = (
+            voices.standardised(self.features[:, layer], groups) for groups in groupings for layer in layers
+        )
+        return cross_fit.fuse(teachers, ridge.cross_fitted(evened, fold))
 
     def _pooled(self, sources: list[np.ndarray]) -> np.ndarray:
         """What the teachers say together (U, K), without those left out."""
@@ -151,7 +149,7 @@ class Best(Method):
 
     def _by(self, groups: np.ndarray, model: Classifier) -> Features:
         """The head's input standardised by groups (U,) of clips."""
-        values = cross_fit.standardised(self.features[:, self.head_layers], groups)
+        values = voices.standardised(self.features[:, self.head_layers], groups)
         device = model.head.out.weight.device
         return Features(torch.from_numpy(values).to(device), statistics(torch.from_numpy(values)))
 

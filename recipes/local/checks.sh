@@ -46,7 +46,7 @@ check_places() {
 
 check_conf() {
   [ -d "$conf" ] || usage_error "--conf $conf: is no directory"
-  local file corpus allowed=" train-source.yaml query-lalm.yaml sample-source.yaml fuse.yaml train.yaml evaluate.yaml "
+  local file corpus allowed=" train-source.yaml query-lalm.yaml sample-source.yaml fuse.yaml train.yaml evaluate.yaml compare.yaml "
   for corpus in $corpora_known; do allowed+="prepare-$corpus.yaml prepare-$corpus-target.yaml "; done
   for file in "$conf"/*; do
     if [ -e "$file" ] && [[ $allowed != *" ${file##*/} "* ]]; then

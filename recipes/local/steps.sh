@@ -122,13 +122,18 @@ fused_labels() {
   step "$out/fused.h5" fuse fuse "${arguments[@]}"
 }
 
-# students SOURCE TARGET DIR SEED
+# students SOURCE TARGET DIR SEED: by the LALM alone, and by both recipes of MI-Fuse.
 students() {
-  local out=$expdir/$1-$2/seed$4 manifest method
+  local out=$expdir/$1-$2/seed$4 manifest student method
   manifest=$(clips_of "$3")
-  for method in lalm-sfuda mifuse; do
-    step "$out/$method" train train --method "$method" --fused "$out/fused.h5" --model "$expdir/models/$1/seed$4" \
-      --manifest "$manifest" --seed "$4" --device "$device" --out "$out/$method"
+  for student in lalm-sfuda mifuse best; do
+    case $student in
+      lalm-sfuda) method=(--method lalm-sfuda) ;;
+      mifuse) method=(--method mifuse --recipe paper) ;;
+      best) method=(--method mifuse --recipe best) ;;
+    esac
+    step "$out/$student" train train "${method[@]}" --fused "$out/fused.h5" --model "$expdir/models/$1/seed$4" \
+      --manifest "$manifest" --seed "$4" --device "$device" --out "$out/$student"
   done
 }
 
@@ -137,7 +142,7 @@ scores() {
   local out=$expdir/$1-$2/seed$4 labels row
   labels=$(labels_of "$3")
   for row in source-only="$out/source.h5" lalm="$expdir/lalm/$2.h5" fused="$out/fused.h5" \
-    lalm-sfuda="$out/lalm-sfuda/predictions.h5" mifuse="$out/mifuse/predictions.h5"; do
+    lalm-sfuda="$out/lalm-sfuda/predictions.h5" mifuse="$out/mifuse/predictions.h5" best="$out/best/predictions.h5"; do
     step "$out/eval-${row%%=*}.h5" evaluate evaluate --predictions "${row#*=}" --manifest "$labels" \
       --out "$out/eval-${row%%=*}.h5"
   done
