@@ -77,6 +77,10 @@ fi
 names=${names% }
 case $names in *' '*) ;; *) usage_error "two corpora or more are needed, found: ${names:-none}" ;; esac
 distinct --names "$names"
+if ! $dry_run; then
+  # Speakers are needed by the third and the fourth comparison: better to know before anything is paid for.
+  for name in $names; do _first "$corpora/$name" speaker "$corpora/$name"/{manifest,metadata}.csv > /dev/null || exit $?; done
+fi
 # shellcheck disable=SC2034 # read by cmd.sh
 cmd=local ngpu=
 . "$recipes/cmd.sh"

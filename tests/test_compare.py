@@ -1,78 +1,20 @@
 """`mifuse compare`: the same figures as by the single commands, resumed exactly, and blind to labels."""
 
-import csv
-import json
-import os
 import shutil
-import threading
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, KEY, Lalm, make_corpus, mifuse, read_rows, refused, write_csv
+from comparing import config, predictions
+from conftest import CLASSES, read_rows, write_csv
 
 import mifuse_cli as m
 from mifuse_cli import artifacts, evaluation
 from mifuse_cli.artifacts import Compared, Predictions
-from mifuse_cli.methods.registry import METHODS
-from mifuse_cli.steps.compare.config import system_names
+from mifuse_cli.errors import ArtifactError, InputError
+from mifuse_cli.steps.compare import _run
 from mifuse_cli.steps.compare.planning import plan
 from mifuse_cli.steps.compare.running import fold_of_speakers
-from mifuse_cli.steps.compare.systems import GROUPS, MAIN, SYSTEMS, chosen
-
-SEEDS = (0, 1)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, encoders) -> Path:
-    """Two corpora, a with labels in its one manifest and b with them apart; models of two seeds; four answers."""
-    root = tmp_path_factory.mktemp("world")
-    server = Lalm()
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    os.environ["OPENAI_API_KEY"] = KEY
-    try:
-        for name, seed in (("a", 1), ("b", 2)):
-            directory = root / "data" / name
-            rows = make_corpus(directory, seed)
-            labels = write_csv(directory / ("metadata.csv" if name == "a" else "labels.csv"), rows)
-            if name == "b":
-                write_csv(directory / "manifest.csv", [{k: r[k] for k in ("file", "speaker")} for r in rows])
-            for seed in SEEDS:
-                out = root / "models" / name / f"seed{seed}"
-                m.train_source(
-                    m.TrainSourceConfig(
-                        manifest=labels, encoder=str(encoders["whisper"]), out=out, epochs=4, seed=seed
-                    )
-                )
-            m.query_lalm(
-                m.QueryLalmConfig(
-                    manifest=labels, out=root / f"lalm/{name}.h5", model="m", base_url=server.url, n_samples=4
-                )
-            )
-    finally:
-        del os.environ["OPENAI_API_KEY"]
-        server.shutdown()
-        server.server_close()
-    return root
-
-
-def config(world, out, **changes) -> m.CompareConfig:
-    values = {"seeds": "0", "systems": "main", "epochs": 2, "n_answers": 3, "n_samples": 3, "jobs": 1}
-    places = {"data": world / "data", "models": world / "models", "lalm": world / "lalm"}
-    return m.CompareConfig(out=out, **{**places, **values, "resamples": 100, **changes})
-
-
-def predictions(out, run="a-b-seed0"):
-    """Predictions (U, K) of a run by the name of the system."""
-    made = Compared.load(out / "runs" / f"{run}.h5")
-    return dict(zip(made.systems.tolist(), made.probs, strict=True))
-
-
-@pytest.fixture(scope="module")
-def compared(world, tmp_path_factory):
-    out = tmp_path_factory.mktemp("compared") / "out"
-    return m.compare(config(world, out, systems="main,oracle,ablations"))
 
 
 class TestFigures:
@@ -119,7 +61,7 @@ class TestFigures:
             if (row["system"], row["source"]) == ("mifuse-best", "a")
         )
         header = artifacts.Header(classes=CLASSES)
-        ids = Compared.load(compared.out / "runs/a-b-seed0.h5").utt_id
+        ids = Compared.load(compared.out / "runs/a/b/seed0.h5").utt_id
         file = tmp_path / "p.h5"
         Predictions(header=header, utt_id=ids, probs=found["mifuse-best"]).save(file)
         result = m.evaluate(
@@ -210,13 +152,23 @@ class TestResume:
         assert first.made == 2 * 2 * 3 and not first.up_to_date
         again = m.compare(config(world, out, **settings, update=True))
         assert again.made == 0 and again.up_to_date and again.results == first.results
-        (out / "runs/b-a-seed1.h5").unlink()
+        (out / "runs/b/a/seed1.h5").unlink()
         assert m.compare(config(world, out, **settings, update=True)).made == 3
-        more = m.compare(config(world, out, **{**settings, "systems": "lalm,aad"}, update=True))
+        more = m.compare(config(world, out, **{**settings, "systems": "lalm,aad"}))
         assert more.made == 2 * 2 and list(more.results["systems"]) == ["lalm", "aad"]
         # What is not asked for now is kept all the same.
         assert m.compare(config(world, out, **settings, update=True)).made == 0
-        assert m.compare(config(world, out, **settings, force=True)).made == 12
+        tables = m.compare(config(world, out, **settings, resamples=101, update=True))
+        assert tables.made == 0 and not tables.up_to_date
+        # Those that are named are made anew, the others kept.
+        assert m.compare(config(world, out, **{**settings, "systems": "shot"}, force=True)).made == 4
+        assert m.compare(config(world, out, **{**settings, "systems": "lalm,aad,shot"})).made == 0
+
+    def test_of_older_code_nothing_is_kept(self, world, tmp_path, monkeypatch):
+        out = tmp_path / "out"
+        m.compare(config(world, out, systems="lalm"))
+        monkeypatch.setattr("mifuse_cli.steps.compare.planning._code", lambda: "other")
+        assert m.compare(config(world, out, systems="lalm")).made == 2
 
     @pytest.mark.parametrize(
         "changes", [{"epochs": 3}, {"n_answers": 2}, {"n_samples": 4}, {"normalize": "target"}]
@@ -238,7 +190,7 @@ class TestResume:
     def test_a_damaged_run_is_made_anew(self, world, tmp_path):
         out = tmp_path / "out"
         m.compare(config(world, out, systems="lalm"))
-        file = out / "runs/a-b-seed0.h5"
+        file = out / "runs/a/b/seed0.h5"
         file.write_bytes(file.read_bytes()[:-200])
         assert m.compare(config(world, out, systems="lalm", update=True)).made == 1
 
@@ -252,17 +204,8 @@ class TestResume:
         planned = plan(config(root, tmp_path / "out", systems="lalm"))
         assert len(planned.tasks) == 2
         (root / "lalm/b.h5").unlink()
-        from mifuse_cli.errors import InputError
-        from mifuse_cli.steps.compare import _run
-
         with pytest.raises(InputError, match=r"b\.h5: no such file"):
             list(_run(list(planned.tasks.values()), jobs=2))
-
-
-@pytest.fixture(scope="module")
-def inductive(world, tmp_path_factory):
-    out = tmp_path_factory.mktemp("inductive") / "out"
-    return m.compare(config(world, out, protocol="inductive", folds=3))
 
 
 class TestInductive:
@@ -314,115 +257,73 @@ class TestInductive:
         assert sorted(np.bincount(fold)) == [4, 5, 5, 5, 5]
 
 
-class TestSystems:
-    def test_every_method_is_one(self):
-        assert {one.method for one in SYSTEMS.values() if one.shows == "student"} >= set(METHODS)
+class TestSpeakers:
+    """What needs speakers is refused where they are not known, before anything is run."""
 
-    def test_names_and_groups(self):
-        assert {one.group for one in SYSTEMS.values()} == GROUPS.keys()
-        assert {one.group for one in chosen(["main"])} == set(MAIN)
-        assert [one.name for one in chosen(["shot", "lalm", "shot"])] == ["lalm", "shot"]
-        assert all(one.group == "oracle" for one in chosen(["oracle"]))
-        with pytest.raises(KeyError):
-            chosen(["nothing"])
+    @pytest.fixture
+    def without(self, world, tmp_path):
+        def make(column):
+            root = shutil.copytree(world, tmp_path / "world")
+            rows = [{**row, **column} for row in read_rows(root / "data/b/manifest.csv")]
+            write_csv(root / "data/b/manifest.csv", rows)
+            return root
 
-    def test_names_with_commas_can_be_given(self):
-        names = ["mifuse-paper, no EMA", "lalm", "mi, log pool", "main"]
-        assert system_names(",".join(names)) == names
-
-
-class TestTables:
-    def test_markdown(self, compared):
-        text = (compared.out / "table.md").read_text()
-        assert "### Methods" in text and "### Ablations" in text and "### Upper bound" in text
-        rows = [line for line in text.splitlines() if line.startswith("| ")]
-        assert {line.count("|") for line in rows[:3]} == {rows[0].count("|")}
-        assert rows[0].startswith("| system | a>b | b>a | average | less ")
-        # One bold mean a column of the methods, that of the highest.
-        methods = text.partition("### Methods")[2].partition("###")[0]
-        assert methods.count("**") == 2 * 3
-        assert "`mifuse-best` is " in text and "of 2 transfers" in text
-
-    def test_latex(self, compared):
-        text = (compared.out / "table.tex").read_text()
-        assert text.count(r"\begin{tabular}") == text.count(r"\bottomrule") == 3
-        body = [line for line in text.splitlines() if line.endswith(r"\\")]
-        assert len({line.count("&") for line in body if line.startswith("source-only")}) == 1
-        assert r"a$\to$b" in text and "±" not in text and r"\textbf{" in text
-
-    def test_csv(self, compared):
-        with (compared.out / "scores.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        assert len(rows) == 2 * len(compared.results["systems"]) == compared.runs
-        assert {row["protocol"] for row in rows} == {compared.protocol}
-        one = next(row for row in rows if row["system"] == "mifuse-best" and row["target"] == "b")
-        assert 0 <= float(one["ua"]) <= 1 and one["group"] == "best"
-
-    def test_json(self, compared):
-        assert json.loads((compared.out / "results.json").read_text()) == compared.results
-
-    def test_standing(self, compared):
-        standing = compared.results["standing"]
-        assert standing.keys() == {"a>b", "b>a"}
-        systems = compared.results["systems"]
-        for column, one in standing.items():
-            rivals = [n for n, s in systems.items() if s["rank"] is not None and n != "mifuse-best"]
-            best = max(rivals, key=lambda name, column=column: systems[name]["ua"][column]["mean"])
-            assert systems[best]["ua"][column]["mean"] == systems[one["best_other"]]["ua"][column]["mean"]
-            assert (one["state"] == "best") == (one["difference"] >= 0)
-            assert (one["state"] == "behind") == (one["high"] < 0)
-
-
-class TestCommand:
-    def arguments(self, world, out):
-        return (
-            "compare", "--data", world / "data", "--models", world / "models", "--lalm", world / "lalm", "--out", out,
-            "--seeds", "0", "--n-answers", "3", "--epochs", "1", "--resamples", "100", "--jobs", "1",
-        )  # fmt: skip
-
-    def test_prints_the_table(self, world, tmp_path):
-        done = mifuse(*self.arguments(world, tmp_path / "out"), "--systems", "source-only,lalm,mifuse-best")
-        assert done.exit_code == 0, done.stderr
-        assert "mifuse-best" in done.stdout and "best baseline" in done.stdout
-        refused(mifuse(*self.arguments(world, tmp_path / "out")), 3, "results.json", "--update")
-        shown = mifuse("show", tmp_path / "out/runs/a-b-seed0.h5")
-        assert shown.exit_code == 0 and "compared" in shown.stdout
+        return make
 
     @pytest.mark.parametrize(
-        ("options", "code", "words"),
+        ("options", "needs"),
         [
-            (("--systems", "mifuse-bset"), 2, ("mifuse-bset", "did you mean 'mifuse-best'")),
-            (("--systems", ""), 2, ("--systems",)),
-            (("--seeds", "0,x"), 2, ("--seeds '0,x'", "whole numbers")),
-            (("--seeds", "0,0"), 2, ("given more than once",)),
-            (("--names", "a"), 2, ("two corpora",)),
-            (("--protocol", "inductve"), 2, ("did you mean 'inductive'",)),
-            (("--names", "a,c"), 3, ("models/c/seed0",)),
-            (("--seeds", "5"), 3, ("models/a/seed5",)),
-            (("--n-answers", "9"), 3, ("4 answers a clip", "--n-answers 9")),
-            (("--data", "nowhere"), 3, ("nowhere: no such directory",)),
+            ({"protocol": "inductive"}, "--protocol inductive"),
+            ({"normalize": "speaker"}, "--normalize speaker"),
         ],
     )
-    def test_what_cannot_be_is_refused(self, world, tmp_path, options, code, words):
-        refused(mifuse(*self.arguments(world, tmp_path / "out"), *options), code, *words)
-        assert not (tmp_path / "out/runs").exists()
+    def test_unknown(self, without, tmp_path, options, needs):
+        with pytest.raises(InputError, match=f"b: 24 of 24 clips have no speaker, which {needs} needs"):
+            m.compare(config(without({"speaker": ""}), tmp_path / "out", **options))
 
-    def test_a_directory_of_something_else_is_left_alone(self, world, tmp_path):
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out/thesis.tex").touch()
-        refused(mifuse(*self.arguments(world, tmp_path / "out")), 3, "something else than a comparison")
+    def test_too_few(self, world, tmp_path):
+        with pytest.raises(InputError, match="has 3 speakers, fewer than --folds 4"):
+            m.compare(config(world, tmp_path / "out", protocol="inductive", folds=4))
 
-    def test_answers_about_other_clips(self, world, tmp_path):
+    def test_without_speakers_clips_are_drawn_and_the_tables_say_so(self, without, tmp_path):
+        result = m.compare(config(without({"speaker": ""}), tmp_path / "out", systems="lalm,source-only"))
+        assert "ci:95%/paired/speakers+clips/" in result.protocol
+        assert "bootstrap over speakers or clips" in (tmp_path / "out/table.md").read_text()
+        assert any(note.startswith("b: intervals are over clips") for note in result.notes)
+
+
+class TestAnswers:
+    def changed(self, world, tmp_path, **parameters):
         root = shutil.copytree(world, tmp_path / "world")
-        shutil.copyfile(root / "lalm/a.h5", root / "lalm/b.h5")
-        refused(mifuse(*self.arguments(root, tmp_path / "out")), 4, "lalm/b.h5 has 24 clips")
+        answers = artifacts.Lalm.load(root / "lalm/b.h5")
+        header = replace(answers.header, parameters={**answers.header.parameters, **parameters})
+        return root, replace(answers, header=header)
 
-    def test_unknown_labels_are_told_of_before_anything_is_run(self, world, tmp_path):
-        root = shutil.copytree(world, tmp_path / "world")
-        rows = read_rows(root / "data/b/labels.csv")
-        write_csv(root / "data/b/labels.csv", [{**row, "emotion": "joyful"} for row in rows])
-        refused(mifuse(*self.arguments(root, tmp_path / "out")), 3, "unknown label 'joyful'")
-        assert not (tmp_path / "out/runs").exists()
+    def test_a_part_of_them_is_refused(self, world, tmp_path):
+        root, answers = self.changed(world, tmp_path, complete=False)
+        answers.save(root / "lalm/b.h5")
+        with pytest.raises(ArtifactError, match=r"b\.h5: some questions are unanswered"):
+            m.compare(config(root, tmp_path / "out"))
+
+    def test_clips_without_a_valid_one_are_told_of(self, world, tmp_path):
+        root, answers = self.changed(world, tmp_path)
+        probs = answers.probs.copy()
+        probs[[2, 5], :3] = np.nan
+        replace(answers, probs=probs).save(root / "lalm/b.h5")
+        result = m.compare(config(root, tmp_path / "out"))
+        assert "b: 2 clips have no valid answer among the first 3" in result.notes
+        found = predictions(tmp_path / "out")
+        assert np.isnan(found["lalm"][[2, 5]]).all() and not np.isnan(found["mifuse-best"]).any()
+
+    def test_no_system_is_left(self, world, tmp_path):
+        with pytest.raises(InputError, match=r"none of them can be run.*mifuse-best, 20 answers: left out"):
+            m.compare(config(world, tmp_path / "out", systems="mifuse-best, 20 answers"))
+
+    def test_one_answer_has_no_temperature(self, world, tmp_path):
+        systems = "mi, LALM by self-agreement,mi, LALM by source-agreement"
+        result = m.compare(config(world, tmp_path / "out", systems=systems, n_answers=1))
+        assert list(result.results["systems"]) == ["mi, LALM by source-agreement"]
+        assert any("cannot agree with others" in note for note in result.notes)
 
 
 def test_bootstrap_is_over_speakers(world, tmp_path):

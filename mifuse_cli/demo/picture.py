@@ -34,7 +34,9 @@ def draw(path: Path, scores: dict[str, Evaluation], students: dict[str, Path]) -
     for number, (name, score) in enumerate(scores.items()):
         _confusion(figure.add_subplot(matrices[number]), name, score, first=number == 0)
     curves, bars = figure.add_subplot(below[0]), figure.add_subplot(below[1])
-    for (name, directory), colour in zip(students.items(), ("tab:orange", "tab:blue", "tab:green"), strict=True):
+    for (name, directory), colour in zip(
+        students.items(), ("tab:orange", "tab:blue", "tab:green"), strict=True
+    ):
         training = Training.load(directory / "train.h5")
         epochs = np.arange(1, len(training.history) + 1)
         for term, values, style in zip(

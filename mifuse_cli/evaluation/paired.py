@@ -37,9 +37,10 @@ class Tally:
 
         A class that no clip of a draw is of does not count there.
         """
-        times = (speakers[..., None] == np.arange(len(self.support))).sum(axis=1)
+        times = np.zeros((len(speakers), len(self.support)))
+        np.add.at(times, (np.arange(len(speakers))[:, None], speakers), 1)
         support = times @ self.support
-        hits = np.einsum("bs,rnsk->rbk", times, self.hits) / self.hits.shape[1]
+        hits = np.einsum("bs,rsk->rbk", times, self.hits.mean(axis=1))
         return np.nanmean(np.where(support > 0, hits / np.maximum(support, 1), np.nan), axis=-1)
 
 

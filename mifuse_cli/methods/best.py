@@ -126,6 +126,9 @@ class Best(Method):
         groupings = voices.pseudo_speakers(lowest, first, rng)
         if not groupings:
             return cross_fit.fuse(teachers, student)
+        clips, width = len(fold), len(layers) * self.features.shape[2]
+        if not ridge.fits(clips, len(groupings) * width):
+            groupings = groupings[:1]
         teachers = self._pooled(
             [self._source(model, self._by(groups, model), number) for number, groups in enumerate(groupings)]
         )

@@ -60,6 +60,11 @@ def cross_fitted(layers: Iterable[np.ndarray], fold: np.ndarray, ridge: float = 
     return BetweenFeatures(side_by_side(layers), fold, ridge)
 
 
+def fits(clips: int, features: int) -> bool:
+    """Whether `cross_fitted` takes so many."""
+    return min(clips, features) <= LARGEST
+
+
 class BetweenClips:
     """Kernel ridge regression: S y predicts y (U, K), with S (U, U) made once for all labels.
 
@@ -135,7 +140,7 @@ def side_by_side(layers: Iterable[np.ndarray]) -> np.ndarray:
     """
     features = np.concatenate([np.asarray(layer, dtype=np.float32) for layer in layers], axis=1)
     clips, width = features.shape
-    if width > LARGEST:
+    if not fits(clips, width):
         raise InputError(
             f"--recipe best: {clips} clips with {width} features of the encoder, at most {LARGEST} of either fit its "
             "matrices. Adapt to a part of the clips, or use --recipe paper."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ def main() -> None:
     parser.add_argument("comparisons", nargs="+", help="names below EXPDIR/compare, in order")
     options = parser.parse_args()
     places = {name: options.expdir / "compare" / name for name in options.comparisons}
+    missing = [str(place) for place in places.values() if not (place / "results.json").is_file()]
+    if missing:
+        print(f"error: there is no results.json in {', '.join(missing)}; run stage 3 first", file=sys.stderr)
+        sys.exit(3)
     results = {name: json.loads((place / "results.json").read_text()) for name, place in places.items()}
     parts = ["# Benchmark", averages(results), margins(results)]
     for name, place in places.items():
@@ -65,7 +70,7 @@ def margins(results: dict[str, dict[str, Any]]) -> str:
     """How far ours is ahead, with intervals, and in how many transfers it is best or tied."""
     others = {"best baseline": None, "uniform fusion": UNIFORM, "paper's weighting": PAPER, "LALM": "lalm"}
     lines = [
-        f"| {OURS} less | {' | '.join(others)} | best, tied |",
+        f"| {OURS} less | {' | '.join(others)} | highest (clearly), tied |",
         "|---" * (len(others) + 2) + "|",
     ]
     for name, one in results.items():
@@ -75,7 +80,8 @@ def margins(results: dict[str, dict[str, Any]]) -> str:
             suffix = "" if other else f" {one['best_baseline']}"
             cells.append(f"{gap['difference']:+.1f} [{gap['low']:.1f}, {gap['high']:.1f}]{suffix}")
         states = [transfer["state"] for transfer in one["standing"].values()]
-        cells.append(f"{states.count('best')}, {states.count('tied')} of {len(states)}")
+        ahead, higher, tied = (states.count(state) for state in ("ahead", "higher", "tied"))
+        cells.append(f"{ahead + higher} ({ahead}), {tied} of {len(states)}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

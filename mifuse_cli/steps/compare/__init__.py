@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mifuse_cli import lineage
 from mifuse_cli.artifacts import Compared
 from mifuse_cli.config import Progress
-from mifuse_cli.errors import InputError
+from mifuse_cli.errors import InputError, MifuseError
 from mifuse_cli.files import atomic_file
 from mifuse_cli.steps.compare.config import CompareConfig, CompareResult
 from mifuse_cli.steps.compare.planning import Plan, plan
@@ -31,31 +33,33 @@ def compare(config: CompareConfig, *, progress: Progress | None = None) -> Compa
     """Run what is missing, a process a core, then score all and write the tables.
 
     Every run is an artifact of its own below ``OUT/runs``; an interrupted comparison goes on from those, and so
-    does one with further systems, seeds or corpora.
+    does one with further systems, seeds or corpora. ``force`` makes the runs of the systems anew that are named.
 
     Raises:
         InputError: a corpus, model or artifact that is missing or cannot be read, labels that are unknown, fewer
-            answers than asked for, tables that exist.
-        ArtifactError: models or answers over other classes or clips.
+            answers or speakers than it takes, an output that is something else.
+        ArtifactError: models or answers over other classes or clips, answers that are not complete.
     """
-    _refuse_overwrite(config)
+    _refuse_other(config.out)
     planned = plan(config)
     todo = [task for task in planned.tasks.values() if task.systems]
     made, total = 0, sum(len(task.systems) for task in todo)
     if todo:
         _encode(config, planned, progress)
-    for number in _run(todo, config.jobs or os.cpu_count() or 1):
+    for number in _run(todo, config.jobs or _cores()):
         made += number
         if progress:
             progress("comparing", made, total)
     found = results(config, planned, _predictions(planned))
     config.out.mkdir(parents=True, exist_ok=True)
-    for name, text in {
+    texts = {
         "table.md": markdown(found),
         "table.tex": latex(found),
         "scores.csv": as_csv(found),
         "results.json": json.dumps(found, indent=1) + "\n",
-    }.items():
+    }
+    changed = {name: text for name, text in texts.items() if not _holds(config.out / name, text)}
+    for name, text in changed.items():
         with atomic_file(config.out / name) as path:
             path.write_text(text, encoding="utf-8")
     return CompareResult(
@@ -64,17 +68,20 @@ def compare(config: CompareConfig, *, progress: Progress | None = None) -> Compa
         runs=len(planned.tasks) * len(planned.systems),
         made=made,
         results=found,
-        up_to_date=not made and config.update,
+        up_to_date=config.update and not made and not changed,
         notes=planned.notes,
     )
 
 
-def _refuse_overwrite(config: CompareConfig) -> None:
-    if config.out.is_dir() and any(config.out.iterdir()) and not (config.out / "runs").is_dir():
+def _refuse_other(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()) and not (out / "runs").is_dir():
         raise InputError(
-            f"{config.out}: is a directory that holds something else than a comparison. Choose another --out."
+            f"{out}: is a directory that holds something else than a comparison. Choose another --out."
         )
-    lineage.refuse_overwrite(config, config.out / "results.json")
+
+
+def _holds(file: Path, text: str) -> bool:
+    return file.is_file() and file.read_bytes() == text.encode()
 
 
 def _encode(config: CompareConfig, planned: Plan, progress: Progress | None) -> None:
@@ -101,24 +108,39 @@ def _run(todo: list[Task], jobs: int) -> Iterator[int]:
         yield from map(running.run, todo)
         return
     # The largest targets first, so that no process is left with one at the end.
-    todo = sorted(todo, key=lambda task: -len(task.clips) * len(task.systems))
-    pool = ProcessPoolExecutor(min(jobs, len(todo)), get_context("spawn"), initializer=_one_thread)
-    try:
-        pending = [pool.submit(running.run, task) for task in todo]
-        for done in as_completed(pending):
-            yield done.result()
-    finally:
-        # After an error or an interruption, what is running ends and nothing else is begun.
-        pool.shutdown(cancel_futures=True)
+    waiting = sorted(todo, key=lambda task: len(task.clips) * len(task.systems))
+    context = get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(todo)), context, initializer=_prepare_process) as pool:
+        pending: set[Future[int]] = set()
+        try:
+            while waiting or pending:
+                # No more than can run: what a pool has taken on cannot be taken back after an error.
+                while waiting and len(pending) < jobs:
+                    pending.add(pool.submit(running.run, waiting.pop()))
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (one.result() for one in done)
+        except BrokenProcessPool:
+            raise MifuseError(
+                "a process was ended from outside, as happens when memory runs out. Finished runs are kept: run the "
+                "same command again, with fewer --jobs."
+            ) from None
 
 
-def _one_thread() -> None:
-    """A core for each process: threads of several would only wait for each other."""
+def _prepare_process() -> None:
+    """A core for each process, whose threads would only wait for each other; the parent deals with Ctrl-C."""
+    import scipy.linalg  # noqa: F401 - limits reach only what is loaded
+    import sklearn.cluster  # noqa: F401
     import torch
     from threadpoolctl import threadpool_limits
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     threadpool_limits(1)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _predictions(planned: Plan) -> dict[tuple[str, str, int], np.ndarray]:

@@ -22,7 +22,7 @@ class CompareConfig(TrainingConfig):
 
     data: Path = option(
         help="Directory with one of each corpus: manifest.csv and labels.csv, as prepare writes them, or "
-        "metadata.csv. Labels are read to score, once all runs are made."
+        "metadata.csv. Labels are read to score, and by the oracle alone to train."
     )
     models: Path = option(help="Directory of source models: CORPUS/seedN for every corpus and seed.")
     lalm: Path = option(help="Directory of the artifacts of query-lalm: CORPUS.h5.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mifuse_cli import __version__, artifacts, lineage, provenance, truth
+from mifuse_cli import artifacts, lineage, provenance, truth
 from mifuse_cli.artifacts import Compared, Lalm, Parent
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError
 from mifuse_cli.manifest import Clip, columns_of, read_clips
@@ -30,6 +31,8 @@ class Corpus:
         clips: U clips, sorted by id.
         labels: manifest of their labels.
         lalm: artifact of the answers.
+        answers: a clip that there are.
+        unanswered: clips without a valid one among those that are used.
         parents: answers, clips and speakers, of every run.
     """
 
@@ -37,6 +40,8 @@ class Corpus:
     clips: tuple[Clip, ...]
     labels: Path
     lalm: Path
+    answers: int
+    unanswered: int
     parents: tuple[Parent, ...]
 
     @property
@@ -94,21 +99,15 @@ def plan(config: CompareConfig) -> Plan:
             )
     normalize = config.normalize or _common_normalize(models, shapes)
     corpora = {name: _corpus(config, name, first.classes) for name in names}
-    answers = min(artifacts_answers(corpus) for corpus in corpora.values())
-    if answers < config.n_answers:
-        raise InputError(
-            f"{config.lalm}: has {answers} answers a clip, --n-answers {config.n_answers} are wanted. Ask for more "
-            "with query-lalm --n-samples, or lower it."
-        )
-    wanted = chosen(system_names(config.systems))
-    systems = [one for one in wanted if (one.answers or 0) <= answers and one.answers != config.n_answers]
-    if config.protocol == "inductive":
-        systems = [one for one in systems if one.shows != "labels"]
-    notes = [
-        f"{one.name}: left out, {config.lalm} has {answers} answers a clip"
-        for one in wanted
-        if (one.answers or 0) > answers
-    ]
+    _check_speakers(config, normalize, corpora)
+    systems, notes = _systems(config, min(corpus.answers for corpus in corpora.values()))
+    for name, corpus in corpora.items():
+        if corpus.unanswered:
+            notes.append(
+                f"{name}: {corpus.unanswered} clips have no valid answer among the first {config.n_answers}"
+            )
+        if corpus.speakers is None:
+            notes.append(f"{name}: intervals are over clips, since not all speakers are known")
     known = {name: truth.read_labels(one.labels, first.classes, one.clips) for name, one in corpora.items()}
     digests = {key: lineage.digest(path) for key, path in models.items()}
     tasks = {
@@ -124,9 +123,43 @@ def plan(config: CompareConfig) -> Plan:
     return Plan(first.classes, corpora, transfers, seeds, systems, known, normalize, tasks, tuple(notes))
 
 
-def artifacts_answers(corpus: Corpus) -> int:
-    """Answers a clip that there are."""
-    return Lalm.load(corpus.lalm).probs.shape[1]
+def _systems(config: CompareConfig, answers: int) -> tuple[list[System], list[str]]:
+    """The systems that can be run, and a note on each that cannot, where there are so many answers a clip."""
+    if answers < config.n_answers:
+        raise InputError(
+            f"{config.lalm}: has {answers} answers a clip, --n-answers {config.n_answers} are wanted. Ask for more "
+            "with query-lalm --n-samples, or lower it."
+        )
+    systems, notes = [], []
+    for one in chosen(system_names(config.systems)):
+        if (one.answers or 0) > answers:
+            notes.append(f"{one.name}: left out, {config.lalm} has {answers} answers a clip")
+        elif one.fusion.calibrate == "self-agreement" and (one.answers or config.n_answers) < 2:
+            notes.append(f"{one.name}: left out, one answer a clip cannot agree with others")
+        elif one.shows == "labels" and config.protocol == "inductive":
+            notes.append(f"{one.name}: left out, there are no labels of clips that were not adapted to")
+        elif one.answers != config.n_answers:  # Else it is the system that it is an ablation of.
+            systems.append(one)
+    if not systems:
+        raise InputError(f"--systems {config.systems}: none of them can be run here. {'; '.join(notes)}.")
+    return systems, notes
+
+
+def _check_speakers(config: CompareConfig, normalize: str, corpora: dict[str, Corpus]) -> None:
+    """Refuse what speakers are needed for where they are not known, or too few."""
+    inductive = config.protocol == "inductive"
+    for name, corpus in corpora.items():
+        known = [clip.speaker for clip in corpus.clips if clip.speaker]
+        if len(known) < len(corpus.clips) and (inductive or normalize == "speaker"):
+            raise InputError(
+                f"{name}: {len(corpus.clips) - len(known)} of {len(corpus.clips)} clips have no speaker, which "
+                f"{'--protocol inductive' if inductive else '--normalize speaker'} needs. Fill the column 'speaker' "
+                "of its manifest, or leave the corpus out with --names."
+            )
+        if inductive and len(set(known)) < config.folds:
+            raise InputError(
+                f"{name}: has {len(set(known))} speakers, fewer than --folds {config.folds}. Lower it."
+            )
 
 
 def _found(config: CompareConfig) -> list[str]:
@@ -167,16 +200,22 @@ def _corpus(config: CompareConfig, name: str, classes: tuple[str, ...]) -> Corpu
             f"{lalm}: classes are {', '.join(answers.header.classes)}, those of the models {', '.join(classes)}. "
             "Make one of them anew with the other's --classes."
         )
+    unanswered = np.isnan(answers.probs[:, : config.n_answers]).any(axis=-1).all(axis=1)
+    if not answers.header.parameters.get("complete", True) or unanswered.all():
+        raise ArtifactError(
+            f"{lalm}: {'holds no valid answer' if unanswered.all() else 'some questions are unanswered'}, so that "
+            f"methods would be compared by half. Run its command again: {answers.header.command}"
+        )
     ids = np.array([clip.utt_id for clip in clips])
     artifacts.check_same_utterances(answers.utt_id, str(lalm), ids, str(manifest))
-    out = config.out / "runs" / name
+    out = config.out / "runs" / name / name / "seed0.h5"  # as deep as those of the runs
     parents = (
         lineage.parent("lalm", lalm, out),
         lineage.clips_parent(clips, manifest, out),
         lineage.speakers_parent(clips, manifest, out),
     )
     lineage.check_same_audio(answers, str(lalm), parents[1], str(manifest))
-    return Corpus(name, tuple(clips), labels, lalm, parents)
+    return Corpus(name, tuple(clips), labels, lalm, answers.probs.shape[1], int(unanswered.sum()), parents)
 
 
 def _first(directory: Path, column: str, *names: str) -> Path:
@@ -205,7 +244,7 @@ def _task(
     from mifuse_cli.steps.compare.running import Task
 
     model = config.models / source / f"seed{seed}"
-    out = config.out / "runs" / f"{source}-{target.name}-seed{seed}.h5"
+    out = config.out / "runs" / source / target.name / f"seed{seed}.h5"
     parents = (Parent("model", lineage.relative(model, out), model_sha256), *target.parents)
     folds = config.folds if config.protocol == "inductive" else 0
     options = LoopOptions(
@@ -239,7 +278,7 @@ def _task(
         cache=config.cache_dir,
     )
     shared = [
-        __version__, normalize, config.n_answers, config.n_samples, folds, config.diversity_weight,
+        _code(), normalize, config.n_answers, config.n_samples, folds, config.diversity_weight,
         config.refresh, options, [(one.role, one.sha256) for one in parents],
     ]  # fmt: skip
 
@@ -247,12 +286,22 @@ def _task(
         of_truth = provenance.text_digest(repr(known.tolist())) if system.name == ORACLE else ""
         return provenance.text_digest(repr((system, shared, of_truth)))
 
-    kept = {} if config.force else _kept(out, identity)
+    named = {one.name for one in systems} if config.force else set()
+    kept = {name: probs for name, probs in _kept(out, identity).items() if name not in named}
     todo = tuple(one for one in systems if one.name not in kept)
     identities = {name: identity(one) for name, one in _by_name(kept, systems).items()}
     header = replace(task.header, parameters={**task.header.parameters, "identities": identities})
     needs_truth = any(one.name == ORACLE for one in todo)
     return replace(task, header=header, systems=todo, kept=kept, truth=known if needs_truth else None)
+
+
+@cache
+def _code() -> str:
+    """Content hash of the code that predictions depend on: results of an older one are not kept."""
+    root = Path(__file__).resolve().parents[2]
+    here = [Path(__file__).with_name(f"{name}.py") for name in ("running", "systems")]
+    files = [file for room in ("methods", "fusion", "model") for file in sorted((root / room).rglob("*.py"))]
+    return provenance.text_digest("\n".join(file.read_text(encoding="utf-8") for file in (*files, *here)))
 
 
 def _by_name(kept: dict[str, np.ndarray], systems: Sequence[System]) -> dict[str, System]:

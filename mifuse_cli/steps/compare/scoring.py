@@ -80,6 +80,7 @@ def results(config: CompareConfig, plan: Plan, probs: Predicted) -> dict[str, An
         "classes": list(plan.classes),
         "transfers": columns,
         "seeds": plan.seeds,
+        "drawn": drawn(plan),
         "clips": {name: len(corpus.clips) for name, corpus in plan.corpora.items()},
         "best_baseline": best,
         "systems": systems,
@@ -126,9 +127,10 @@ def _ranks(methods: Sequence[System], accuracy: _Accuracy) -> dict[str, float]:
 def _standing(
     methods: Sequence[System], columns: Sequence[str], accuracy: _Accuracy
 ) -> dict[str, dict[str, Any]]:
-    """Per transfer: the best method but ours, and whether ours is best, tied with it, or behind.
+    """Per transfer: the best method but ours, and whether ours is ahead of it, higher, tied with it, or behind.
 
-    Tied: the 95 % interval of the difference holds 0. Empty where there is nothing to compare.
+    Ahead and behind: the 95 % interval of the difference is above or below 0. Higher and tied: it holds 0, and the
+    difference is positive or not. Empty where there is nothing to compare.
     """
     rivals = [one.name for one in methods if one.name != OURS]
     if OURS not in accuracy.names or not rivals:
@@ -137,9 +139,14 @@ def _standing(
     for at, column in enumerate(columns):
         best = max(rivals, key=lambda name: accuracy.of(name)[at].mean())
         gap = accuracy.difference(OURS, best, at)
-        state = "best" if gap["difference"] >= 0 else "tied" if gap["high"] >= 0 else "behind"
-        found[column] = {"best_other": best, **gap, "state": state}
+        found[column] = {"best_other": best, **gap, "state": _state(**gap)}
     return found
+
+
+def _state(difference: float, low: float, high: float) -> str:
+    if low > 0 or high < 0:
+        return "ahead" if low > 0 else "behind"
+    return "higher" if difference > 0 else "tied"
 
 
 def _scores(plan: Plan, probs: Predicted) -> dict[str, np.ndarray]:
@@ -165,8 +172,14 @@ def _protocol(config: CompareConfig, plan: Plan) -> str:
         passes=config.n_samples,
         classes=list(plan.classes),
         seeds=plan.seeds,
-        ci=f"95%/paired/speakers/{config.resamples}",
+        ci=f"95%/paired/{drawn(plan)}/{config.resamples}",
     )
+
+
+def drawn(plan: Plan) -> str:
+    """What the bootstrap draws: speakers, or clips where speakers are not known, or both by corpus."""
+    kinds = {"speakers" if corpus.speakers else "clips" for corpus in plan.corpora.values()}
+    return "+".join(sorted(kinds, reverse=True))
 
 
 def _over_seeds(values: np.ndarray) -> dict[str, Any]:

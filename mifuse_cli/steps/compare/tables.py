@@ -68,7 +68,7 @@ def _about(results: dict[str, Any]) -> str:
     seeds = ", ".join(map(str, results["seeds"]))
     return (
         f"Unweighted accuracy in %, mean and standard deviation over seeds {seeds}; differences of averages with 95 % "
-        f"intervals, paired bootstrap over speakers. Clips: {clips}."
+        f"intervals, paired bootstrap over {results['drawn'].replace('+', ' or ')}. Clips: {clips}."
     )
 
 
@@ -127,14 +127,16 @@ def _standings(results: dict[str, Any]) -> list[str]:
     standing = results["standing"]
     if not standing:
         return []
-    best, tied = (sum(one["state"] == state for one in standing.values()) for state in ("best", "tied"))
+    states = [one["state"] for one in standing.values()]
+    highest = states.count("ahead") + states.count("higher")
     lines = [
         f"- {column}: {one['state']}, {_difference(one)} against {one['best_other']}"
         for column, one in standing.items()
     ]
     about = (
-        f"`{OURS}` is best in {best} and tied in {tied} of {len(standing)} transfers (tied: the 95 % interval of its "
-        "difference to the best other method holds 0):"
+        f"`{OURS}` against the best other method of each of {len(standing)} transfers: the highest mean in {highest} "
+        f"(in {states.count('ahead')} with an interval above 0), tied in {states.count('tied')} more (a lower mean, "
+        "but the interval of the difference holds 0):"
     )
     return [about, "\n".join(lines)]
 
