@@ -273,7 +273,7 @@ class TestSpeakers:
     @pytest.mark.parametrize(
         ("options", "needs"),
         [
-            ({"protocol": "inductive"}, "--protocol inductive"),
+            ({"protocol": "inductive", "folds": 3}, "--protocol inductive"),
             ({"normalize": "speaker"}, "--normalize speaker"),
         ],
     )
