@@ -26,12 +26,12 @@ ROWS = {
     "fused labels": "eval-fused.h5",
     "LALM-only student": "eval-lalm-sfuda.h5",
     "MI-Fuse student": "eval-mifuse.h5",
-    "student by --recipe best": "eval-best.h5",
+    "best student": "eval-best.h5",
 }
 STUDENTS = {
     "LALM-only student": ("lalm-sfuda", "--method lalm-sfuda"),
     "MI-Fuse student": ("mifuse", "--recipe paper"),
-    "student by --recipe best": ("best", "--recipe best"),
+    "best student": ("best", "--recipe best"),
 }
 
 

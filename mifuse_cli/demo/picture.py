@@ -44,7 +44,7 @@ def draw(path: Path, scores: dict[str, Evaluation], students: dict[str, Path]) -
         ):
             curves.plot(epochs, values, style, color=colour, label=f"{name}: {str(term).replace('_', ' ')}")
     curves.set(xlabel="epoch", ylabel="loss (nats)", title="Training curves")
-    curves.legend(loc="center right", bbox_to_anchor=(1, 0.36))
+    curves.legend(loc="center right", bbox_to_anchor=(1, 0.5), fontsize=8)
     _bars(bars, scores)
     figure.savefig(path, dpi=110)
     plt.close(figure)
