@@ -24,9 +24,13 @@ class TrainingConfig(StepConfig):
         panel=_PANEL,
     )
     ema: float = option(
-        0.99, "Momentum a step of the classifier teacher, which follows the student.", panel=_PANEL
+        0.99,
+        "Momentum a step of the classifier teacher of --recipe paper, which follows the student.",
+        panel=_PANEL,
     )
-    refresh: int = option(1, "Epochs between sampling the teacher and fusing anew; 0: never.", panel=_PANEL)
+    refresh: int = option(
+        1, "Epochs between sampling the teacher of --recipe paper and fusing anew; 0: never.", panel=_PANEL
+    )
 
     def problems(self) -> Iterable[str]:
         """Values that make no sense."""
