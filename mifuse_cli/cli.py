@@ -249,12 +249,13 @@ def _(result) -> str:
     )
 
 
-@command("fuse", "mifuse fuse --lalm lalm.h5 --source source.h5 --weighting mi --out fused.h5")
+@command("fuse", "mifuse fuse --lalm lalm.h5 --source source.h5 --out fused.h5")
 def _(result) -> str:
     several = len(result.without_answer) > 1
     return console.describe(
         {
             "artifact": result.out,
+            "labels": result.how,
             "clips": f"{result.clips}, {result.fallbacks} of them without a LALM answer",
             **({"clips without an answer": result.without_answer} if several else {}),
             "mean MI (nats)": result.mean_mi,
@@ -276,6 +277,7 @@ def _(result) -> str:
         {
             "checkpoint": result.out,
             "method": result.method,
+            **({"labels": result.labels} if result.labels else {}),
             "trained on": f"{result.clips} clips, {result.epochs} epochs, last epoch saved",
             "last losses": result.losses,
             "predicted marginal": result.marginal,

@@ -160,6 +160,10 @@ class Source(Artifact):
     kind = "source"
     probs: np.ndarray = column("U M K", "float32", "one distribution a dropout pass", distribution=True)
     point: np.ndarray = column("U K", "float32", "prediction without dropout", distribution=True)
+    hidden: np.ndarray | None = column(
+        "U L D", "float32", "hidden states of the encoder, averaged over time", optional=True
+    )
+    speaker: np.ndarray | None = column("U", "str", "speaker, empty where unknown", optional=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +179,16 @@ class Fused(Artifact):
         "U T K", "float32", "mean distribution a teacher, NaN if silent", distribution=True
     )
     mi: np.ndarray = column("U T", "float32", "mutual information in nats, NaN if the teacher is silent")
+    views: np.ndarray | None = column(
+        "U W K",
+        "float32",
+        "cross-fit: what LALMs, source and structure put in, matched to a class prior",
+        distribution=True,
+        optional=True,
+    )
+    exponents: np.ndarray | None = column(
+        "U W", "float32", "cross-fit: power of every view in the fused label", optional=True
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,13 +209,13 @@ class Evaluation(Artifact):
     )
     truth: np.ndarray = column("U", "uint8", "true class index")
     confusion: np.ndarray = column("K P", "int64", "clips by true and predicted class, last column: none")
-    reliability_clips: np.ndarray = column(
+    reliability_clips: np.ndarray | None = column(
         "I", "int64", "clips by bin of confidence, equal bins of [0, 1]", optional=True
     )
-    reliability_confidence: np.ndarray = column(
+    reliability_confidence: np.ndarray | None = column(
         "I", "float64", "their mean confidence, NaN in an empty bin", optional=True
     )
-    reliability_accuracy: np.ndarray = column(
+    reliability_accuracy: np.ndarray | None = column(
         "I", "float64", "share of them predicted rightly, NaN in an empty bin", optional=True
     )
 

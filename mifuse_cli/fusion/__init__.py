@@ -17,6 +17,7 @@ from mifuse_cli.fusion.calibration import (
     self_agreement,
     with_temperature,
 )
+from mifuse_cli.fusion.cross_fit import VIEWS, CrossFit, Structure, cross_fit
 from mifuse_cli.fusion.dawid_skene import LEAST_TEACHERS, dawid_skene
 from mifuse_cli.fusion.diagnostics import confidence, disagreement, label_agreement
 from mifuse_cli.fusion.estimators import (
@@ -28,31 +29,44 @@ from mifuse_cli.fusion.estimators import (
     mean_and_mi,
     share_identical,
 )
-from mifuse_cli.fusion.fusing import Outcome, Settings, fuse, fuse_samples
+from mifuse_cli.fusion.fusing import Fusion, fuse_answers, fuse_means, fuse_samples
 from mifuse_cli.fusion.pools import POOLS, sharpened
-from mifuse_cli.fusion.weightings import OF_MI, OF_RAW_MI, WEIGHTINGS, Weighting
+from mifuse_cli.fusion.settings import CROSS_FIT, PARTS, FusionSettings
+from mifuse_cli.fusion.weightings import OF_MI, OF_RAW_MI, OF_TAU, WEIGHTINGS, Weighting
+
+VERSION = 1
+"""Raise it when the same answers and settings come to other labels than before: ``compare`` then fuses anew."""
 
 __all__ = [
     "CALIBRATIONS",
+    "CROSS_FIT",
     "HIGHEST_TEMPERATURE",
     "LEAST_TEACHERS",
     "LOWEST_TEMPERATURE",
     "MI_ESTIMATORS",
     "OF_MI",
     "OF_RAW_MI",
+    "OF_TAU",
+    "PARTS",
     "POOLS",
+    "VERSION",
+    "VIEWS",
     "WEIGHTINGS",
-    "Outcome",
-    "Settings",
+    "CrossFit",
+    "Fusion",
+    "FusionSettings",
+    "Structure",
     "Weighting",
     "agreement_with",
     "are_votes",
     "confidence",
+    "cross_fit",
     "dawid_skene",
     "disagreement",
     "entropy",
     "fit_temperature",
-    "fuse",
+    "fuse_answers",
+    "fuse_means",
     "fuse_samples",
     "is_dead",
     "js_divergence",

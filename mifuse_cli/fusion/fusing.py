@@ -3,97 +3,112 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mifuse_cli.fusion.calibration import label_free_temperature, with_temperature
+from mifuse_cli.fusion.cross_fit import CrossFit, Structure, cross_fit
 from mifuse_cli.fusion.dawid_skene import dawid_skene
 from mifuse_cli.fusion.estimators import is_dead, mean_and_mi, share_identical
 from mifuse_cli.fusion.pools import pool_of, sharpened
+from mifuse_cli.fusion.settings import FusionSettings
 from mifuse_cli.fusion.weightings import OF_MI, WEIGHTINGS, top_labels
 
-
-@dataclass(frozen=True)
-class Settings:
-    """How to fuse.
-
-    Attributes:
-        weighting: a key of `WEIGHTINGS`.
-        tau: temperature of ``mi`` and ``exp-entropy``, in nats.
-        pool: one of `POOLS`.
-        sharpen: temperature of what comes out.
-        estimator: one of `MI_ESTIMATORS`.
-        calibrate: one of `CALIBRATIONS`, of all teachers but the last.
-        keep_weighting: weigh by mutual information even where a teacher's answers never vary.
-    """
-
-    weighting: str = "mi"
-    tau: float = 0.1
-    pool: str = "linear"
-    sharpen: float = 1.0
-    estimator: str = "bayes"
-    calibrate: str = "none"
-    keep_weighting: bool = False
+Random = Callable[[str], np.random.Generator]
+"""Gives the generator of one named use of a seed, so that one use does not move another's draws."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What `fuse_samples` made of U clips and T teachers.
+class Fusion:
+    """Labels of U clips, and what each of T teachers has to do with them; the classifier is the last teacher.
+
+    Arrays but those of `cross_fit` are rounded to float32, as the artifact of ``mifuse fuse`` holds them, so that
+    what comes of them does not depend on whether they were stored in between.
 
     Attributes:
+        probs: (U, K) fused labels.
+        weights: (U, T) weight of every teacher among the teachers, rows sum to 1.
         mean: (U, T, K) mean distributions, NaN where silent.
-        mi: (U, T) mutual information, NaN where silent.
-        weights: (U, T).
-        probs: (U, K) fused.
-        weighting: the one used: uniform in place of one of mutual information where a teacher is dead.
+        mi: (U, T) mutual information in nats, NaN where silent.
+        settings: as given, with uniform weights in place of those by mutual information where a teacher is dead.
         temperature: of every teacher, None where it was left as it is.
         identical: share of clips on which a teacher's answers do not vary, of every teacher.
+        cross_fit: what `cross_fit` found, None where the teachers were weighed.
     """
 
+    probs: np.ndarray
+    weights: np.ndarray
     mean: np.ndarray
     mi: np.ndarray
-    weights: np.ndarray
-    probs: np.ndarray
-    weighting: str
+    settings: FusionSettings
     temperature: tuple[float | None, ...]
     identical: tuple[float, ...]
+    cross_fit: CrossFit | None = None
 
 
-def fuse_samples(samples: Sequence[np.ndarray], settings: Settings) -> Outcome:
-    """Fuse the answers (U, N, K) of T teachers, NaN rows where missing, N of each its own; the classifier is last.
+def fuse_samples(
+    samples: Sequence[np.ndarray],
+    settings: FusionSettings,
+    *,
+    structure: Structure | None = None,
+    random: Random | None = None,
+) -> Fusion:
+    """Fuse the answers of T teachers, the classifier the last of them.
+
+    Args:
+        samples: of every teacher (U, N, K), NaN rows where missing, N of each its own.
+        settings: how.
+        structure: of the clips, needed for ``cross-fit`` alone.
+        random: needed for ``cross-fit`` alone.
 
     Raises:
-        ValueError: a clip without any answer; ``dawid-skene`` with fewer than three teachers; ``calibrate`` by
-            self-agreement and a teacher with one answer a clip.
+        ValueError: a clip without any answer; ``cross-fit`` without structure; ``dawid-skene`` with fewer than
+            three teachers; ``calibrate_lalm`` by self-agreement and a teacher with one answer a clip.
     """
+    if "lalm" in settings.left_out:
+        samples = [*(np.full_like(one, np.nan) for one in samples[:-1]), samples[-1]]
     identical = tuple(map(share_identical, samples))
     believed = np.nanmean(samples[-1], axis=1).argmax(axis=-1)
-    temperature = (*(label_free_temperature(one, believed, settings.calibrate) for one in samples[:-1]), None)
+    lalm_temperature = (
+        label_free_temperature(one, believed, settings.calibrate_lalm) for one in samples[:-1]
+    )
+    temperature = (*lalm_temperature, None)
     answers = [
         one if t is None else with_temperature(one, t) for one, t in zip(samples, temperature, strict=True)
     ]
-    stats = [mean_and_mi(one, settings.estimator) for one in answers]
+    stats = [mean_and_mi(one, settings.mi_estimator) for one in answers]
     mean, mi = (np.stack(parts, axis=1) for parts in zip(*stats, strict=True))
-    weighting = settings.weighting
-    if weighting in OF_MI and any(map(is_dead, identical)) and not settings.keep_weighting:
-        weighting = "uniform"
-    weights, probs = fuse(
-        mean, mi, weighting=weighting, tau=settings.tau, pool=settings.pool, sharpen=settings.sharpen
+    if settings.weighting in OF_MI and any(map(is_dead, identical)) and not settings.keep_weighting:
+        settings = settings.uniform()
+    found = None
+    if settings.is_weighted:
+        weights, probs = fuse_means(mean, mi, settings)
+    else:
+        if structure is None or random is None:
+            raise ValueError("cross-fit needs the structure of the clips and a source of random draws")
+        mean, mi = mean.astype(np.float32), mi.astype(np.float32)
+        shares, lalm = fuse_answers(mean, mi, settings)
+        rng = random("pseudo-speakers")
+        found = cross_fit(lalm.astype(float), structure, without=settings.left_out, rng=rng)
+        with np.errstate(invalid="ignore"):  # Without the source model, a clip may have no teacher: NaN.
+            teachers = found.exponents[:, :2] / found.exponents[:, :2].sum(axis=1, keepdims=True)
+        weights = np.hstack([shares * teachers[:, :1], teachers[:, 1:]])
+        probs = sharpened(found.labels, settings.sharpen)
+    return Fusion(
+        probs=probs.astype(np.float32),
+        weights=weights.astype(np.float32),
+        mean=mean.astype(np.float32),
+        mi=mi.astype(np.float32),
+        settings=settings,
+        temperature=temperature,
+        identical=identical,
+        cross_fit=found,
     )
-    return Outcome(mean, mi, weights, probs, weighting, temperature, identical)
 
 
-def fuse(
-    mean: np.ndarray,
-    mi: np.ndarray,
-    *,
-    weighting: str = "mi",
-    tau: float = 0.1,
-    pool: str = "linear",
-    sharpen: float = 1.0,
-) -> tuple[np.ndarray, np.ndarray]:
+def fuse_means(mean: np.ndarray, mi: np.ndarray, settings: FusionSettings) -> tuple[np.ndarray, np.ndarray]:
     """Weights and fused distributions of clips with at least one teacher that answered.
 
     ``dawid-skene`` pools by itself: its distribution is the posterior of `dawid_skene` whatever ``pool`` is,
@@ -102,10 +117,7 @@ def fuse(
     Args:
         mean: (U, T, K) mean distributions, NaN where a teacher is silent.
         mi: (U, T) mutual information, NaN where a teacher is silent.
-        weighting: a key of `WEIGHTINGS`.
-        tau: temperature of ``mi`` and ``exp-entropy``, in nats.
-        pool: one of `POOLS`.
-        sharpen: temperature of what comes out, see `sharpened`.
+        settings: how to weigh and pool.
 
     Returns:
         weights (U, T) and probs (U, K); rows of both sum to 1.
@@ -119,10 +131,40 @@ def fuse(
     with warnings.catch_warnings():
         # A teacher that is silent everywhere has no mean MI, a clip no JS: numpy says so, and weight 0 follows.
         warnings.simplefilter("ignore", RuntimeWarning)
-        weights = np.where(silent, 0.0, WEIGHTINGS[weighting](mean, mi, tau))
+        weights = np.where(silent, 0.0, WEIGHTINGS[settings.weighting](mean, mi, settings.tau))
     weights = weights / weights.sum(axis=1, keepdims=True)
-    if weighting == "dawid-skene":
+    if settings.weighting == "dawid-skene":
         probs, _ = dawid_skene(top_labels(mean, mi), mean.shape[-1])
     else:
-        probs = pool_of(pool)(weights, np.where(silent[..., None], 1 / mean.shape[-1], mean))
-    return weights, sharpened(probs, sharpen)
+        probs = pool_of(settings.pool)(weights, np.where(silent[..., None], 1 / mean.shape[-1], mean))
+    return weights, sharpened(probs, settings.sharpen)
+
+
+def fuse_answers(mean: np.ndarray, mi: np.ndarray, settings: FusionSettings) -> tuple[np.ndarray, np.ndarray]:
+    """The audio-language models' distributions fused without the classifier; those of one are left as they are.
+
+    Weightings that need the classifier (``t3``) or three teachers (``dawid-skene``) are replaced by uniform ones,
+    and ``cross-fit``, which hears them as one teacher, by ``mi``.
+
+    Args:
+        mean: (U, T, K) mean distributions of all teachers, NaN where silent; the last one is the classifier.
+        mi: (U, T) their mutual information.
+        settings: how to weigh and pool.
+
+    Returns:
+        weights (U, T - 1), 0 where silent, and distributions (U, K), NaN rows for clips that no model answered.
+    """
+    answered = ~np.isnan(mi[:, :-1]).all(axis=1)
+    weights = answered[:, None].astype(float)
+    if mi.shape[1] == 2:
+        return weights, mean[:, 0]
+    mean, mi = mean[:, :-1].astype(np.float64), mi[:, :-1].astype(np.float64)
+    if settings.weighting in ("t3", "dawid-skene"):
+        settings = settings.uniform()
+    elif not settings.is_weighted:
+        settings = FusionSettings(weighting="mi")
+    weights = np.zeros(mi.shape)
+    probs = np.full((len(mean), mean.shape[-1]), np.nan)
+    unsharpened = FusionSettings.of({**settings.parameters(), "sharpen": 1.0})
+    weights[answered], probs[answered] = fuse_means(mean[answered], mi[answered], unsharpened)
+    return weights, probs

@@ -139,6 +139,8 @@ WEIGHTINGS: dict[str, Weighting] = {
 
 OF_RAW_MI = ("mi", "shuffled-mi", "one-minus-mi", "inverse-mi")
 """Weightings that compare the mutual information of one teacher with that of another."""
+OF_TAU = ("mi", "shuffled-mi", "exp-entropy")
+"""Weightings that have a temperature."""
 OF_MI = (*OF_RAW_MI, "rank-mi", "z-mi")
 """Weightings that a teacher whose mutual information is 0 on principle leads astray."""
 

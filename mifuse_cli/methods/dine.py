@@ -97,11 +97,9 @@ class Dine(Method):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Divergence from the memory, information maximisation, and mixup; fine-tuning has the second alone."""
         logits = batch.logits
-        uniform = torch.full_like(logits[0], 1 / logits.shape[1])
-        prior = uniform if self.prior is None else self.prior.to(logits)
         terms = dict.fromkeys(self.terms, logits.new_zeros(()))
         terms["entropy"] = soft_cross_entropy(logits, batch.probs)
-        terms["diversity"] = self.diversity_weight * diversity(logits, prior)
+        terms["diversity"] = self.diversity_weight * diversity(logits, self.prior)
         if self.distils:
             memory = self.targets["memory"][batch.index].to(logits)
             terms["distillation"] = divergence(memory, logits, memory.any(dim=1).to(logits))

@@ -16,11 +16,13 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None =
     return (weights * losses).sum() / weights.sum().clamp_min(_EPSILON)
 
 
-def diversity(logits: Tensor, prior: Tensor) -> Tensor:
+def diversity(logits: Tensor, prior: Tensor | None = None) -> Tensor:
     """KL(mean prediction || prior) of logits (B, K): 0 when the batch's marginal is the prior (K,).
 
-    With a uniform prior this is log K minus the entropy of the batch marginal, the diversity term of SHOT
-    (Liang et al., ICML 2020) up to a constant.
+    With a uniform prior, which None stands for, this is log K minus the entropy of the batch marginal, the
+    diversity term of SHOT (Liang et al., ICML 2020) up to a constant.
     """
     marginal = logits.softmax(dim=-1).mean(dim=0)
-    return (marginal * (torch.log(marginal + _EPSILON) - torch.log(prior + _EPSILON))).sum()
+    if prior is None:
+        prior = torch.full_like(marginal, 1 / len(marginal))
+    return (marginal * (torch.log(marginal + _EPSILON) - torch.log(prior.to(marginal) + _EPSILON))).sum()

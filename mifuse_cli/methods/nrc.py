@@ -49,8 +49,6 @@ class Nrc(Banked):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Minus the weighted agreement with neighbours and with theirs, and diversity."""
         index, logits, probs = self.remember(batch), batch.logits, batch.probs
-        uniform = torch.full_like(probs[0], 1 / probs.shape[1])
-        prior = uniform if self.prior is None else self.prior.to(probs)
         units, said = self.targets["units"], self.targets["probs"]
         near = nearest(units, index, self.neighbours)
         # Clips of a batch share neighbours, whose own are looked up once.
@@ -62,5 +60,5 @@ class Nrc(Banked):
         return {
             "neighbours": -(pull * probs).sum(dim=-1).mean(),
             "expanded": -self.weight * (said[beyond].sum(dim=(1, 2)) * probs).sum(dim=-1).mean(),
-            "diversity": self.diversity_weight * diversity(logits, prior),
+            "diversity": self.diversity_weight * diversity(logits, self.prior),
         }

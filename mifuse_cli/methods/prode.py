@@ -113,11 +113,9 @@ class Prode(Method):
         logits, proxy = batch.logits, self.corrected(batch)
         answered = self.answered[batch.index].to(logits)
         labels = one_hot(proxy.argmax(dim=-1), proxy.shape[1]).to(logits)
-        uniform = torch.full_like(logits[0], 1 / logits.shape[1])
-        prior = uniform if self.prior is None else self.prior.to(logits)
         shared = shared_information(batch.probs, proxy.softmax(dim=-1), answered)
         return {
             "information": -self.information * shared,
             "cross_entropy": self.cross_entropy * soft_cross_entropy(logits, labels, answered),
-            "diversity": self.diversity_weight * diversity(logits, prior),
+            "diversity": self.diversity_weight * diversity(logits, self.prior),
         }

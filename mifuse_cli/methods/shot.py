@@ -93,11 +93,9 @@ class Shot(Method):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Entropy of the predictions, diversity, and cross-entropy to the pseudo-labels."""
         logits = batch.logits
-        uniform = torch.full_like(logits[0], 1 / logits.shape[1])
-        prior = uniform if self.prior is None else self.prior.to(logits)
         terms = {
             "entropy": soft_cross_entropy(logits, batch.probs),
-            "diversity": self.diversity_weight * diversity(logits, prior),
+            "diversity": self.diversity_weight * diversity(logits, self.prior),
         }
         if self.beta:
             labels = self.targets["pseudo_labels"][batch.index].to(logits.device)

@@ -37,13 +37,25 @@ def frozen_inputs(
         cache: directory of the feature cache, None for the default.
         progress: called as clips are encoded.
     """
-    shape = checkpoint.shape
-    encoded = all_layers(checkpoint, clips, device=device, cache=cache, progress=progress)
-    features = torch.from_numpy(encoded[:, list(shape.layers)]).to(device)
-    mode = effective_mode(normalize or shape.normalize, shape.statistics_of)
+    hidden = all_layers(checkpoint, clips, device=device, cache=cache, progress=progress)
     speakers = [clip.speaker for clip in clips]
+    return standardised_inputs(checkpoint, hidden, speakers, normalize=normalize, device=device)
+
+
+def standardised_inputs(
+    checkpoint: Checkpoint,
+    hidden: np.ndarray,
+    speakers: Sequence[str | None],
+    *,
+    normalize: str,
+    device: torch.device,
+) -> Features:
+    """The head's input from hidden states (U, L, D) of `all_layers` of clips by these speakers, as `frozen_inputs`."""
+    shape = checkpoint.shape
+    features = torch.from_numpy(hidden[:, list(shape.layers)]).to(device)
+    mode = effective_mode(normalize or shape.normalize, shape.statistics_of)
     standard = fit_standard(mode, features, stored=checkpoint.statistics, speakers=speakers)
-    return Features(standard(features, torch.arange(len(clips))), statistics(features))
+    return Features(standard(features, torch.arange(len(features))), statistics(features))
 
 
 def all_layers(

@@ -171,8 +171,8 @@ def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, 
     if "method" in parameters:
         parts["protocol"] = {1.0: "transductive", 0.0: "inductive"}.get(float(seen), "mixed")
         parts["checkpoint"] = parameters["checkpoint"]
-        if "recipe" in parameters:
-            parts["recipe"] = parameters["recipe"]
+        # Students of a "recipe" were trained before labels were made by fuse alone.
+        parts |= {name: parameters[name] for name in ("recipe", "weighting", "refresh") if name in parameters}
     elif isinstance(made, Training) or "seen_in_training" in parameters:
         parts["protocol"] = "unseen" if seen == 0 else "seen-in-training"
         parts["checkpoint"] = "source-validation"
@@ -183,10 +183,11 @@ def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, 
     if isinstance(made, Fused):
         parts["weighting"] = (
             f"{parameters['weighting']}({parameters['tau']:g})"
-            if parameters["weighting"] in ("mi", "exp-entropy")
+            if parameters["weighting"] in fusion.OF_TAU
             else parameters["weighting"]
         )
-        parts["pool"] = parameters["pool"]
+        if parameters["weighting"] != fusion.CROSS_FIT:
+            parts["pool"] = parameters["pool"]
         if parameters.get("sharpen", 1.0) != 1.0:
             parts["sharpen"] = f"{parameters['sharpen']:g}"
         if (calibrated := made.header.config.get("calibrate_lalm", "none")) != "none":

@@ -12,7 +12,7 @@ from mifuse_cli.config import Progress, StepConfig, at_least, one_of, option, ta
 from mifuse_cli.manifest import clips_of
 from mifuse_cli.model.shape import read_shape
 
-_OF_THE_MODEL = ("method", "recipe", "checkpoint")
+_OF_THE_MODEL = ("method", "weighting", "refresh", "checkpoint")
 """What a sampled student says of itself."""
 
 
@@ -28,6 +28,11 @@ class SampleSourceConfig(StepConfig):
     normalize: str = option("", "source, target or speaker; default: as the checkpoint says.")
     calibrate: bool = option(
         False, "Divide logits by the temperature fitted on the source's validation clips."
+    )
+    no_hidden_states: bool = option(
+        False,
+        "Leave out the encoder's hidden states (4 bytes for every clip, layer and feature), which fuse needs for "
+        "--weighting cross-fit alone.",
     )
     cache_dir: Path | None = option(
         None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache.", settles=False
@@ -87,16 +92,16 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
     from mifuse_cli.model import checkpoint
     from mifuse_cli.model.classifier import predict, sample
     from mifuse_cli.model.device import find_device
-    from mifuse_cli.model.prepare import frozen_classifier, frozen_inputs
+    from mifuse_cli.model.prepare import all_layers, frozen_classifier, standardised_inputs
 
     device = find_device(config.device)
     loaded = checkpoint.load(config.model)
     if config.calibrate:
         loaded.calibrate()
     normalize = config.normalize or shape.normalize
-    inputs = frozen_inputs(
-        loaded, clips, normalize=normalize, device=device, cache=config.cache_dir, progress=progress
-    )
+    hidden = all_layers(loaded, clips, device=device, cache=config.cache_dir, progress=progress)
+    speakers = [clip.speaker for clip in clips]
+    inputs = standardised_inputs(loaded, hidden, speakers, normalize=normalize, device=device)
     model = frozen_classifier(loaded, device)
     seed = provenance.named_seed(config.seed, "sample-source")
     ids = np.array([clip.utt_id for clip in clips])
@@ -114,6 +119,8 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
         utt_id=ids,
         probs=sample(model, inputs, config.n_samples, seed),
         point=predict(model, inputs),
+        hidden=None if config.no_hidden_states else hidden,
+        speaker=np.array([speaker or "" for speaker in speakers]),
     )
     artifact.save(config.out)
     return _result(config.out, artifact)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mifuse_cli import lineage, provenance
+from mifuse_cli import lineage, provenance, splits
 from mifuse_cli.artifacts import Parent, Training
 from mifuse_cli.config import (
     Progress,
@@ -154,47 +154,16 @@ def train_source(config: TrainSourceConfig, *, progress: Progress | None = None)
         parents.append(lineage.parent("encoder", encoder_dir, history))
     if lineage.is_current(config, config.out, parents):
         return _result(config.out, up_to_date=True)
-    held_out, notes = split_speakers(labelled, config.validation, config.seed)
+    held_out = np.zeros(len(clips), dtype=bool)
+    notes: tuple[str, ...] = ()
+    if config.validation:
+        if len(clips) < 2:
+            raise InputError(
+                "a single clip cannot be split into training and validation. Use --validation 0."
+            )
+        rng = provenance.rng(config.seed, "train-source", "validation")
+        held_out, notes = splits.held_out_speakers([one.speaker for one in clips], config.validation, rng)
     return _train(config, classes, labelled, encoder_dir, held_out, parents, notes, progress)
-
-
-def split_speakers(
-    labelled: list[LabelledClip], share: float, seed: int
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Which clips to hold out for validation: whole speakers, until ``share`` of the clips is reached.
-
-    At least one known speaker stays in training, and so do clips whose speaker is not known. Without two known
-    speakers, clips are drawn at random. A note tells of either.
-
-    Returns:
-        held_out (U,) bool, and notes.
-
-    Raises:
-        InputError: too few clips to hold one out.
-    """
-    rng = provenance.rng(seed, "train-source", "validation")
-    held_out = np.zeros(len(labelled), dtype=bool)
-    if share == 0:
-        return held_out, ()
-    if len(labelled) < 2:
-        raise InputError("a single clip cannot be split into training and validation. Use --validation 0.")
-    speakers = np.array([one.clip.speaker for one in labelled], dtype=object)
-    names = sorted({name for name in speakers if name is not None})
-    if len(names) < 2:
-        count = min(max(1, round(share * len(labelled))), len(labelled) - 1)
-        held_out[rng.permutation(len(labelled))[:count]] = True
-        return held_out, ("fewer than two speakers are known: validation clips were drawn at random",)
-    for name in rng.permutation(names)[:-1]:
-        held_out |= speakers == name
-        if held_out.mean() >= share:
-            break
-    unknown = sum(name is None for name in speakers)
-    if not unknown:
-        return held_out, ()
-    return held_out, (
-        f"{unknown} of {len(labelled)} clips have no known speaker: they stay in training when speakers are held "
-        "out for validation, and some may be of a held-out speaker",
-    )
 
 
 def _train(

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from mifuse_cli import evaluation
-from mifuse_cli.config import at_least, one_of, option
-from mifuse_cli.methods.training import TrainingConfig
+from mifuse_cli.config import at_least, did_you_mean, one_of, option, words
+from mifuse_cli.methods.adaptation import AdaptationConfig
 from mifuse_cli.steps.compare.systems import GROUPS, SYSTEMS
 
 PROTOCOLS = ("transductive", "inductive")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(TrainingConfig):
+class CompareConfig(AdaptationConfig):
     """Run many systems on every transfer between corpora and write tables; finished runs are kept."""
 
     data: Path = option(
@@ -61,10 +60,9 @@ class CompareConfig(TrainingConfig):
         if not all(seed.isdigit() for seed in words(self.seeds)) or not words(self.seeds):
             yield f"--seeds {self.seeds!r}: expected whole numbers, separated by commas"
         yield from _once("--seeds", words(self.seeds))
-        for name in system_names(self.systems):
+        for name in words(self.systems):
             if name not in ("main", *GROUPS, *SYSTEMS):
-                near = get_close_matches(name, [*GROUPS, *SYSTEMS], n=1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                hint = did_you_mean(name, [*GROUPS, *SYSTEMS])
                 yield f"--systems {name!r}: no system or group is called so{hint}; groups: main, {', '.join(GROUPS)}"
         if not words(self.systems):
             yield "--systems: expected at least one"
@@ -100,22 +98,6 @@ class CompareResult:
     results: dict[str, Any]
     up_to_date: bool = False
     notes: tuple[str, ...] = ()
-
-
-def words(text: str) -> list[str]:
-    """Parts of ``text`` between commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def system_names(text: str) -> list[str]:
-    """Names of systems in ``text``; some have a comma in themselves."""
-    found: list[str] = []
-    parts = words(text)
-    while parts:
-        length = next((n for n in range(len(parts), 0, -1) if ", ".join(parts[:n]) in SYSTEMS), 1)
-        found.append(", ".join(parts[:length]))
-        del parts[:length]
-    return found
 
 
 def _once(flag: str, values: list[str]) -> Iterable[str]:

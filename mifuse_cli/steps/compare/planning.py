@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mifuse_cli import artifacts, lineage, provenance, truth
+from mifuse_cli import artifacts, fusion, lineage, provenance, truth
 from mifuse_cli.artifacts import Compared, Lalm, Parent
+from mifuse_cli.config import words
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError
 from mifuse_cli.manifest import Clip, columns_of, read_clips
+from mifuse_cli.methods import adaptation
 from mifuse_cli.model.shape import Shape, read_shape
-from mifuse_cli.steps.compare.config import CompareConfig, system_names, words
+from mifuse_cli.steps.compare.config import CompareConfig
 from mifuse_cli.steps.compare.systems import ORACLE, System, chosen
 
 if TYPE_CHECKING:
@@ -131,12 +132,12 @@ def _systems(config: CompareConfig, answers: int) -> tuple[list[System], list[st
             "with query-lalm --n-samples, or lower it."
         )
     systems, notes = [], []
-    for one in chosen(system_names(config.systems)):
+    for one in chosen(words(config.systems)):
         if (one.answers or 0) > answers:
             notes.append(f"{one.name}: left out, {config.lalm} has {answers} answers a clip")
-        elif one.fusion.calibrate == "self-agreement" and (one.answers or config.n_answers) < 2:
+        elif one.fusion.calibrate_lalm == "self-agreement" and (one.answers or config.n_answers) < 2:
             notes.append(f"{one.name}: left out, one answer a clip cannot agree with others")
-        elif one.shows == "labels" and config.protocol == "inductive":
+        elif one.shows == "labels" and not one.fusion.is_weighted and config.protocol == "inductive":
             notes.append(f"{one.name}: left out, there are no labels of clips that were not adapted to")
         elif one.answers != config.n_answers:  # Else it is the system that it is an ablation of.
             systems.append(one)
@@ -240,22 +241,13 @@ def _task(
     normalize: str,
     known: np.ndarray,
 ) -> Task:
-    from mifuse_cli.methods.loop import LoopOptions
     from mifuse_cli.steps.compare.running import Task
 
     model = config.models / source / f"seed{seed}"
     out = config.out / "runs" / source / target.name / f"seed{seed}.h5"
     parents = (Parent("model", lineage.relative(model, out), model_sha256), *target.parents)
     folds = config.folds if config.protocol == "inductive" else 0
-    options = LoopOptions(
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        encoder_learning_rate=0.0,
-        weight_decay=config.weight_decay,
-        ema=config.ema,
-        seed=seed,
-    )
+    options = adaptation.Options.of(config, seed=seed)
     task = Task(
         out=out,
         header=lineage.header(
@@ -272,19 +264,18 @@ def _task(
         passes=config.n_samples,
         folds=folds,
         options=options,
-        diversity_weight=config.diversity_weight,
-        refresh=config.refresh,
         device=config.device,
         cache=config.cache_dir,
     )
     shared = [
-        _code(), normalize, config.n_answers, config.n_samples, folds, config.diversity_weight,
-        config.refresh, options, [(one.role, one.sha256) for one in parents],
+        fusion.VERSION, adaptation.VERSION, normalize, config.n_answers, config.n_samples, folds, options,
+        [(one.role, one.sha256) for one in parents],
     ]  # fmt: skip
 
     def identity(system: System) -> str:
         of_truth = provenance.text_digest(repr(known.tolist())) if system.name == ORACLE else ""
-        return provenance.text_digest(repr((system, shared, of_truth)))
+        version = adaptation.METHODS[system.method]
+        return provenance.text_digest(repr((system, version, shared, of_truth)))
 
     named = {one.name for one in systems} if config.force else set()
     kept = {name: probs for name, probs in _kept(out, identity).items() if name not in named}
@@ -295,20 +286,11 @@ def _task(
     return replace(task, header=header, systems=todo, kept=kept, truth=known if needs_truth else None)
 
 
-@cache
-def _code() -> str:
-    """Content hash of the code that predictions depend on: results of an older one are not kept."""
-    root = Path(__file__).resolve().parents[2]
-    here = [Path(__file__).with_name(f"{name}.py") for name in ("running", "systems")]
-    files = [file for room in ("methods", "fusion", "model") for file in sorted((root / room).rglob("*.py"))]
-    return provenance.text_digest("\n".join(file.read_text(encoding="utf-8") for file in (*files, *here)))
-
-
 def _by_name(kept: dict[str, np.ndarray], systems: Sequence[System]) -> dict[str, System]:
     return {one.name: one for one in (*chosen(kept), *systems)}
 
 
-def _kept(file: Path, identity) -> dict[str, np.ndarray]:
+def _kept(file: Path, identity: Callable[[System], str]) -> dict[str, np.ndarray]:
     """Predictions in ``file`` that the present settings and inputs would give again."""
     if not file.is_file():
         return {}

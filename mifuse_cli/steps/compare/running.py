@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from mifuse_cli import fusion, provenance
+from mifuse_cli import fusion, provenance, splits
 from mifuse_cli.artifacts import Compared, Header, Lalm
 from mifuse_cli.manifest import Clip
-from mifuse_cli.methods import loop, registry
+from mifuse_cli.methods.adaptation import WITHOUT_LALM, Options, adapt
+from mifuse_cli.methods.structure import structure_of
+from mifuse_cli.methods.teachers import Teachers
 from mifuse_cli.model import checkpoint
 from mifuse_cli.model.classifier import Classifier, Features, predict, sample
 from mifuse_cli.model.device import find_device
@@ -38,7 +40,7 @@ class Task:
         normalize: how the head's input is standardised.
         answers, passes: of the LALM and of dropout, a clip.
         folds: 0 adapts to all clips; else speakers fall into that many, each predicted by students of the others.
-        options: of the loop and, by name, of the methods.
+        options: of the adaptation; those of a system may differ.
         device: as of every step.
         cache: directory of the feature cache, None for the default.
     """
@@ -55,9 +57,7 @@ class Task:
     answers: int
     passes: int
     folds: int
-    options: loop.LoopOptions
-    diversity_weight: float
-    refresh: int
+    options: Options
     device: str
     cache: Path | None
 
@@ -77,18 +77,6 @@ def run(task: Task) -> int:
     return len(found)
 
 
-def fold_of_speakers(clips: tuple[Clip, ...], folds: int, rng: np.random.Generator) -> np.ndarray:
-    """Fold (U,) of every clip: whole speakers, as many clips in each as goes; clips where none is known."""
-    names = [clip.speaker or f"\0{clip.utt_id}" for clip in clips]
-    speakers, of, counts = np.unique(names, return_inverse=True, return_counts=True)
-    fold, sizes = np.zeros(len(speakers), dtype=int), np.zeros(folds)
-    # The largest speakers first, each to the fold that has least so far.
-    for speaker in sorted(rng.permutation(len(speakers)), key=lambda one: -counts[one]):
-        fold[speaker] = sizes.argmin()
-        sizes[fold[speaker]] += counts[speaker]
-    return fold[of]
-
-
 class _World:
     """The model, the clips' features and the answers of one run."""
 
@@ -101,11 +89,11 @@ class _World:
         )
         self.lalm = Lalm.load(task.lalm).probs.astype(float)
         self.speakers = [clip.speaker for clip in task.clips]
-        self.labels: dict[tuple, torch.Tensor] = {}
+        self.fused: dict[tuple, Teachers] = {}
         self.parts = [(np.arange(len(task.clips)),) * 2]
         if task.folds:
             rng = provenance.rng(task.options.seed, "speaker folds")
-            fold = fold_of_speakers(task.clips, task.folds, rng)
+            fold = splits.speaker_folds(self.speakers, task.folds, rng)
             self.parts = [(np.flatnonzero(fold != n), np.flatnonzero(fold == n)) for n in range(task.folds)]
 
     def predicted(self, system: System) -> np.ndarray:
@@ -123,27 +111,28 @@ class _World:
             return predict(model, ours)
         if system.shows == "lalm":
             return fusion.mean_and_mi(self.answers(system)[scored])[0]
-        if system.shows == "fused":
+        if system.shows == "labels":
             return self._teachers(system, model, ours, scored).probs
-        options = replace(self.task.options, **_known(system.training, loop.LoopOptions))
-        method = self._method(system, options, model, theirs, adapted)
-        if system.recipe == "best" and system.method == "mifuse":
-            # Labels are made once for all students that learn from the same.
-            made = (system.fusion, system.answers, system.without, int(scored[0]))
-            if made not in self.labels:
-                method.begin_epoch(1, model, theirs)
-                self.labels[made] = method.targets["labels"]
-            method.targets["labels"] = self.labels[made]
-            if system.shows == "labels":
-                return self.labels[made].numpy()
-        loop.run(loop.start(model, method, options), theirs, method, options)
+        options = replace(self.task.options, method=system.method)
+        if not system.fusion.is_weighted:
+            options = replace(options, refresh=None)
+        truth = None
+        if system.name == ORACLE and self.task.truth is not None:
+            truth = self.task.truth[adapted]
+        adapt(
+            model,
+            theirs,
+            replace(options, **system.training),
+            teachers=None
+            if system.method in WITHOUT_LALM
+            else self._teachers(system, model, theirs, adapted),
+            truth=truth,
+        )
         return predict(model, ours)
 
     def answers(self, system: System) -> np.ndarray:
         """The LALM's (U, N, K) that the system hears."""
-        heard = self.lalm[:, : system.answers or self.task.answers]
-        deaf = system.recipe != "best" and "lalm" in system.without
-        return np.full_like(heard, np.nan) if deaf else heard
+        return self.lalm[:, : system.answers or self.task.answers]
 
     def _standardised(self, adapted: np.ndarray) -> torch.Tensor:
         """The head's input (U, L, D); by the statistics of the clips adapted to where those of the target count."""
@@ -161,58 +150,30 @@ class _World:
         values = standardised[torch.from_numpy(index)]
         return Features(values, statistics(values))
 
-    def _teachers(
-        self, system: System, model: Classifier, inputs: Features, index: np.ndarray
-    ) -> registry.Teachers:
-        seed = provenance.named_seed(self.task.options.seed, "sample-source")
-        drawn = sample(model, inputs, self.task.passes, seed).astype(float)
-        found = fusion.fuse_samples([self.answers(system)[index], drawn], system.fusion)
-        how = system.fusion
-        # Rounded as in the artifact of `mifuse fuse`, so that a student comes out the same as by the command line.
-        return registry.Teachers(
-            probs=found.probs.astype(np.float32),
-            mean=found.mean.astype(np.float32),
-            mi=found.mi.astype(np.float32),
-            weighting=found.weighting,
-            tau=how.tau,
-            pool=how.pool,
-            sharpen=how.sharpen,
-            estimator=how.estimator,
-            passes=self.task.passes,
-        )
-
-    def _method(
-        self,
-        system: System,
-        options: loop.LoopOptions,
-        model: Classifier,
-        inputs: Features,
-        index: np.ndarray,
-    ) -> loop.Method:
-        by_speaker = self.task.normalize == "speaker"
-        target = registry.Target(
-            classes=len(self.source.shape.classes),
-            features=lambda: self.features[index],
-            head_layers=self.source.shape.layers,
-            speakers=[self.speakers[i] or "" for i in index] if by_speaker else None,
-            truth=self.task.truth[index] if system.name == ORACLE and self.task.truth is not None else None,
-        )
-        teachers = None
-        if system.method not in registry.WITHOUT_LALM:
-            teachers = self._teachers(system, model, inputs, index)
-        told = registry.Options(
-            epochs=options.epochs,
-            refresh=self.task.refresh,
-            diversity_weight=self.task.diversity_weight,
-            diversity_prior="uniform",
-            seed=options.seed,
-            without=system.without if system.recipe == "best" else (),
-        )
-        told = replace(told, **_known(system.training, registry.Options))
-        return registry.make(system.method, system.recipe, told, teachers, target)
-
-
-def _known(changes: Mapping[str, object], kind: Any) -> dict[str, Any]:
-    """Those of the changes that the dataclass has a field for."""
-    names = {field.name for field in fields(kind)}
-    return {name: value for name, value in changes.items() if name in names}
+    def _teachers(self, system: System, model: Classifier, inputs: Features, index: np.ndarray) -> Teachers:
+        """What is fused of the clips at ``index``; once for all systems that learn from the same."""
+        made = (system.fusion, system.answers, index.tobytes())
+        if made not in self.fused:
+            seed = self.task.options.seed
+            passes = sample(model, inputs, self.task.passes, provenance.named_seed(seed, "sample-source"))
+            structure = None
+            if not system.fusion.is_weighted:
+                by_speaker = self.task.normalize == "speaker"
+                structure = structure_of(
+                    self.features[index],
+                    model,
+                    inputs,
+                    speakers=[self.speakers[i] or "" for i in index] if by_speaker else None,
+                    passes=self.task.passes,
+                    seed=seed,
+                )
+            found = fusion.fuse_samples(
+                [self.answers(system)[index], passes.astype(float)],
+                system.fusion,
+                structure=structure,
+                random=partial(provenance.rng, seed),
+            )
+            self.fused[made] = Teachers(
+                found.probs, found.mean, found.mi, found.settings, passes=self.task.passes
+            )
+        return self.fused[made]

@@ -54,9 +54,9 @@ def results(config: CompareConfig, plan: Plan, probs: Predicted) -> dict[str, An
     scores = _scores(plan, probs)
     columns = [f"{source}>{target}" for source, target in plan.transfers]
     # Methods that can be ranked: neither the teachers' labels nor ablations.
-    methods = [one for one in plan.systems if one.group in MAIN and one.shows not in ("fused", "labels")]
+    methods = [one for one in plan.systems if one.group in MAIN and one.shows != "labels"]
     ranks = _ranks(methods, accuracy)
-    others = [one.name for one in methods if one.group not in ("fusion", "best")]
+    others = [one.name for one in methods if one.group not in ("fusion", "cross-fit")]
     best = max(others, key=lambda name: accuracy.of(name).mean(), default=None)
     compared = dict.fromkeys((LALM, *([best] if best else []), UNIFORM, PAPER, OURS))
     references = [name for name in compared if name in accuracy.names]

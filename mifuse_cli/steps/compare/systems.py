@@ -7,28 +7,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mifuse_cli import fusion
-from mifuse_cli.methods.registry import METHODS
+from mifuse_cli.fusion import FusionSettings
+from mifuse_cli.methods.adaptation import METHODS
 
-OURS = "mifuse-best"
-PAPER = "mifuse-paper"
+OURS = "mifuse-cross-fit"
+PAPER = "mifuse-mi"
 UNIFORM = "mifuse-uniform"
 LALM = "lalm"
 ORACLE = "oracle"
 ANSWERS = (1, 3, 10, 20)
 """Answers a clip that ablations try beside the number that the comparison is about."""
-WEIGHTING = fusion.Settings()
-"""The paper's weighting, as `mifuse fuse` has it by default."""
+MI = FusionSettings(weighting="mi")
+"""The paper's weighting."""
 
 GROUPS = {
     "teachers": "the teachers as they are, and their fused labels",
     "baselines": "methods that are not ours",
-    "fusion": "the paper's student with its weighting, and with uniform weights",
-    "best": "ours",
+    "fusion": "the student of labels fused by mutual information, as in the paper, and by uniform weights",
+    "cross-fit": "ours: cross-fitted labels and their student",
     "weightings": "the paper's student with other weightings, pools, estimators and temperatures",
     "ablations": "parts taken away, and other numbers of answers",
     "oracle": "trained on target labels: an upper bound, no adaptation",
 }
-MAIN = ("teachers", "baselines", "fusion", "best")
+MAIN = ("teachers", "baselines", "fusion", "cross-fit")
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,12 @@ class System:
     """One row of a comparison.
 
     Attributes:
-        name: of the row.
+        name: of the row: no comma, and a variant of another system has that one's name before a slash.
         group: one of `GROUPS`.
-        shows: what is scored: a "student", or without training "source", "lalm", "fused" or the "labels" that a
-            student would learn from.
-        method, recipe: of the student, as in `mifuse train`.
-        fusion: how its teachers are fused.
+        shows: what is scored: a "student", or without training "source", "lalm" or the "labels" that are fused.
+        method: of the student, as in `mifuse train`.
+        fusion: how its teachers are fused, as in `mifuse fuse`.
         answers: of the LALM a clip; None for as many as the comparison is about.
-        without: parts left out: of the recipe ``best`` as in `methods.best.PARTS`, of any other "lalm".
         training: options of the training that differ from the comparison's.
     """
 
@@ -51,70 +50,75 @@ class System:
     group: str
     shows: str = "student"
     method: str = "mifuse"
-    recipe: str = "paper"
-    fusion: fusion.Settings = WEIGHTING
+    fusion: FusionSettings = MI
     answers: int | None = None
-    without: tuple[str, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
 
 
-def _weighted(name: str, **changes: Any) -> System:
-    return System(name, "weightings", fusion=fusion.Settings(**changes))
-
-
 def _all() -> Iterator[System]:
-    uniform = fusion.Settings(weighting="uniform")
+    ways = {"uniform": FusionSettings(weighting="uniform"), "mi": MI, "cross-fit": FusionSettings()}
     yield System("source-only", "teachers", shows="source")
     yield System(LALM, "teachers", shows="lalm")
-    yield System("labels-uniform", "teachers", shows="fused", fusion=uniform)
-    yield System("labels-paper", "teachers", shows="fused")
+    for name in ("uniform", "mi"):
+        yield System(f"labels-{name}", "teachers", shows="labels", fusion=ways[name])
     for method in METHODS:
         if method not in ("mifuse", ORACLE):
             # TENT has nothing that holds the classes apart; one pass is how it is meant.
             training = {"epochs": 1} if method == "tent" else {}
             yield System(method, "baselines", method=method, training=training)
-    yield System(UNIFORM, "fusion", fusion=uniform)
+    yield System(UNIFORM, "fusion", fusion=ways["uniform"])
     yield System(PAPER, "fusion")
-    yield System("labels-best", "best", shows="labels", recipe="best")
-    yield System(OURS, "best", recipe="best")
-    for weighting in fusion.WEIGHTINGS:
-        # Dawid-Skene needs three teachers; the others stand elsewhere in the table.
-        if weighting not in ("mi", "uniform", "shuffled-mi", "dawid-skene"):
-            yield _weighted(weighting, weighting=weighting)
-    for pool in fusion.POOLS[1:]:
-        yield _weighted(f"uniform, {pool} pool", weighting="uniform", pool=pool)
-        yield _weighted(f"mi, {pool} pool", pool=pool)
-    yield _weighted("mi, tau 0.5", tau=0.5)
-    yield _weighted("mi, sharpened", sharpen=0.5)
-    for estimator in fusion.MI_ESTIMATORS:
-        if estimator not in ("bayes", "scaled"):  # Which are one unless answers are votes.
-            yield _weighted(f"mi, {estimator}", estimator=estimator)
-    for calibration in fusion.CALIBRATIONS[1:]:
-        yield _weighted(f"mi, LALM by {calibration}", calibrate=calibration)
-    yield from _ablations("paper", PAPER)
-    yield from _ablations("best", OURS)
+    yield System("labels-cross-fit", "cross-fit", shows="labels", fusion=ways["cross-fit"])
+    yield System(OURS, "cross-fit", fusion=ways["cross-fit"])
+    yield from _weightings()
+    yield from _ablations(PAPER, MI)
+    yield from _ablations(OURS, ways["cross-fit"])
     yield System(ORACLE, "oracle", method=ORACLE)
 
 
-def _ablations(recipe: str, name: str) -> Iterator[System]:
-    def without(what: str, **changes: Any) -> System:
-        return System(f"{name}, {what}", "ablations", **{"recipe": recipe, **changes})
+def _weightings() -> Iterator[System]:
+    def weighted(variant: str, weighting: str = "mi", **changes: Any) -> System:
+        name = "/".join(filter(None, (f"mifuse-{weighting}", variant)))
+        return System(name, "weightings", fusion=FusionSettings(weighting=weighting, **changes))
 
-    yield without("no diversity", training={"diversity_weight": 0.0})
-    if recipe == "paper":
-        yield without("no EMA", training={"ema": 0.0})
-        yield without("no refresh", training={"refresh": 0})
-        yield without("shuffled MI", fusion=fusion.Settings(weighting="shuffled-mi"))
+    for weighting in fusion.WEIGHTINGS:
+        # Dawid-Skene needs three teachers; the others stand elsewhere in the table.
+        if weighting not in ("mi", "uniform", "shuffled-mi", "dawid-skene"):
+            yield weighted("", weighting)
+    for pool in fusion.POOLS[1:]:
+        yield weighted(f"{pool}-pool", "uniform", pool=pool)
+        yield weighted(f"{pool}-pool", pool=pool)
+    yield weighted("tau-0.5", tau=0.5)
+    yield weighted("sharpened", sharpen=0.5)
+    for estimator in fusion.MI_ESTIMATORS:
+        if estimator not in ("bayes", "scaled"):  # Which are one unless answers are votes.
+            yield weighted(estimator, mi_estimator=estimator)
+    for calibration in fusion.CALIBRATIONS[1:]:
+        yield weighted(f"lalm-by-{calibration}", calibrate_lalm=calibration)
+
+
+def _ablations(name: str, settings: FusionSettings) -> Iterator[System]:
+    def variant(what: str, **changes: Any) -> System:
+        return System(f"{name}/{what}", "ablations", **{"fusion": settings, **changes})
+
+    def without(what: str, parts: str) -> System:
+        return variant(what, fusion=FusionSettings(weighting=settings.weighting, without=parts))
+
+    yield variant("no-diversity", training={"diversity_weight": 0.0})
+    if settings.is_weighted:
+        yield variant("no-ema", training={"ema": 0.0})
+        yield variant("no-refresh", training={"refresh": 0})
+        yield variant("shuffled-mi", fusion=FusionSettings(weighting="shuffled-mi"))
         # The LALM alone is lalm-sfuda.
-        yield without("source alone", without=("lalm",))
+        yield without("source-alone", "lalm")
     else:
-        yield without("LALM alone", without=("source",))
-        yield without("source alone", without=("lalm",))
-        yield without("no pseudo-speakers", without=("voices",))
-        yield without("no structure", without=("structure", "voices"))
-        yield without("log pool alone", without=("matching", "structure", "voices"))
+        yield without("lalm-alone", "source")
+        yield without("source-alone", "lalm")
+        yield without("no-pseudo-speakers", "voices")
+        yield without("no-structure", "structure,voices")
+        yield without("log-pool-alone", "matching,structure,voices")
     for answers in ANSWERS:
-        yield without(f"{answers} answers" if answers > 1 else "1 answer", answers=answers)
+        yield variant(f"{answers}-answers" if answers > 1 else "1-answer", answers=answers)
 
 
 SYSTEMS = {one.name: one for one in _all()}

@@ -12,8 +12,6 @@ from typing import Protocol
 import numpy as np
 from scipy import linalg
 
-from mifuse_cli.errors import InputError
-
 LARGEST = 20_000
 """Clips up to which matrices between clips are used, and features up to which those between features are.
 
@@ -21,7 +19,7 @@ Some four matrices of that size in float32 are held at once, and solving takes t
 45 s and 2 GB for 10,000.
 """
 RIDGE = 0.3
-_FOLDS = 5
+FOLDS = 5
 
 
 class CrossFitted(Protocol):
@@ -39,11 +37,6 @@ class CrossFitted(Protocol):
         ...
 
 
-def folds(clips: int, rng: np.random.Generator) -> np.ndarray:
-    """Random fold (U,) of every clip; takes of one speaker or sentence may help each other."""
-    return rng.permutation(clips) % _FOLDS
-
-
 def cross_fitted(layers: Iterable[np.ndarray], fold: np.ndarray, ridge: float = RIDGE) -> CrossFitted:
     """The student on the layers' features (U, D) side by side, divided by the root of their number P.
 
@@ -53,7 +46,7 @@ def cross_fitted(layers: Iterable[np.ndarray], fold: np.ndarray, ridge: float = 
         ridge: penalty.
 
     Raises:
-        InputError: both clips and features are too many.
+        ValueError: both clips and features are too many, see `fits`.
     """
     if len(fold) <= LARGEST:
         return BetweenClips(gram(layers), fold, ridge)
@@ -136,15 +129,12 @@ def side_by_side(layers: Iterable[np.ndarray]) -> np.ndarray:
     """The layers' features (U, P) side by side, divided by the root of their number; float32.
 
     Raises:
-        InputError: more than `LARGEST` features.
+        ValueError: more than `LARGEST` features.
     """
     features = np.concatenate([np.asarray(layer, dtype=np.float32) for layer in layers], axis=1)
     clips, width = features.shape
     if not fits(clips, width):
-        raise InputError(
-            f"--recipe best: {clips} clips with {width} features of the encoder, at most {LARGEST} of either fit its "
-            "matrices. Adapt to a part of the clips, or use --recipe paper."
-        )
+        raise ValueError(f"{clips} clips with {width} features: at most {LARGEST} of either fit the matrices")
     features /= np.sqrt(width)
     return features
 

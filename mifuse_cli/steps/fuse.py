@@ -1,24 +1,99 @@
-"""``mifuse fuse``: weight the teachers of every clip by their uncertainty and pool them."""
+"""``mifuse fuse``: make one label a clip of what the teachers say, and keep what each of them contributed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mifuse_cli import artifacts, fusion, lineage
+from mifuse_cli import artifacts, fusion, lineage, provenance
 from mifuse_cli.artifacts import Fused, Lalm, Parent, Source
-from mifuse_cli.config import Progress
+from mifuse_cli.config import Progress, StepConfig, option
 from mifuse_cli.errors import ArtifactError, InputError
-from mifuse_cli.steps.fuse.config import FuseConfig, FuseResult
-
-__all__ = ["FuseConfig", "FuseResult", "fuse"]
+from mifuse_cli.fusion import CROSS_FIT, Fusion, FusionSettings, ridge
 
 _QUESTION = ("elicit", "system", "template")
 """What of an LALM's spec makes another teacher of the same model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FuseConfig(FusionSettings, StepConfig):
+    """Fuse what audio-language models and the source classifier say into one label a clip, which train learns.
+
+    Without options: labels on which both teachers and the structure of the clips agree (cross-fit), the best way we
+    have. The paper's: --weighting mi.
+    """
+
+    lalm: tuple[Path, ...] = option(
+        help="Artifact of query-lalm; give the option again for every further LALM "
+        "(in the environment: separated as in PATH)."
+    )
+    source: Path = option(help="Artifact of sample-source.")
+    out: Path = option(help="Artifact to write.")
+    partial: bool = option(False, "Fuse although some questions to a LALM are unanswered.", settles=False)
+
+    def problems(self) -> Iterable[str]:
+        """Values that make no sense."""
+        if not self.lalm:
+            yield "--lalm: expected at least one artifact"
+        for path in dict.fromkeys(self.lalm):
+            if self.lalm.count(path) > 1:
+                yield f"--lalm {path}: given {self.lalm.count(path)} times, expected once"
+        if self.weighting == "dawid-skene" and 0 < len(self.lalm) < fusion.LEAST_TEACHERS - 1:
+            yield (
+                f"--weighting dawid-skene: expected {fusion.LEAST_TEACHERS - 1} LALMs or more beside the "
+                "classifier; with two teachers there is no majority that tells who errs"
+            )
+        yield from super().problems()
+
+
+@dataclass(frozen=True)
+class FuseResult:
+    """What came of the fusion.
+
+    Teachers are the LALMs in the order given, then the source classifier. One LALM is named "lalm", several by
+    their artifacts' file names or, if those do not tell them apart, by their models; the classifier is "source".
+
+    Attributes:
+        out: the artifact.
+        clips: U.
+        fallbacks: clips that no LALM gave a valid answer to, labelled by the source teacher alone.
+        without_answer: by LALM, the clips that it gave no valid answer to.
+        mean_mi: mean mutual information by teacher, in nats.
+        mean_weight: mean weight by teacher.
+        mean_confidence: mean highest probability of a teacher's mean distribution, by teacher.
+        label_agreement: share of clips on which a teacher's most probable class is the fused one, by teacher.
+        agreement: share of clips (with all teachers) on whose most probable class all agree.
+        disagreement: mean Jensen-Shannon divergence between the teachers, in nats; NaN if none share a clip.
+        weighting: as configured, or "uniform" where a teacher's answers never vary.
+        how: in one line, how the labels were made.
+        temperature: by LALM that was calibrated.
+        marginal: mean fused probability by class.
+        up_to_date: nothing was done, since --update found the output current.
+        notes: what the user should know.
+    """
+
+    out: Path
+    clips: int
+    fallbacks: int
+    without_answer: dict[str, int]
+    mean_mi: dict[str, float]
+    mean_weight: dict[str, float]
+    mean_confidence: dict[str, float]
+    label_agreement: dict[str, float]
+    agreement: float
+    disagreement: float
+    weighting: str
+    how: str
+    temperature: dict[str, float]
+    marginal: dict[str, float]
+    up_to_date: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
@@ -49,15 +124,9 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
             )
     found = fusion.fuse_samples(
         samples,
-        fusion.Settings(
-            weighting=config.weighting,
-            tau=config.tau,
-            pool=config.pool,
-            sharpen=config.sharpen,
-            estimator=config.mi_estimator,
-            calibrate=config.calibrate_lalm,
-            keep_weighting=config.keep_weighting,
-        ),
+        FusionSettings.of(config.parameters()),
+        structure=None if config.is_weighted else _structure(config, source),
+        random=partial(provenance.rng, config.seed),
     )
     temperature = {
         name: value for name, value in zip(teachers, found.temperature, strict=True) if value is not None
@@ -67,18 +136,14 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
         for name, lalm in zip(teachers, lalms.values(), strict=False)
         if not _is_complete(lalm)
     }
-    model = source.header.parent("model")
+    model, agreed = source.header.parent("model"), found.cross_fit
     artifact = Fused(
         header=lineage.header(
             config,
             source.header.classes,
             parents,
             teachers=teachers,
-            weighting=found.weighting,
-            tau=config.tau,
-            pool=config.pool,
-            sharpen=config.sharpen,
-            mi_estimator=config.mi_estimator,
+            **found.settings.parameters(),
             lalm_temperature=temperature,
             votes=[name for name, one in zip(teachers, samples[:-1], strict=False) if fusion.are_votes(one)],
             diagnostics=_diagnostics(teachers, found),
@@ -87,15 +152,67 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
             source_calibrate=source.header.parameters["calibrate"],
             source_model_sha256=model.sha256 if model else None,
             **({"unanswered": unanswered} if unanswered else {}),
+            **({} if agreed is None else {"views": fusion.VIEWS, "pseudo_speakers": agreed.voices}),
         ),
         utt_id=source.utt_id,
-        probs=found.probs.astype(np.float32),
-        weights=found.weights.astype(np.float32),
-        mean=found.mean.astype(np.float32),
-        mi=found.mi.astype(np.float32),
+        probs=found.probs,
+        weights=found.weights,
+        mean=found.mean,
+        mi=found.mi,
+        views=None if agreed is None else agreed.views.astype(np.float32),
+        exponents=None if agreed is None else agreed.exponents.astype(np.float32),
     )
     artifact.save(config.out)
     return _result(config.out, artifact)
+
+
+def _structure(config: FuseConfig, source: Source) -> fusion.Structure:
+    """What cross-fit looks at: hidden states of the artifact, and the classifier that it was drawn from.
+
+    Raises:
+        ArtifactError: the artifact holds no hidden states.
+        InputError: the classifier is not where it was, or there are too many clips for their features.
+    """
+    if source.hidden is None:
+        raise ArtifactError(
+            f"{config.source}: holds no hidden states of the encoder, which --weighting {CROSS_FIT} looks at (it was "
+            "made by an older mifuse, or with --no-hidden-states). Make it anew with its command, "
+            f"{source.header.command}, or give another --weighting, such as mi."
+        )
+    parent = source.header.parent("model")
+    model = config.source.parent / parent.path if parent else config.source
+    if not model.is_dir():
+        raise InputError(
+            f"{config.source}: its model {model} is not there, of which --weighting {CROSS_FIT} needs the head. Put it "
+            "back, or give another --weighting, such as mi."
+        )
+    clips, _, width = source.hidden.shape
+    if not ridge.fits(clips, width):
+        raise InputError(
+            f"{config.source}: {clips} clips with {width} features a layer of the encoder are too many for --weighting "
+            f"{CROSS_FIT}, whose matrices hold {ridge.LARGEST} of either. Fuse a part of the clips, or give another "
+            "--weighting, such as mi."
+        )
+
+    from mifuse_cli.methods.structure import structure_of
+    from mifuse_cli.model import checkpoint
+    from mifuse_cli.model.device import find_device
+    from mifuse_cli.model.prepare import frozen_classifier, standardised_inputs
+
+    loaded = checkpoint.load(model)
+    if source.header.parameters["calibrate"]:
+        loaded.calibrate()
+    normalize, device = source.header.parameters["normalize"], find_device(config.device)
+    speakers = [] if source.speaker is None else source.speaker.tolist()
+    known = [speaker or None for speaker in speakers]
+    return structure_of(
+        source.hidden,
+        frozen_classifier(loaded, device),
+        standardised_inputs(loaded, source.hidden, known, normalize=normalize, device=device),
+        speakers=speakers if normalize == "speaker" else None,
+        passes=source.probs.shape[1],
+        seed=config.seed,
+    )
 
 
 def _single(samples: np.ndarray) -> bool:
@@ -103,7 +220,7 @@ def _single(samples: np.ndarray) -> bool:
     return not fusion.are_votes(samples) and np.isnan(fusion.self_agreement(samples))
 
 
-def _diagnostics(teachers: list[str], found: fusion.Outcome) -> dict[str, Any]:
+def _diagnostics(teachers: list[str], found: Fusion) -> dict[str, Any]:
     """By teacher and of all, what the artifact tells; None where there is nothing to take a mean of."""
     columns = {
         "mean_mi": np.nanmean(found.mi, axis=0),
@@ -219,11 +336,25 @@ def _result(out: Path, artifact: Fused, *, up_to_date: bool = False) -> FuseResu
         agreement=float((best == best[:, :1]).all(axis=1).mean()) if answered.any() else float("nan"),
         disagreement=float("nan") if told["disagreement"] is None else told["disagreement"],
         weighting=parameters["weighting"],
+        how=_how(parameters),
         temperature=parameters["lalm_temperature"],
         marginal=dict(by_class),
         up_to_date=up_to_date,
         notes=tuple(_notes(artifact, fallbacks)),
     )
+
+
+def _how(parameters: Mapping[str, Any]) -> str:
+    """In one line, how labels with these parameters of an artifact were made."""
+    settings = FusionSettings.of(parameters)
+    if settings.is_weighted:
+        tau = f" with tau {settings.tau:g}" if settings.weighting in fusion.OF_TAU else ""
+        pool = "" if settings.weighting == "dawid-skene" else f", {settings.pool} pool"
+        paper = " (MI-Fuse)" if settings.weighting == "mi" else ""
+        return f"teachers weighed by {settings.weighting}{tau}{pool}{paper}; our default: --weighting {CROSS_FIT}"
+    counts = parameters["pseudo_speakers"]
+    voices = f" of {' / '.join(map(str, counts))} pseudo-speakers" if counts else ""
+    return f"teachers and a cross-fitted linear model of hidden states{voices} agree; the paper's way: --weighting mi"
 
 
 def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:

@@ -1,0 +1,115 @@
+"""How labels are made: the options of ``mifuse fuse``, which its artifact keeps and training goes on with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mifuse_cli.config import Config, above_zero, one_of, option, words
+from mifuse_cli.fusion.calibration import CALIBRATIONS
+from mifuse_cli.fusion.estimators import MI_ESTIMATORS
+from mifuse_cli.fusion.pools import POOLS
+from mifuse_cli.fusion.weightings import OF_MI, OF_TAU, WEIGHTINGS
+
+CROSS_FIT = "cross-fit"
+"""Labels from teachers and structure, see `cross_fit`; all other ways weigh and pool the teachers."""
+PARTS = ("lalm", "source", "matching", "structure", "voices")
+"""What can be left out of `CROSS_FIT`: either teacher, the matching of teachers to uniform classes, the prediction
+from other clips, the pseudo-speakers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionSettings(Config):
+    """How the teachers' distributions are fused into one label a clip."""
+
+    weighting: str = option(
+        CROSS_FIT,
+        "cross-fit: labels on which both teachers, matched to the same class prior, and a cross-fitted linear "
+        "model of the encoder's hidden states agree; it trains best on our benchmark. mi: MI-Fuse as in the paper, "
+        "a teacher weighs exp(-I / tau), I the mutual information of its answers. Further: "
+        f"{', '.join(name for name in WEIGHTINGS if name != 'mi')}.",
+    )
+    tau: float = option(
+        0.1,
+        "Temperature of --weighting mi, w = exp(-I / tau), of shuffled-mi and of exp-entropy, in nats: small is "
+        "sharp.",
+    )
+    keep_weighting: bool = option(
+        False, "Weight by mutual information even if a teacher's answers never vary; else all weigh the same."
+    )
+    pool: str = option("linear", "linear: weighted mean; log: weighted geometric mean; poe: product.")
+    sharpen: float = option(1.0, "Temperature T of the fused labels, p^(1/T): 0.5 to 1 sharpens.")
+    mi_estimator: str = option(
+        "bayes",
+        "scaled: I * N/(N-1), which undoes the bias of few samples; bayes: scaled, and for answers that are "
+        "single labels the posterior mean entropy; shrunk: scaled, drawn to the teacher's mean; jackknife; "
+        "pairwise-js; plugin: I.",
+    )
+    calibrate_lalm: str = option(
+        "none",
+        "Give LALMs the temperature at which an answer is as sure as often it agrees with the others about "
+        "the clip (self-agreement) or with the classifier (source-agreement); or none. The classifier's is in "
+        "its checkpoint: sample-source --calibrate.",
+    )
+    without: str = option(
+        "",
+        f"Parts of --weighting cross-fit to leave out, separated by commas: {', '.join(PARTS)}. Of other weightings: "
+        "lalm, which leaves the source model alone.",
+    )
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """The parts named in `without`."""
+        return frozenset(words(self.without))
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether teachers are weighed and pooled, so that the labels can be renewed with new samples of one."""
+        return self.weighting != CROSS_FIT
+
+    def problems(self) -> Iterable[str]:
+        """Values that make no sense."""
+        yield from one_of("--weighting", self.weighting, (CROSS_FIT, *WEIGHTINGS))
+        yield from one_of("--pool", self.pool, POOLS)
+        yield from one_of("--mi-estimator", self.mi_estimator, MI_ESTIMATORS)
+        yield from one_of("--calibrate-lalm", self.calibrate_lalm, CALIBRATIONS)
+        yield from above_zero("--tau", self.tau)
+        yield from above_zero("--sharpen", self.sharpen)
+        for part in sorted(self.left_out):
+            yield from one_of("--without", part, PARTS)
+            if part in PARTS and self.is_weighted and part != "lalm":
+                yield f"--without {part}: is no part of --weighting {self.weighting}; expected lalm"
+        if {"lalm", "source"} <= self.left_out:
+            yield "--without lalm,source: leaves no teacher; name one of them"
+        for field in dataclasses.fields(FusionSettings):
+            value = getattr(self, field.name)
+            if field.name in _unused(self.weighting) and value != field.default:
+                flag = field.name.replace("_", "-")
+                yield f"--{flag} {value}: has no effect on --weighting {self.weighting}; leave it out"
+
+    def parameters(self) -> dict[str, Any]:
+        """The settings by name, without whatever a subclass adds."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(FusionSettings)}
+
+    @staticmethod
+    def of(parameters: Mapping[str, Any]) -> FusionSettings:
+        """Settings from the parameters of an artifact; those that its weighting does not use are left out."""
+        names = FusionSettings.__dataclass_fields__.keys() - _unused(parameters["weighting"])
+        return FusionSettings(**{name: value for name, value in parameters.items() if name in names})
+
+    def uniform(self) -> FusionSettings:
+        """These settings with all teachers weighing the same."""
+        return FusionSettings.of({**self.parameters(), "weighting": "uniform"})
+
+
+def _unused(weighting: str) -> set[str]:
+    """Names of options that have no say in a weighting."""
+    unused = {
+        "tau": weighting not in OF_TAU,
+        "keep_weighting": weighting not in OF_MI,
+        "pool": weighting in (CROSS_FIT, "dawid-skene"),
+        "mi_estimator": weighting == CROSS_FIT,
+    }
+    return {name for name, never in unused.items() if never}

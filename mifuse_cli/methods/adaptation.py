@@ -1,0 +1,235 @@
+"""One function that adapts a classifier to unlabelled clips, by any method; ``train`` and ``compare`` call it.
+
+Importing this module loads no torch: the command line lists the names of the methods.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from mifuse_cli.config import StepConfig, above_zero, at_least, between, one_of, option
+from mifuse_cli.errors import UsageError
+from mifuse_cli.methods.teachers import Teachers
+
+if TYPE_CHECKING:
+    from mifuse_cli.methods.loop import Method, State
+    from mifuse_cli.model.classifier import Classifier, Features, Waveforms
+
+METHODS = {
+    "mifuse": 1,
+    "lalm-sfuda": 1,
+    "shot": 1,
+    "shot-im": 1,
+    "shot+lalm": 1,
+    "nrc": 1,
+    "nrc+lalm": 1,
+    "aad": 1,
+    "tent": 1,
+    "dine": 1,
+    "prode": 1,
+    "oracle": 1,
+}
+"""Names of the methods, each with its version: raise it when the method predicts something else than before, so that
+``compare`` does not keep what an older one predicted."""
+VERSION = 1
+"""Of what all methods share, such as features, standardisation and the training loop: raise it likewise."""
+WITHOUT_LALM = ("shot", "shot-im", "nrc", "aad", "tent", "oracle")
+"""Methods that hear no audio-language model."""
+WITH_LABELS = ("mifuse", "lalm-sfuda")
+"""Methods whose labels have a class marginal that the diversity loss can pull to."""
+
+_PANEL = "Training"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptationConfig(StepConfig):
+    """Parent of the configurations of steps that train students."""
+
+    epochs: int = option(30, "Epochs; the model after the last one is saved.", panel=_PANEL)
+    batch_size: int = option(64, "Clips a batch, at most.", panel=_PANEL)
+    learning_rate: float = option(5e-4, "AdamW learning rate of the head.", panel=_PANEL)
+    weight_decay: float = option(0.01, "AdamW weight decay.", panel=_PANEL)
+    diversity_weight: float = option(
+        1.0,
+        "Weight of the diversity loss of mifuse, lalm-sfuda, shot and nrc; 0 leaves it out.",
+        panel=_PANEL,
+    )
+    diversity_prior: str = option(
+        "uniform",
+        f"Class marginal that the diversity loss pulls to: uniform, or labels, that of the labels of "
+        f"{' or '.join(WITH_LABELS)}.",
+        panel=_PANEL,
+    )
+    refresh: int | None = option(
+        None,
+        "Of --method mifuse: epochs between two fusions in which a classifier teacher, an exponential moving average "
+        "(EMA) of the student, is sampled and its weight and the labels are renewed; 0: labels stay as fuse made "
+        "them. Default: 1 for labels of teachers that were weighed, 0 for those of cross-fit, which stay.",
+        panel=_PANEL,
+    )
+    ema: float = option(
+        0.99, "Momentum a step of that EMA teacher; without --refresh there is none.", panel=_PANEL
+    )
+
+    def problems(self) -> Iterable[str]:
+        """Values that make no sense."""
+        yield from at_least("--epochs", self.epochs, 1)
+        yield from at_least("--batch-size", self.batch_size, 1)
+        if self.refresh is not None:
+            yield from at_least("--refresh", self.refresh, 0)
+        yield from one_of("--diversity-prior", self.diversity_prior, ("uniform", "labels"))
+        yield from at_least("--diversity-weight", self.diversity_weight, 0)
+        yield from above_zero("--learning-rate", self.learning_rate)
+        yield from at_least("--weight-decay", self.weight_decay, 0)
+        yield from between("--ema", self.ema, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to adapt; as the options of `AdaptationConfig` and of ``mifuse train`` of these names."""
+
+    method: str = "mifuse"
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    encoder_learning_rate: float = 0.0
+    weight_decay: float
+    diversity_weight: float
+    diversity_prior: str
+    refresh: int | None
+    ema: float
+    seed: int
+
+    @classmethod
+    def of(cls, config: AdaptationConfig, **changes: Any) -> Self:
+        """The options of a configuration, with changes."""
+        names = [field.name for field in dataclasses.fields(cls) if hasattr(config, field.name)]
+        return cls(**{**{name: getattr(config, name) for name in names}, **changes})
+
+
+@dataclass(frozen=True)
+class Student:
+    """What `adapt` made of a classifier, which it trained in place.
+
+    Attributes:
+        terms: names of the loss terms.
+        history: (E, C) mean of every term in every epoch.
+        resumed_from: last epoch of an interrupted run that was continued, 0 if there was none.
+    """
+
+    terms: tuple[str, ...]
+    history: np.ndarray
+    resumed_from: int
+
+
+def adapt(
+    classifier: Classifier,
+    inputs: Features | Waveforms,
+    options: Options,
+    *,
+    teachers: Teachers | None = None,
+    truth: np.ndarray | None = None,
+    kept: tuple[Path, str] | None = None,
+    after_epoch: Callable[[int], None] | None = None,
+) -> Student:
+    """Train the classifier on the clips.
+
+    Args:
+        classifier: the source model; trained in place.
+        inputs: U clips.
+        options: how.
+        teachers: what it learns from; may be None for methods of `WITHOUT_LALM`.
+        truth: (U,) class indices for the oracle, None for all others.
+        kept: file for the state after every epoch, and the identity that a state must have to be continued.
+        after_epoch: called with the number of every epoch that ended.
+
+    Raises:
+        UsageError: labels that cannot be renewed, and ``refresh``.
+        MifuseError: the loss is NaN or infinite.
+    """
+    from mifuse_cli.methods import loop, resume
+
+    method = _method(options, teachers, truth, classifier.head.out.out_features)
+    names = loop.LoopOptions.__dataclass_fields__
+    how = loop.LoopOptions(**{name: getattr(options, name) for name in names})
+    state = loop.start(classifier, method, how)
+    resumed_from = resume.restore(*kept, state, method) if kept else 0
+
+    def after(state: State) -> None:
+        if kept:
+            resume.keep(*kept, state, method)
+        if after_epoch:
+            after_epoch(state.epoch)
+
+    loop.run(state, inputs, method, how, after_epoch=after)
+    inputs.refresh(classifier)
+    return Student(method.terms, np.array(state.history), resumed_from)
+
+
+def _method(options: Options, teachers: Teachers | None, truth: np.ndarray | None, classes: int) -> Method:
+    import torch
+
+    from mifuse_cli.methods.aad import Aad
+    from mifuse_cli.methods.dine import Dine
+    from mifuse_cli.methods.lalm_sfuda import LalmLabels
+    from mifuse_cli.methods.mifuse import FusedLabels
+    from mifuse_cli.methods.nrc import Nrc
+    from mifuse_cli.methods.oracle import Oracle
+    from mifuse_cli.methods.prode import Prode
+    from mifuse_cli.methods.shot import Shot
+    from mifuse_cli.methods.tent import Tent
+    from mifuse_cli.methods.with_lalm import WithLalm
+
+    weight = options.diversity_weight
+    if options.method == "oracle":
+        assert truth is not None
+        return Oracle(torch.from_numpy(truth), classes)
+    own: dict[str, Callable[[], Method]] = {
+        "shot": lambda: Shot(diversity_weight=weight),
+        "shot-im": lambda: Shot(beta=0.0, diversity_weight=weight),
+        "nrc": lambda: Nrc(diversity_weight=weight),
+        "aad": lambda: Aad(epochs=options.epochs),
+        "tent": Tent,
+    }
+    if options.method in own:
+        return own[options.method]()
+    assert teachers is not None
+    if options.method == "mifuse":
+        return FusedLabels(
+            teachers,
+            refresh=refresh_of(options, teachers),
+            diversity_weight=weight,
+            diversity_prior=options.diversity_prior,
+            seed=options.seed,
+        )
+    answers = teachers.answers
+    if options.method == "lalm-sfuda":
+        return LalmLabels(answers, weight, options.diversity_prior)
+    if options.method == "dine":
+        return Dine(answers, epochs=options.epochs)
+    if options.method == "prode":
+        return Prode(answers)
+    name, _, _ = options.method.partition("+lalm")
+    return WithLalm(own[name](), labels=torch.from_numpy(answers.astype(np.float32)))
+
+
+def refresh_of(options: Options, teachers: Teachers) -> int:
+    """Epochs between two fusions of ``mifuse``, 0 for none.
+
+    Raises:
+        UsageError: labels that cannot be renewed, and ``refresh``.
+    """
+    if options.refresh is None:
+        return 1 if teachers.settings.is_weighted else 0
+    if options.refresh and not teachers.settings.is_weighted:
+        raise UsageError(
+            f"--refresh {options.refresh}: labels of fuse --weighting {teachers.settings.weighting} are not renewed in "
+            "training. Leave it out, or fuse with another --weighting, such as mi."
+        )
+    return options.refresh

@@ -1,0 +1,33 @@
+"""What the teachers say of the clips to adapt to, and the labels fused from it; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mifuse_cli import fusion
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """What T teachers say of U clips, and the labels fused from it; the classifier is the last of them.
+
+    Attributes:
+        probs: (U, K) fused labels.
+        mean: (U, T, K) mean distributions, NaN where silent.
+        mi: (U, T) mutual information in nats, NaN where silent.
+        settings: of the fusion.
+        passes: dropout passes of the classifier.
+    """
+
+    probs: np.ndarray
+    mean: np.ndarray
+    mi: np.ndarray
+    settings: fusion.FusionSettings
+    passes: int
+
+    @property
+    def answers(self) -> np.ndarray:
+        """Mean answers (U, K) of the audio-language models, NaN rows where there is none."""
+        return fusion.fuse_answers(self.mean, self.mi, self.settings)[1]

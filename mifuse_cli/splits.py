@@ -1,0 +1,66 @@
+"""Ways to split clips into parts: at random, or by whole speakers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def random_folds(clips: int, folds: int, rng: np.random.Generator) -> np.ndarray:
+    """Random fold (U,) of every clip, folds of equal size or one less; speakers are not kept together."""
+    return rng.permutation(clips) % folds
+
+
+def speaker_folds(speakers: Sequence[str | None], folds: int, rng: np.random.Generator) -> np.ndarray:
+    """Fold (U,) of every clip: whole speakers, with about as many clips in each fold as possible.
+
+    Args:
+        speakers: of every clip; a clip without one is split off like a speaker of its own.
+        folds: number of folds.
+        rng: breaks ties between speakers of as many clips.
+    """
+    names = [speaker or f"\0{number:012}" for number, speaker in enumerate(speakers)]
+    each, of, counts = np.unique(names, return_inverse=True, return_counts=True)
+    fold, sizes = np.zeros(len(each), dtype=int), np.zeros(folds)
+    # The largest speakers first, each to the fold that has least so far.
+    for speaker in sorted(rng.permutation(len(each)), key=lambda one: -counts[one]):
+        fold[speaker] = sizes.argmin()
+        sizes[fold[speaker]] += counts[speaker]
+    return fold[of]
+
+
+def held_out_speakers(
+    speakers: Sequence[str | None], share: float, rng: np.random.Generator
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Which clips to hold out for validation: whole speakers, until ``share`` of the clips is reached.
+
+    At least one known speaker stays in training, and so do clips whose speaker is not known. Without two known
+    speakers, clips are drawn at random. A note tells of either.
+
+    Args:
+        speakers: of every clip, None where unknown; two clips at least.
+        share: of the clips, above 0.
+        rng: draws the order of the speakers.
+
+    Returns:
+        held_out (U,) bool, and notes.
+    """
+    held_out = np.zeros(len(speakers), dtype=bool)
+    named = np.array(speakers, dtype=object)
+    names = sorted({name for name in speakers if name is not None})
+    if len(names) < 2:
+        count = min(max(1, round(share * len(speakers))), len(speakers) - 1)
+        held_out[rng.permutation(len(speakers))[:count]] = True
+        return held_out, ("fewer than two speakers are known: validation clips were drawn at random",)
+    for name in rng.permutation(names)[:-1]:
+        held_out |= named == name
+        if held_out.mean() >= share:
+            break
+    unknown = sum(name is None for name in speakers)
+    if not unknown:
+        return held_out, ()
+    return held_out, (
+        f"{unknown} of {len(speakers)} clips have no known speaker: they stay in training when speakers are held "
+        "out for validation, and some may be of a held-out speaker",
+    )

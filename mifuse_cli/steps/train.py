@@ -1,0 +1,283 @@
+"""``mifuse train``: train the student on fused labels, or by another method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mifuse_cli import artifacts, lineage, provenance
+from mifuse_cli.artifacts import Fused, Parent, Predictions, Training
+from mifuse_cli.config import Progress, above_zero, one_of, option, target_problems, tune_problems
+from mifuse_cli.errors import ArtifactError
+from mifuse_cli.fusion import FusionSettings
+from mifuse_cli.manifest import Clip, clips_of
+from mifuse_cli.methods.adaptation import (
+    METHODS,
+    WITH_LABELS,
+    WITHOUT_LALM,
+    AdaptationConfig,
+    Options,
+    adapt,
+    refresh_of,
+)
+from mifuse_cli.methods.teachers import Teachers
+from mifuse_cli.model.shape import Shape, read_shape
+from mifuse_cli.truth import labels_parent, read_labels
+
+if TYPE_CHECKING:
+    import torch
+
+    from mifuse_cli.model.checkpoint import Checkpoint
+    from mifuse_cli.model.classifier import Classifier, Features, Waveforms
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(AdaptationConfig):
+    """Train a student on unlabelled clips, by fused labels or another method, starting from the source model."""
+
+    fused: Path | None = option(None, f"Artifact of fuse; all methods but {', '.join(WITHOUT_LALM)} need it.")
+    model: Path = option(
+        help="Checkpoint directory of the source classifier, that which the fused labels came from."
+    )
+    manifest: Path | None = option(None, "CSV of target clips; labels in it are not read.")
+    wav_dir: Path | None = option(None, "Directory of target clips, instead of --manifest.")
+    out: Path = option(help="Checkpoint directory to write.")
+    method: str = option(
+        "mifuse",
+        "mifuse: learn the labels of --fused, see --refresh; lalm-sfuda: learn the LALMs' mean answers alone; "
+        f"further: {', '.join(list(METHODS)[2:])}.",
+    )
+    labels: Path | None = option(
+        None, "CSV of the clips with their emotions, for --method oracle alone: an upper bound, not a result."
+    )
+    normalize: str = option(
+        "",
+        "Without --fused: source, target or speaker statistics standardise the input; default: as the model's.",
+    )
+    tune: str = option("head", "What to train: head, top-N blocks of the encoder too, or all.")
+    encoder_learning_rate: float = option(2e-5, "AdamW learning rate of the encoder where it is trained.")
+    cache_dir: Path | None = option(
+        None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache.", settles=False
+    )
+
+    def problems(self) -> Iterable[str]:
+        """Values that make no sense."""
+        yield from target_problems(self.manifest, self.wav_dir)
+        yield from one_of("--method", self.method, METHODS)
+        if self.fused is None and self.method not in WITHOUT_LALM:
+            yield f"--fused: --method {self.method} learns from a LALM, give the artifact of fuse"
+        if (self.labels is None) == (self.method == "oracle"):
+            yield "--labels: --method oracle needs them, and no other method may see them"
+        if self.normalize:
+            yield from one_of("--normalize", self.normalize, ("source", "target", "speaker"))
+        if self.normalize and self.fused:
+            yield "--normalize: the fused labels settle it; leave it out"
+        yield from tune_problems(self.tune)
+        if self.method == "tent" and self.tune != "head":
+            yield f"--tune {self.tune}: --method tent moves nothing but the scale and shift of the head's input"
+        if self.diversity_prior == "labels" and self.method not in WITH_LABELS:
+            yield f"--diversity-prior labels: --method {self.method} has no labels to take a marginal from"
+        if self.refresh is not None and self.method != "mifuse":
+            yield f"--refresh {self.refresh}: --method {self.method} has no labels to renew; leave it out"
+        yield from above_zero("--encoder-learning-rate", self.encoder_learning_rate)
+        yield from super().problems()
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What was trained.
+
+    Attributes:
+        out: checkpoint directory of the student, with its ``predictions.h5`` on the target clips.
+        method: as configured.
+        labels: how the labels of ``mifuse`` were made and what becomes of them in training, else "".
+        clips, epochs: how much it was trained on.
+        losses: mean of every loss term in the last epoch.
+        marginal: mean predicted probability by class.
+        resumed_from: epoch that an interrupted run had reached, 0 if there was none.
+        up_to_date: nothing was done, since --update found the output current.
+        notes: what the user should know.
+    """
+
+    out: Path
+    method: str
+    labels: str
+    clips: int
+    epochs: int
+    losses: dict[str, float]
+    marginal: dict[str, float]
+    resumed_from: int = 0
+    up_to_date: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult:
+    """Train the student; an interrupted run of the same configuration is continued.
+
+    Raises:
+        InputError: input that cannot be read, or an output that exists.
+        ArtifactError: fused labels of other clips or classes, of another source model, or with changed
+            parents.
+        UsageError: ``refresh`` with labels that cannot be renewed.
+    """
+    lineage.refuse_overwrite(config, config.out)
+    clips, where = clips_of(config.manifest, config.wav_dir)
+    shape, history = read_shape(config.model), config.out / "train.h5"
+    model, heard = lineage.parent("model", config.model, history), lineage.clips_parent(clips, where, history)
+    fused = (
+        None
+        if config.fused is None
+        else _fused(config.fused, config.model, shape, clips, where, model, heard)
+    )
+    teachers = None if fused is None else teachers_of(fused)
+    options = Options.of(config)
+    if config.method == "mifuse" and teachers is not None:
+        options = replace(options, refresh=refresh_of(options, teachers))
+    truth = None if config.labels is None else read_labels(config.labels, shape.classes, clips)
+    parents = [
+        *([] if config.fused is None else [lineage.parent("fused", config.fused, history)]),
+        model,
+        heard,
+        lineage.speakers_parent(clips, where, history),
+        *([] if config.labels is None else [labels_parent(config.labels, clips, truth, history)]),
+    ]
+    if lineage.is_current(config, config.out, parents):
+        return _result(config.out, up_to_date=True)
+
+    from mifuse_cli.methods import resume
+    from mifuse_cli.model import checkpoint
+    from mifuse_cli.model.classifier import predict
+    from mifuse_cli.model.device import find_device
+
+    device = find_device(config.device)
+    source = checkpoint.load(config.model)
+    normalize = config.normalize or source.shape.normalize
+    if fused is not None:
+        normalize = fused.header.parameters["source_normalize"]
+        if fused.header.parameters["source_calibrate"]:
+            source.calibrate()
+    student, inputs = _model_and_inputs(config, source, clips, normalize, device, progress)
+    partial = config.out.with_name(config.out.name + ".partial")
+    identity = provenance.text_digest(
+        repr((sorted(lineage.settings(config).items()), [(p.role, p.sha256) for p in parents]))
+    )
+    made = adapt(
+        student,
+        inputs,
+        options,
+        teachers=teachers,
+        truth=truth,
+        kept=(partial, identity),
+        after_epoch=lambda epoch: progress("training", epoch, config.epochs) if progress else None,
+    )
+    adapted = normalize == "target"
+    shape = replace(
+        source.shape,
+        normalize=normalize,
+        statistics_of="target" if adapted else source.shape.statistics_of,
+        tune=config.tune,
+        temperature=1.0,
+    )
+    labels = {}
+    if config.method == "mifuse" and teachers is not None:
+        labels = {"weighting": teachers.settings.weighting, "refresh": options.refresh}
+    header = lineage.header(
+        config,
+        shape.classes,
+        parents,
+        method=config.method,
+        checkpoint="last",
+        normalize=normalize,
+        **labels,
+    )
+    utt_id = np.array([clip.utt_id for clip in clips])
+    training = Training(
+        header=header, utt_id=utt_id, columns_of_history=np.array(made.terms), history=made.history
+    )
+    statistics = inputs.statistics if adapted else source.statistics
+    predictions = Predictions(header=header, utt_id=utt_id, probs=predict(student, inputs))
+    checkpoint.save(config.out, shape, student, statistics, source.encoder_dir, training, predictions)
+    resume.forget(partial)
+    return _result(config.out, resumed_from=made.resumed_from)
+
+
+def teachers_of(fused: Fused) -> Teachers:
+    """What the artifact says of its teachers."""
+    how = fused.header.parameters
+    settings = FusionSettings.of(how)
+    return Teachers(fused.probs, fused.mean, fused.mi, settings, passes=how["source_samples"])
+
+
+def _fused(
+    path: Path, model_path: Path, shape: Shape, clips: list[Clip], where: Path, model: Parent, heard: Parent
+) -> Fused:
+    """The fused labels, if they are of these clips and this model."""
+    fused = Fused.load(path)
+    lineage.check_parents(fused, path)
+    ids = np.array([clip.utt_id for clip in clips])
+    artifacts.check_same_utterances(fused.utt_id, str(path), ids, str(where))
+    lineage.check_same_audio(fused, str(path), heard, str(where))
+    if shape.classes != fused.header.classes:
+        raise ArtifactError(
+            f"{model_path}: classes are {', '.join(shape.classes)} but {path} has "
+            f"{', '.join(fused.header.classes)}. Use the source model that sample-source was given."
+        )
+    if fused.header.parameters["source_model_sha256"] != model.sha256:
+        raise ArtifactError(
+            f"{path}: its source teacher is another model than {model_path}. "
+            "Give the model that sample-source was given, or sample and fuse anew."
+        )
+    return fused
+
+
+def _model_and_inputs(
+    config: TrainConfig,
+    source: Checkpoint,
+    clips: list[Clip],
+    normalize: str,
+    device: torch.device,
+    progress: Progress | None,
+) -> tuple[Classifier, Features | Waveforms]:
+    from mifuse_cli.model.classifier import Classifier, Waveforms
+    from mifuse_cli.model.encoder import load_encoder
+    from mifuse_cli.model.prepare import effective_mode, frozen_classifier, frozen_inputs, trainable_part
+
+    if config.tune == "head":
+        inputs = frozen_inputs(
+            source, clips, normalize=normalize, device=device, cache=config.cache_dir, progress=progress
+        )
+        return frozen_classifier(source, device), inputs
+    encoder = trainable_part(load_encoder(source.encoder_dir, source.shape.precision), config.tune)
+    model = Classifier(encoder, source.head, source.shape.layers).to(device)
+    mode = effective_mode(normalize, source.shape.statistics_of)
+    return model, Waveforms(clips, device, mode, source.statistics)
+
+
+def _result(out: Path, *, up_to_date: bool = False, resumed_from: int = 0) -> TrainResult:
+    made, predictions = Training.load(out / "train.h5"), Predictions.load(out / "predictions.h5")
+    parameters = made.header.parameters
+    notes = (f"continued after epoch {resumed_from} of an interrupted run",) if resumed_from else ()
+    if parameters["method"] == "oracle":
+        notes = (*notes, "oracle: trained on target labels, an upper bound and not a result of adaptation")
+    labels = ""
+    if "refresh" in parameters:
+        every = parameters["refresh"]
+        renewed = f"fused anew every {every} epochs" if every > 1 else "fused anew every epoch"
+        labels = f"{parameters['weighting']}, {renewed if every else 'as fuse made them'}"
+    marginal = predictions.probs.mean(axis=0)
+    return TrainResult(
+        out=out,
+        method=parameters["method"],
+        labels=labels,
+        clips=len(made.utt_id),
+        epochs=len(made.history),
+        losses=dict(zip(made.columns_of_history.tolist(), made.history[-1].tolist(), strict=True)),
+        marginal=dict(zip(made.header.classes, map(float, marginal), strict=True)),
+        resumed_from=resumed_from,
+        up_to_date=up_to_date,
+        notes=notes,
+    )
