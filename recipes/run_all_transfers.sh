@@ -62,7 +62,7 @@ help_message="Usage: bash recipes/run_all_transfers.sh --preset paper|free --COR
   stage 2  train-source   a job for every corpus: the source models of all seeds
   stage 3  query-lalm     once a target corpus, for all transfers and seeds; always here, one after another
   stage 4  sample-source, fuse                         4 to 6: a job for every
-  stage 5  train: LALM-SFUDA, MI-Fuse, best            transfer and seed
+  stage 5  train: LALM-SFUDA, MI-Fuse, cross-fit       transfer and seed
   stage 6  evaluate
   stage 7  the table: EXPDIR/results.md, results.json"
 

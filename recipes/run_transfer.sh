@@ -45,7 +45,7 @@ help_message="Usage: bash recipes/run_transfer.sh --source DIR --target DIR --la
   stage 2  train-source   the source model of every seed
   stage 3  query-lalm     the target's clips, once for all sources and seeds
   stage 4  sample-source, fuse
-  stage 5  train          students: LALM-SFUDA, MI-Fuse as in the paper, and the recipe best
+  stage 5  train          students: LALM-SFUDA, MI-Fuse as in the paper, and of cross-fit labels
   stage 6  evaluate       source-only, LALM, fused labels, all students"
 
 . "$recipes/utils/parse_options.sh"
@@ -69,7 +69,7 @@ for seed in $seeds; do
   transfer "$source_name" "$target_name" "$target" "$seed" "$stage" "$stop_stage"
 done
 if at_stage 6 && ! $dry_run; then
-  for seed in $seeds; do for row in source-only lalm fused lalm-sfuda mifuse best; do
+  for seed in $seeds; do for row in source-only lalm fused lalm-sfuda mifuse cross-fit; do
     file=$expdir/logs/$source_name-$target_name-seed$seed-eval-$row.h5.log
     echo "seed $seed, $row: $(sed -n 's/^UA  *//p' "$file")"
   done; done

@@ -314,7 +314,7 @@ def pipeline(tmp_path_factory, corpora, encoders) -> Run:
         )
     )
     results["fuse"] = m.fuse(
-        m.FuseConfig(lalm=root / "lalm.h5", source=root / "source.h5", out=root / "fused.h5")
+        m.FuseConfig(lalm=root / "lalm.h5", source=root / "source.h5", out=root / "fused.h5", weighting="mi")
     )
     results["train"] = m.train(
         m.TrainConfig(

@@ -22,4 +22,5 @@ def ask_another(run, name, seed=0, silent=(), model="m", **parameters):
 
 
 def fuse_config(run, lalm, **changes):
-    return m.FuseConfig(**{"lalm": lalm, "source": run.source, "out": run.root / "f.h5", **changes})
+    values = {"lalm": lalm, "source": run.source, "out": run.root / "f.h5", "weighting": "mi"}
+    return m.FuseConfig(**{**values, **changes})

@@ -21,7 +21,7 @@ import yaml
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 CORPORA = ("iemocap", "msp-improv", "msp-podcast")
-ROWS = ["source-only", "LALM", "fused", "LALM-SFUDA", "MI-Fuse", "best"]
+ROWS = ["source-only", "LALM", "fused", "LALM-SFUDA", "MI-Fuse", "cross-fit"]
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the recipes need bash")
 
@@ -113,7 +113,7 @@ def of_transfers(transfers, *names: str) -> set[str]:
 
 
 LABELS = ("source.h5", "fused.h5")
-STUDENTS = ("lalm-sfuda", "mifuse", "best")
+STUDENTS = ("lalm-sfuda", "mifuse", "cross-fit")
 SCORES = tuple(f"eval-{row}.h5" for row in ("source-only", "lalm", "fused", *STUDENTS))
 
 

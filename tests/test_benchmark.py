@@ -83,10 +83,10 @@ def test_from_corpora_to_the_summary(place, serve):
     for name in ("source", "target", "speaker", "target-inductive"):
         assert f"\n## {name}\n" in text
         found = json.loads((place / f"exp/benchmark/compare/{name}/results.json").read_text())
-        average = found["systems"]["mifuse-best"]["ua"]["average"]["mean"]
+        average = found["systems"]["mifuse-cross-fit"]["ua"]["average"]["mean"]
         assert f"{average:.1f} ± " in text and found["classes"] == list(CLASSES)
-    assert "| mifuse-best less | best baseline | uniform fusion |" in done.stdout
+    assert "| mifuse-cross-fit less | best baseline | uniform fusion |" in done.stdout
     assert "Other weightings" in text.partition("## source")[2].partition("## target")[0]
     assert "Ablations" in text.partition("## target")[2].partition("## speaker")[0]
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| mifuse-best |")]
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| mifuse-cross-fit |")]
     assert len(rows) == 1 and rows[0].count("±") == 4

@@ -38,7 +38,8 @@ def until(condition, seconds=30):
 
 @pytest.fixture
 def fuse_args(pipeline, tmp_path):
-    return ["fuse", "--lalm", pipeline.lalm, "--source", pipeline.source, "--out", tmp_path / "fused.h5"]
+    inputs = ["--lalm", pipeline.lalm, "--source", pipeline.source]
+    return ["fuse", *inputs, "--weighting", "mi", "--out", tmp_path / "fused.h5"]
 
 
 class TestHelp:

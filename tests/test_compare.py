@@ -9,25 +9,26 @@ from comparing import config, predictions
 from conftest import CLASSES, read_rows, write_csv
 
 import mifuse_cli as m
-from mifuse_cli import artifacts, evaluation
+from mifuse_cli import artifacts, evaluation, fusion, splits
 from mifuse_cli.artifacts import Compared, Predictions
 from mifuse_cli.errors import ArtifactError, InputError
+from mifuse_cli.methods import adaptation
 from mifuse_cli.steps.compare import _run
 from mifuse_cli.steps.compare.planning import plan
-from mifuse_cli.steps.compare.running import fold_of_speakers
+from mifuse_cli.steps.compare.systems import SYSTEMS
 
 
 class TestFigures:
     @pytest.mark.parametrize(
         ("system", "options"),
         [
-            ("mifuse-paper", {"recipe": "paper"}),
-            ("mifuse-best", {"recipe": "best"}),
+            ("mifuse-mi", {}),
+            ("mifuse-cross-fit", {}),
             ("nrc+lalm", {"method": "nrc+lalm"}),
             ("shot", {"method": "shot"}),
             ("prode", {"method": "prode"}),
-            ("mifuse-paper, no diversity", {"recipe": "paper", "diversity_weight": 0}),
-            ("mifuse-paper, no EMA", {"recipe": "paper", "ema": 0}),
+            ("mifuse-mi/no-diversity", {"diversity_weight": 0}),
+            ("mifuse-mi/no-ema", {"ema": 0}),
         ],
     )
     def test_a_student_is_that_of_the_single_commands(self, world, compared, tmp_path, system, options):
@@ -41,7 +42,8 @@ class TestFigures:
         }
         replace(answers, **first).save(lalm)
         m.sample_source(m.SampleSourceConfig(model=model, manifest=manifest, out=source, n_samples=3))
-        m.fuse(m.FuseConfig(lalm=lalm, source=source, out=fused))
+        settings = SYSTEMS[system].fusion.parameters()
+        m.fuse(m.FuseConfig(lalm=lalm, source=source, out=fused, **settings))
         m.train(
             m.TrainConfig(
                 fused=fused, model=model, manifest=manifest, out=tmp_path / "student", epochs=2, **options
@@ -50,7 +52,8 @@ class TestFigures:
         expected = Predictions.load(tmp_path / "student/predictions.h5").probs
         found = predictions(compared.out)
         np.testing.assert_array_equal(found[system], expected)
-        np.testing.assert_array_equal(found["labels-paper"], artifacts.Fused.load(fused).probs)
+        labels = f"labels-{settings['weighting']}"
+        np.testing.assert_array_equal(found[labels], artifacts.Fused.load(fused).probs)
         np.testing.assert_array_equal(found["source-only"], artifacts.Source.load(source).point)
 
     def test_figures_are_those_of_evaluate(self, world, compared, tmp_path):
@@ -58,18 +61,18 @@ class TestFigures:
         row = next(
             row
             for row in compared.results["scores"]
-            if (row["system"], row["source"]) == ("mifuse-best", "a")
+            if (row["system"], row["source"]) == ("mifuse-cross-fit", "a")
         )
         header = artifacts.Header(classes=CLASSES)
         ids = Compared.load(compared.out / "runs/a/b/seed0.h5").utt_id
         file = tmp_path / "p.h5"
-        Predictions(header=header, utt_id=ids, probs=found["mifuse-best"]).save(file)
+        Predictions(header=header, utt_id=ids, probs=found["mifuse-cross-fit"]).save(file)
         result = m.evaluate(
             m.EvaluateConfig(predictions=file, manifest=world / "data/b/labels.csv", out=tmp_path / "e.h5")
         )
         for metric in ("ua", "wa", "macro_f1", "ece"):
             assert row[metric] == pytest.approx(result.metrics[metric], abs=1e-5), metric
-        average = compared.results["systems"]["mifuse-best"]["ua"]
+        average = compared.results["systems"]["mifuse-cross-fit"]["ua"]
         assert average["a>b"]["mean"] == pytest.approx(100 * row["ua"], abs=1e-3)
         assert average["average"]["mean"] == pytest.approx(
             (average["a>b"]["mean"] + average["b>a"]["mean"]) / 2, abs=1e-2
@@ -85,9 +88,10 @@ class TestFigures:
         assert systems[best]["ua"]["average"]["mean"] == max(
             systems[name]["ua"]["average"]["mean"] for name in rivals
         )
-        gap = systems["mifuse-best"]["against"][best]
+        gap = systems["mifuse-cross-fit"]["against"][best]
         assert gap["difference"] == pytest.approx(
-            systems["mifuse-best"]["ua"]["average"]["mean"] - systems[best]["ua"]["average"]["mean"], abs=2e-3
+            systems["mifuse-cross-fit"]["ua"]["average"]["mean"] - systems[best]["ua"]["average"]["mean"],
+            abs=2e-3,
         )
         assert gap["low"] <= gap["difference"] <= gap["high"]
 
@@ -107,10 +111,10 @@ class TestFigures:
         assert not np.allclose(expected, np.nanmean(probs, axis=1))
 
     def test_ablations_that_ask_for_more_answers_than_there_are_are_told_of(self, compared):
-        assert any(note.startswith("mifuse-paper, 10 answers: left out") for note in compared.notes)
-        assert "mifuse-paper, 10 answers" not in compared.results["systems"]
-        assert "mifuse-paper, 1 answer" in compared.results["systems"]
-        assert "mifuse-paper, 3 answers" not in compared.results["systems"]  # it is the comparison's own
+        assert any(note.startswith("mifuse-mi/10-answers: left out") for note in compared.notes)
+        assert "mifuse-mi/10-answers" not in compared.results["systems"]
+        assert "mifuse-mi/1-answer" in compared.results["systems"]
+        assert "mifuse-mi/3-answers" not in compared.results["systems"]  # it is the comparison's own
 
 
 class TestLabels:
@@ -164,11 +168,14 @@ class TestResume:
         assert m.compare(config(world, out, **{**settings, "systems": "shot"}, force=True)).made == 4
         assert m.compare(config(world, out, **{**settings, "systems": "lalm,aad,shot"})).made == 0
 
-    def test_of_older_code_nothing_is_kept(self, world, tmp_path, monkeypatch):
+    def test_of_an_older_version_nothing_is_kept(self, world, tmp_path, monkeypatch):
         out = tmp_path / "out"
-        m.compare(config(world, out, systems="lalm"))
-        monkeypatch.setattr("mifuse_cli.steps.compare.planning._code", lambda: "other")
-        assert m.compare(config(world, out, systems="lalm")).made == 2
+        m.compare(config(world, out, systems="lalm,shot"))
+        monkeypatch.setitem(adaptation.METHODS, "shot", 2)
+        assert m.compare(config(world, out, systems="lalm,shot")).made == 2
+        for module in (adaptation, fusion):
+            monkeypatch.setattr(module, "VERSION", 2)
+            assert m.compare(config(world, out, systems="lalm,shot")).made == 4
 
     @pytest.mark.parametrize(
         "changes", [{"epochs": 3}, {"n_answers": 2}, {"n_samples": 4}, {"normalize": "target"}]
@@ -195,7 +202,9 @@ class TestResume:
         assert m.compare(config(world, out, systems="lalm", update=True)).made == 1
 
     def test_processes_give_the_same(self, world, compared, tmp_path):
-        m.compare(config(world, tmp_path / "out", systems="mifuse-paper,mifuse-best,labels-best", jobs=2))
+        m.compare(
+            config(world, tmp_path / "out", systems="mifuse-mi,mifuse-cross-fit,labels-cross-fit", jobs=2)
+        )
         for name, probs in predictions(tmp_path / "out").items():
             np.testing.assert_allclose(probs, predictions(compared.out)[name], atol=1e-5)
 
@@ -231,8 +240,8 @@ class TestInductive:
             "dine",
             "prode",
             "mifuse-uniform",
-            "mifuse-paper",
-            "mifuse-best",
+            "mifuse-mi",
+            "mifuse-cross-fit",
         }
         for name in heard:
             np.testing.assert_array_equal(after[name][theirs], before[name][theirs], err_msg=name)
@@ -242,18 +251,17 @@ class TestInductive:
     def test_every_clip_is_predicted(self, inductive):
         found = predictions(inductive.out)
         assert not any(np.isnan(probs).any() for name, probs in found.items() if name != "lalm")
-        assert "labels-best" not in found
+        assert "labels-cross-fit" not in found
 
     def test_folds_are_of_whole_speakers(self, world, tmp_path):
         clips = plan(config(world, tmp_path)).corpora["b"].clips
-        fold = fold_of_speakers(clips, 3, np.random.default_rng(0))
+        fold = splits.speaker_folds([clip.speaker for clip in clips], 3, np.random.default_rng(0))
         assert sorted(np.bincount(fold)) == [8, 8, 8]
         for name in ("s0", "s1", "s2"):
             assert len({f for f, clip in zip(fold, clips, strict=True) if clip.speaker == name}) == 1
 
-    def test_folds_of_unknown_speakers_are_of_clips(self, world, tmp_path):
-        clips = tuple(replace(c, speaker=None) for c in plan(config(world, tmp_path)).corpora["b"].clips)
-        fold = fold_of_speakers(clips, 5, np.random.default_rng(0))
+    def test_folds_of_unknown_speakers_are_of_clips(self):
+        fold = splits.speaker_folds([None] * 24, 5, np.random.default_rng(0))
         assert sorted(np.bincount(fold)) == [4, 5, 5, 5, 5]
 
 
@@ -313,16 +321,18 @@ class TestAnswers:
         result = m.compare(config(root, tmp_path / "out"))
         assert "b: 2 clips have no valid answer among the first 3" in result.notes
         found = predictions(tmp_path / "out")
-        assert np.isnan(found["lalm"][[2, 5]]).all() and not np.isnan(found["mifuse-best"]).any()
+        assert np.isnan(found["lalm"][[2, 5]]).all() and not np.isnan(found["mifuse-cross-fit"]).any()
 
     def test_no_system_is_left(self, world, tmp_path):
-        with pytest.raises(InputError, match=r"none of them can be run.*mifuse-best, 20 answers: left out"):
-            m.compare(config(world, tmp_path / "out", systems="mifuse-best, 20 answers"))
+        with pytest.raises(
+            InputError, match=r"none of them can be run.*mifuse-cross-fit/20-answers: left out"
+        ):
+            m.compare(config(world, tmp_path / "out", systems="mifuse-cross-fit/20-answers"))
 
     def test_one_answer_has_no_temperature(self, world, tmp_path):
-        systems = "mi, LALM by self-agreement,mi, LALM by source-agreement"
+        systems = "mifuse-mi/lalm-by-self-agreement,mifuse-mi/lalm-by-source-agreement"
         result = m.compare(config(world, tmp_path / "out", systems=systems, n_answers=1))
-        assert list(result.results["systems"]) == ["mi, LALM by source-agreement"]
+        assert list(result.results["systems"]) == ["mifuse-mi/lalm-by-source-agreement"]
         assert any("cannot agree with others" in note for note in result.notes)
 
 

@@ -3,12 +3,12 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from conftest import mifuse, read_rows, refused, write_csv
 
-from mifuse_cli.methods.registry import METHODS
-from mifuse_cli.steps.compare.config import system_names
+from mifuse_cli.methods.adaptation import METHODS
 from mifuse_cli.steps.compare.systems import GROUPS, MAIN, SYSTEMS, chosen
 
 
@@ -24,9 +24,14 @@ class TestSystems:
         with pytest.raises(KeyError):
             chosen(["nothing"])
 
-    def test_names_with_commas_can_be_given(self):
-        names = ["mifuse-paper, no EMA", "lalm", "mi, log pool", "main"]
-        assert system_names(",".join(names)) == names
+    def test_no_name_has_a_comma_or_a_space(self):
+        assert not [name for name in (*SYSTEMS, *GROUPS) if set(name) & set(", ")]
+
+    def test_no_two_are_of_the_same_make(self):
+        made = {}
+        for one in SYSTEMS.values():
+            made.setdefault(repr(replace(one, name="", group="")), []).append(one.name)
+        assert [names for names in made.values() if len(names) > 1] == []
 
 
 class TestTables:
@@ -39,7 +44,7 @@ class TestTables:
         # One bold mean a column of the methods, that of the highest.
         methods = text.partition("### Methods")[2].partition("###")[0]
         assert methods.count("**") == 2 * 3
-        assert "`mifuse-best` against" in text and "of 2 transfers: the highest mean in" in text
+        assert "`mifuse-cross-fit` against" in text and "of 2 transfers: the highest mean in" in text
 
     def test_latex(self, compared):
         text = (compared.out / "table.tex").read_text()
@@ -53,7 +58,7 @@ class TestTables:
             rows = list(csv.DictReader(file))
         assert len(rows) == 2 * len(compared.results["systems"]) == compared.runs
         assert {row["protocol"] for row in rows} == {compared.protocol}
-        one = next(row for row in rows if row["system"] == "mifuse-best" and row["target"] == "b")
+        one = next(row for row in rows if row["system"] == "mifuse-cross-fit" and row["target"] == "b")
         assert 0 <= float(one["ua"]) <= 1 and one["group"] == "best"
 
     def test_json(self, compared):
@@ -64,7 +69,7 @@ class TestTables:
         assert standing.keys() == {"a>b", "b>a"}
         systems = compared.results["systems"]
         for column, one in standing.items():
-            rivals = [n for n, s in systems.items() if s["rank"] is not None and n != "mifuse-best"]
+            rivals = [n for n, s in systems.items() if s["rank"] is not None and n != "mifuse-cross-fit"]
             best = max(rivals, key=lambda name, column=column: systems[name]["ua"][column]["mean"])
             assert systems[best]["ua"][column]["mean"] == systems[one["best_other"]]["ua"][column]["mean"]
             assert (one["state"] in ("ahead", "higher")) == (one["difference"] > 0)
@@ -80,10 +85,14 @@ class TestCommand:
         )  # fmt: skip
 
     def test_prints_the_table(self, world, tmp_path):
-        done = mifuse(*self.arguments(world, tmp_path / "out"), "--systems", "source-only,lalm,mifuse-best")
+        done = mifuse(
+            *self.arguments(world, tmp_path / "out"), "--systems", "source-only,lalm,mifuse-cross-fit"
+        )
         assert done.exit_code == 0, done.stderr
-        assert "mifuse-best" in done.stdout and "best baseline" in done.stdout
-        again = mifuse(*self.arguments(world, tmp_path / "out"), "--systems", "lalm,mifuse-best", "--quiet")
+        assert "mifuse-cross-fit" in done.stdout and "best baseline" in done.stdout
+        again = mifuse(
+            *self.arguments(world, tmp_path / "out"), "--systems", "lalm,mifuse-cross-fit", "--quiet"
+        )
         assert again.exit_code == 0 and again.stdout == ""
         shown = mifuse("show", tmp_path / "out/runs/a/b/seed0.h5")
         assert shown.exit_code == 0 and "compared" in shown.stdout
@@ -91,7 +100,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("options", "code", "words"),
         [
-            (("--systems", "mifuse-bset"), 2, ("mifuse-bset", "did you mean 'mifuse-best'")),
+            (("--systems", "mifuse-bset"), 2, ("mifuse-bset", "did you mean 'mifuse-cross-fit'")),
             (("--systems", ""), 2, ("--systems",)),
             (("--seeds", "0,x"), 2, ("--seeds '0,x'", "whole numbers")),
             (("--seeds", "0,0"), 2, ("given more than once",)),

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mifuse_cli.methods import cross_fit, ridge
+from mifuse_cli import splits
+from mifuse_cli.fusion import cross_fit, ridge
 
 U, K, D = 40, 3, 6
 
@@ -72,7 +73,7 @@ def test_pooled_parity_and_silence():
     by_source = [np.log(slow_match(np.log(np.maximum(probs, 1e-3)), third)) for probs in sources]
     source = (by_source[0] + by_source[1]) / 2
     answers = np.log(slow_match(np.log(np.maximum(lalm[heard], 1e-2)), third))
-    together = cross_fit.pooled(lalm, sources)
+    together = cross_fit.Teachers.of(lalm, sources).pooled()
     np.testing.assert_allclose(together[silent], source[silent], atol=1e-10)
     np.testing.assert_allclose(together[heard], (answers + source[heard]) / 2, atol=1e-10)
 
@@ -88,7 +89,7 @@ def test_calibrated():
     np.testing.assert_allclose(cross_fit.calibrated(scores, labels), best * scores)
 
 
-def slow_fuse(teachers, kernel, fold, rounds):
+def slow_agree(teachers, kernel, fold, rounds):
     prior = np.full(K, 1 / K)
     labels = slow_match(teachers, prior)
     hat = kernel @ np.linalg.inv(kernel + 0.3 * np.eye(U))
@@ -111,15 +112,15 @@ def slow_fuse(teachers, kernel, fold, rounds):
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
-def test_fuse_parity(rounds):
+def test_agree_parity(rounds):
     rng = np.random.default_rng(6)
     teachers = np.log(rng.dirichlet(np.ones(K), U))
-    features, fold = rng.normal(size=(U, D)), ridge.folds(U, rng)
+    features, fold = rng.normal(size=(U, D)), splits.random_folds(U, 5, rng)
     kernel = features @ features.T / D
-    labels = cross_fit.fuse(teachers, ridge.BetweenClips(kernel, fold), rounds)
-    np.testing.assert_allclose(labels, slow_fuse(teachers, kernel, fold, rounds), atol=1e-6)
+    labels, _ = cross_fit.agree(teachers, ridge.BetweenClips(kernel, fold), rounds)
+    np.testing.assert_allclose(labels, slow_agree(teachers, kernel, fold, rounds), atol=1e-6)
     order = rng.permutation(U)
-    permuted = cross_fit.fuse(
+    permuted, _ = cross_fit.agree(
         teachers[order], ridge.BetweenClips(kernel[np.ix_(order, order)], fold[order]), rounds
     )
     np.testing.assert_allclose(permuted, labels[order], atol=1e-8)
@@ -127,9 +128,9 @@ def test_fuse_parity(rounds):
 
 def test_rounds_end_when_the_labels_stand_still():
     _, features, lalm, source = planted()
-    teachers = cross_fit.pooled(lalm, [source])
-    student = ridge.cross_fitted([features], ridge.folds(len(features), np.random.default_rng(0)))
-    one, many, more = (cross_fit.fuse(teachers, student, rounds) for rounds in (1, 50, 100))
+    teachers = cross_fit.Teachers.of(lalm, [source]).pooled()
+    student = ridge.cross_fitted([features], splits.random_folds(len(features), 5, np.random.default_rng(0)))
+    one, many, more = (cross_fit.agree(teachers, student, rounds)[0] for rounds in (1, 50, 100))
     np.testing.assert_array_equal(many, more)
     assert (one.argmax(axis=1) != many.argmax(axis=1)).any()
 
@@ -137,19 +138,22 @@ def test_rounds_end_when_the_labels_stand_still():
 @pytest.mark.parametrize("seed", range(3))
 def test_structure_makes_better_labels_than_either_teacher(seed):
     truth, features, lalm, source = planted(seed)
-    teachers = cross_fit.pooled(lalm, [source])
-    fold = ridge.folds(len(truth), np.random.default_rng(seed))
+    teachers = cross_fit.Teachers.of(lalm, [source]).pooled()
+    fold = splits.random_folds(len(truth), 5, np.random.default_rng(seed))
     student = ridge.cross_fitted([(features - features.mean(axis=0)) / features.std(axis=0)], fold)
-    labels = cross_fit.fuse(teachers, student)
+    labels, _ = cross_fit.agree(teachers, student)
     others = {"lalm": lalm, "source": source, "uniform": (lalm + source) / 2, "pooled": teachers}
     assert accuracy(labels, truth) > max(accuracy(probs, truth) for probs in others.values()) + 0.08
     silent = lalm.copy()
     silent[::3] = np.nan
-    labels = cross_fit.fuse(cross_fit.pooled(silent, [source]), student)
+    labels, _ = cross_fit.agree(cross_fit.Teachers.of(silent, [source]).pooled(), student)
     assert accuracy(labels[::3], truth[::3]) > accuracy(source[::3], truth[::3]) + 0.08
 
 
 def test_labels_have_no_way_in():
     tree = ast.parse(Path(cross_fit.__file__).read_text(encoding="utf-8"))
     ours = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name for name in ours if name.startswith("mifuse_cli")} == {"mifuse_cli.methods.ridge"}
+    assert {name for name in ours if name.startswith("mifuse_cli")} == {
+        "mifuse_cli.fusion",
+        "mifuse_cli.fusion.voices",
+    }

@@ -2,8 +2,17 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
 
-from mifuse_cli.evaluation import expected_calibration_error, rates, reliability, score, signature
+from mifuse_cli.evaluation import (
+    accuracy,
+    expected_calibration_error,
+    predicted_classes,
+    rates,
+    reliability,
+    score,
+    signature,
+)
 
 
 def certain(predicted, classes):
@@ -129,9 +138,19 @@ def test_reliability_of_nothing():
     assert clips.tolist() == [0, 0, 0] and np.isnan(sure).all()
 
 
-def test_rates_are_those_of_score():
+def test_rates_and_score_are_those_of_scikit_learn():
     rng = np.random.default_rng(0)
     truth, probs = rng.integers(3, size=60), rng.dirichlet(np.ones(4), 60)  # the fourth class does not occur
     probs[[3, 9]] = np.nan
-    found, expected = rates(truth, probs), scored(truth, probs)
-    assert found == pytest.approx({name: getattr(expected, name) for name in ("ua", "wa", "macro_f1", "ece")})
+    found = rates(truth, probs)
+    said = predicted_classes(probs)
+    recalls = recall_score(truth, said, labels=range(4), average=None, zero_division=0)
+    assert found["ua"] == accuracy(truth, said, 4) == pytest.approx(recalls[:3].mean())
+    assert found["wa"] == pytest.approx(accuracy_score(truth, said))
+    f1 = f1_score(truth, said, labels=range(3), average="macro", zero_division=0)
+    assert found["macro_f1"] == pytest.approx(f1)
+    score = scored(truth, probs)
+    assert found == {name: getattr(score, name) for name in found}
+    assert score.recall[:3] == pytest.approx(recalls[:3]) and score.recall[3] is None
+    matrix = confusion_matrix(truth, said, labels=range(5))[:4]
+    np.testing.assert_array_equal(score.confusion, matrix)

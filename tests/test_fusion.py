@@ -3,10 +3,15 @@ import math
 import numpy as np
 import pytest
 
-from mifuse_cli.fusion import POOLS, WEIGHTINGS, fuse
+from mifuse_cli.fusion import POOLS, WEIGHTINGS, FusionSettings, fuse_means
 
 LOG2 = math.log(2)
 FIRST, SECOND, EVEN, NONE = [1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [math.nan, math.nan]
+
+
+def fuse(mean, mi, **how):
+    """Of these teachers by these settings; those that the weighting has no use for are dropped."""
+    return fuse_means(mean, mi, FusionSettings.of({"weighting": "mi", **how}))
 
 
 # What the mean is where only the mutual information counts.

@@ -14,9 +14,9 @@ from mifuse_cli.fusion import (
     agreement_with,
     confidence,
     disagreement,
-    fit_temperature,
     label_agreement,
     self_agreement,
+    temperature_for,
     with_temperature,
 )
 
@@ -69,7 +69,7 @@ def test_the_temperature_of_one_who_exaggerates_is_found(truth):
     rng = np.random.default_rng(3)
     honest = rng.dirichlet(np.ones(4), size=4000)
     stated = honest**truth / (honest**truth).sum(axis=-1, keepdims=True)
-    found = fit_temperature(stated[:, None], honest.max(axis=-1).mean())
+    found = temperature_for(stated[:, None], honest.max(axis=-1).mean())
     assert found == pytest.approx(truth, rel=0.08)
 
 
@@ -78,7 +78,7 @@ def test_the_temperature_of_one_who_exaggerates_is_found(truth):
 def test_sureness_becomes_the_rate(counts, rate):
     samples = counts / counts.sum(axis=-1, keepdims=True)
     samples[0, 0] = math.nan
-    temperature = fit_temperature(samples, rate)
+    temperature = temperature_for(samples, rate)
     sure = np.nanmean(with_temperature(samples, temperature).max(axis=-1))
     if 1.001 * LOWEST_TEMPERATURE < temperature < 0.999 * HIGHEST_TEMPERATURE:
         assert sure == pytest.approx(rate, abs=1e-3)
@@ -89,7 +89,7 @@ def test_sureness_becomes_the_rate(counts, rate):
 def test_nothing_to_fit():
     for samples, rate in (([[NONE]], 0.5), ([[[0.5, 0.5]]], math.nan)):
         with pytest.raises(ValueError, match="valid answers and a rate"):
-            fit_temperature(np.array(samples), rate)
+            temperature_for(np.array(samples), rate)
 
 
 class TestDiagnostics:

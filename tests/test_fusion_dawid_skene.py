@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mifuse_cli.fusion import dawid_skene, fuse
+from mifuse_cli.fusion import FusionSettings, dawid_skene, fuse_means
 
 
 def plain(labels, classes):
@@ -91,7 +91,7 @@ def test_fusing_takes_the_posterior_and_the_accuracies():
     mi = np.full(labels.shape, 0.2)
     mean[:20, 1], mi[:20, 1] = math.nan, math.nan
     labels[:20, 1] = -1
-    weights, probs = fuse(mean, mi, weighting="dawid-skene", pool="log")
+    weights, probs = fuse_means(mean, mi, FusionSettings(weighting="dawid-skene"))
     posterior, accuracy = dawid_skene(labels, 4)
     np.testing.assert_array_equal(probs, posterior)
     np.testing.assert_allclose(weights[20:], np.tile(accuracy / accuracy.sum(), (180, 1)))

@@ -10,11 +10,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mifuse_cli.fusion import LEAST_TEACHERS, OF_MI, POOLS, WEIGHTINGS, fuse
+from mifuse_cli.fusion import LEAST_TEACHERS, OF_MI, POOLS, WEIGHTINGS, FusionSettings, fuse_means
 
 HARD = ("max-confidence", "muki-hard")
 FORMULAS = sorted(set(WEIGHTINGS) - {"dawid-skene", "shuffled-mi"})
 TAU = 0.2
+
+
+def fuse(mean, mi, **how):
+    """The fusion by these settings; those that the weighting has no use for are dropped."""
+    return fuse_means(mean, mi, FusionSettings.of({"weighting": "mi", **how}))
 
 
 @st.composite

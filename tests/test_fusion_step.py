@@ -14,7 +14,8 @@ from mifuse_cli import fusion
 from mifuse_cli.artifacts import Fused, Lalm, Source
 from mifuse_cli.errors import ArtifactError, UsageError
 from mifuse_cli.fusion import MI_ESTIMATORS, OF_MI, POOLS, WEIGHTINGS
-from mifuse_cli.methods.mifuse import FusedLabels, FusedOptions
+from mifuse_cli.methods.mifuse import FusedLabels
+from mifuse_cli.steps.train import teachers_of
 
 
 @pytest.fixture
@@ -157,7 +158,7 @@ class TestDawidSkene:
             fuse_config(copy, copy.lalm, weighting="dawid-skene")
 
     def test_a_pool_besides_it_is_refused(self, copy, three):
-        with pytest.raises(UsageError, match="--pool log: dawid-skene pools by itself"):
+        with pytest.raises(UsageError, match="--pool log: has no effect on --weighting dawid-skene"):
             fuse_config(copy, three, weighting="dawid-skene", pool="log")
 
     def test_a_teacher_who_speaks_twice_is_refused(self, copy, three):
@@ -194,6 +195,7 @@ class TestDiagnostics:
 
     def test_on_the_command_line(self, copy):
         flags = ["--lalm", copy.lalm, "--source", copy.source, "--out", copy.root / "f.h5", "--json"]
+        flags += ["--weighting", "mi"]
         found = json.loads(mifuse("fuse", *flags, "--calibrate-lalm", "self-agreement").stdout)
         assert found["mean_confidence"].keys() == {"lalm", "source"} and found["disagreement"] > 0
         assert found["weighting"] == "mi" and found["temperature"]["lalm"] > 0
@@ -212,6 +214,15 @@ class TestOptions:
             ({"sharpen": 0.0}, "--sharpen 0.0: expected more than 0"),
             ({"calibrate_lalm": "self"}, "--calibrate-lalm 'self': expected one of none"),
             ({"weighting": "muki"}, "--weighting 'muki'"),
+            ({"weighting": "uniform", "tau": 0.2}, "--tau 0.2: has no effect on --weighting uniform"),
+            ({"weighting": "entropy", "keep_weighting": True}, "--keep-weighting True: has no effect"),
+            ({"without": "structure"}, "--without structure: is no part of --weighting mi; expected lalm"),
+            ({"weighting": "cross-fit", "without": "voice"}, "did you mean 'voices'"),
+            ({"weighting": "cross-fit", "without": "lalm,source"}, "leaves no teacher"),
+            ({"weighting": "cross-fit", "pool": "log"}, "--pool log: has no effect on --weighting cross-fit"),
+            ({"weighting": "cross-fit", "tau": 1.0}, "--tau 1.0: has no effect"),
+            ({"weighting": "cross-fit", "mi_estimator": "plugin"}, "--mi-estimator plugin: has no effect"),
+            ({"weighting": "cross-fit", "keep_weighting": True}, "--keep-weighting True: has no effect"),
         ],
     )
     def test_bad_values(self, copy, changes, message):
@@ -227,13 +238,9 @@ class TestOptions:
     )
     def test_all_of_them_can_be_fused_again_in_training(self, copy, three, monkeypatch, how):
         made = Fused.load(m.fuse(fuse_config(copy, three, **how)).out)
-        told = made.header.parameters
-        options = FusedOptions(
-            weighting=told["weighting"], tau=told["tau"], pool=told["pool"], sharpen=told["sharpen"],
-            estimator=told["mi_estimator"], passes=4, refresh=1, diversity_weight=1.0,
-            diversity_prior="uniform", seed=0,
-        )  # fmt: skip
-        method = FusedLabels(made.probs, made.mean, made.mi, options)
+        method = FusedLabels(
+            teachers_of(made), refresh=1, diversity_weight=1.0, diversity_prior="uniform", seed=0
+        )
         samples = np.random.default_rng(5).dirichlet(np.ones(4), size=(24, 4))
         monkeypatch.setattr("mifuse_cli.methods.mifuse.sample", lambda *_: samples)
         method.begin_epoch(2, None, None)

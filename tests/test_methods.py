@@ -6,14 +6,15 @@ import torch
 from conftest import CLASSES, read_rows
 from torch import nn
 
-from mifuse_cli import fusion, provenance
+from mifuse_cli import evaluation, fusion, provenance
 from mifuse_cli.errors import MifuseError
 from mifuse_cli.manifest import read_clips
 from mifuse_cli.methods import loop, resume
 from mifuse_cli.methods.lalm_sfuda import LalmLabels
 from mifuse_cli.methods.losses import diversity, soft_cross_entropy
-from mifuse_cli.methods.mifuse import FusedLabels, FusedOptions
+from mifuse_cli.methods.mifuse import FusedLabels
 from mifuse_cli.methods.supervised import Supervised, choose_epoch
+from mifuse_cli.methods.teachers import Teachers
 from mifuse_cli.model.classifier import Classifier, Features, Head, Waveforms, sample
 from mifuse_cli.model.encoder import LogMelEncoder
 from mifuse_cli.model.standard import statistics
@@ -28,7 +29,8 @@ OPTIONS = loop.LoopOptions(
     ema=0.9,
     seed=3,
 )
-FUSED = FusedOptions("mi", 0.1, "linear", 1.0, "scaled", 4, 1, 1.0, "uniform", seed=3)
+SETTINGS = {"weighting": "mi", "mi_estimator": "scaled"}
+OPTIONS_OF_MIFUSE = {"refresh": 1, "diversity_weight": 1.0, "diversity_prior": "uniform", "seed": 3}
 
 
 def features(seed=0):
@@ -51,12 +53,11 @@ def teachers(seed=0, silent=()):
     return tuple(np.stack(part, axis=1) for part in zip(*stats, strict=True))
 
 
-def fused_labels(**changes):
-    from dataclasses import replace
-
+def fused_labels(settings=None, **changes):
     mean, mi = teachers(silent=(2, 5))
-    probs = fusion.fuse(mean, mi)[1]
-    return FusedLabels(probs, mean, mi, replace(FUSED, **changes))
+    how = fusion.FusionSettings(**{**SETTINGS, **(settings or {})})
+    probs = fusion.fuse_means(mean, mi, fusion.FusionSettings(weighting="mi"))[1]
+    return FusedLabels(Teachers(probs, mean, mi, how, passes=4), **{**OPTIONS_OF_MIFUSE, **changes})
 
 
 def lalm_labels(**changes):
@@ -100,6 +101,7 @@ class TestLosses:
     def test_diversity(self):
         p = torch.tensor([[0.9, 0.1], [0.3, 0.7]])
         uniform, prior = torch.tensor([0.5, 0.5]), torch.tensor([0.6, 0.4])
+        assert diversity(p.log()).item() == diversity(p.log(), uniform).item()
         expected = 0.6 * np.log(0.6 / 0.5) + 0.4 * np.log(0.4 / 0.5)  # the marginal is 0.6, 0.4
         assert diversity(p.log(), uniform).item() == pytest.approx(expected, abs=1e-6)
         assert diversity(p.log(), prior).item() == pytest.approx(0, abs=1e-6)
@@ -269,12 +271,12 @@ class TestMifuse:
     @pytest.mark.parametrize("sharpen", [1.0, 0.5])
     def test_renewed_labels(self, pool, sharpen):
         options = {"pool": pool, "tau": 0.3, "weighting": "mi", "sharpen": sharpen}
-        method, model, inputs = fused_labels(**options), classifier(7), features()
+        method, model, inputs = fused_labels(options), classifier(7), features()
         mean, mi = teachers(silent=(2, 5))
         method.begin_epoch(4, model, inputs)
         samples = sample(model, inputs, 4, provenance.named_seed(3, "teacher", 4)).astype(float)
         mean[:, 1], mi[:, 1] = fusion.mean_and_mi(samples, "scaled")
-        expected = fusion.fuse(mean, mi, **options)[1]
+        expected = fusion.fuse_means(mean, mi, fusion.FusionSettings(**options))[1]
         np.testing.assert_allclose(method.targets["fused"], expected, atol=1e-6)
         alone = mean[2, 1] ** (1 / sharpen)
         np.testing.assert_allclose(method.targets["fused"][2], alone / alone.sum(), atol=2e-3)
@@ -301,6 +303,11 @@ class TestMifuse:
         terms = fused_labels(diversity_prior="labels").loss(batch(logits, index))
         torch.testing.assert_close(terms["diversity"], diversity(logits, fused.mean(dim=0)))
 
+    def test_without_refresh_there_is_no_teacher(self):
+        method = fused_labels(refresh=0)
+        assert not method.teacher and fused_labels().teacher
+        assert loop.start(classifier(), method, OPTIONS).teacher is None
+
 
 class TestLalmSfuda:
     def test_clips_without_answers(self):
@@ -318,7 +325,7 @@ class TestLalmSfuda:
 
     def test_prior(self):
         mean = np.array([[0.7, 0.1, 0.1, 0.1], [0.1, 0.5, 0.2, 0.2], [np.nan] * 4])
-        assert LalmLabels(mean, 1.0, "uniform").prior.tolist() == [0.25] * 4
+        assert LalmLabels(mean, 1.0, "uniform").prior is None
         expected = [0.4, 0.3, 0.15, 0.15]
         assert LalmLabels(mean, 1.0, "labels").prior.tolist() == pytest.approx(expected)
 
@@ -347,8 +354,18 @@ class TestSupervised:
 
         def history(labels):
             found = choose_epoch(
-                classifier(), features(), labels, held_out, 0.1, OPTIONS, after_epoch=lambda state: None
+                classifier(),
+                features(),
+                labels,
+                held_out,
+                0.1,
+                OPTIONS,
+                accuracy=lambda truth, predicted: evaluation.accuracy(truth, predicted, K),
+                after_epoch=lambda state: None,
             )
+            truth, said = labels[15:].numpy(), found.logits.argmax(axis=1)
+            recalls = [(said[truth == k] == k).mean() for k in range(K)]
+            assert found.history[found.epoch - 1, 2] == pytest.approx(np.mean(recalls))
             assert found.logits.shape == (6, K) and found.history.shape == (6, 3)
             assert found.history[found.epoch - 1, 1] == found.history[:, 1].min()
             expected = nn.functional.cross_entropy(torch.from_numpy(found.logits), labels[15:]).item()

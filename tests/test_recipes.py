@@ -124,7 +124,7 @@ class TestDryRun:
         assert done.returncode == 0, done.stderr
         lines = commands(done.stdout)
         assert counts(lines) == {
-            "train-source": 4, "query-lalm": 2, "sample-source": 4, "fuse": 4, "train": 12, "evaluate": 24,
+            "train-source": 4, "query-lalm": 2, "sample-source": 4, "fuse": 8, "train": 12, "evaluate": 24,
         }  # fmt: skip
         assert all("--update" in line for line in lines)
         sources = {value(line, "--manifest") for line in lines if line[0] == "train-source"}
@@ -227,7 +227,7 @@ def stub(tmp_path, monkeypatch) -> Stub:
 
 
 COUNTS = {
-    "train-source": 6, "query-lalm": 3, "sample-source": 12, "fuse": 12, "train": 36, "evaluate": 72,
+    "train-source": 6, "query-lalm": 3, "sample-source": 12, "fuse": 24, "train": 36, "evaluate": 72,
 }  # fmt: skip
 """Commands of three corpora and two seeds."""
 
@@ -244,7 +244,7 @@ class TestRun:
         logs = {path.name for path in (stub.root / "exp" / "logs").iterdir()}
         assert {"stage2.3.log", "stage3.3.log", "stage4-6.12.log", "lalm-a.h5.log"} <= logs
         log = (stub.root / "exp" / "logs" / "a-b-seed0-mifuse.log").read_text().splitlines()
-        assert log[0].startswith("# mifuse train --method mifuse --recipe paper") and log[-1].endswith(
+        assert log[0].startswith("# mifuse train --fused exp/a-b/seed0/fused.h5 ") and log[-1].endswith(
             "with exit code 0"
         )
         assert stub.run(*options).stderr.count(" unchanged ") == len(calls)
@@ -256,10 +256,9 @@ class TestRun:
         (conf / "query-lalm.yaml").write_text("base_url: http://127.0.0.1/v1\nmodel: m")
         stub.run("--conf", "conf", "--encoder", "E", "--weighting", "z-mi", "--lalm-options", "--rpm 5 --yes")
         calls = {call[0]: call for call in stub.calls}
-        assert (
-            value(calls["fuse"], "--config") == "conf/fuse.yaml"
-            and value(calls["fuse"], "--weighting") == "z-mi"
-        )
+        weighed, crossed = (call for call in stub.calls[:20] if call[0] == "fuse")
+        assert value(weighed, "--config") == "conf/fuse.yaml" and value(weighed, "--weighting") == "z-mi"
+        assert "--config" not in crossed and value(crossed, "--weighting") == "cross-fit"
         assert value(calls["query-lalm"], "--rpm") == "5" and "--model" not in calls["query-lalm"]
         assert value(calls["train-source"], "--encoder") == "E" and "--config" not in calls["train"]
 

@@ -6,7 +6,7 @@ from conftest import mifuse, read_rows, refused, train_config, weights, write_cs
 
 import mifuse_cli as m
 from mifuse_cli import artifacts
-from mifuse_cli.methods.registry import METHODS, WITHOUT_LALM
+from mifuse_cli.methods.adaptation import METHODS, WITHOUT_LALM
 
 
 def run(pipeline, corpora, out, method, **changes):
@@ -51,16 +51,27 @@ def test_planted_labels_change_nothing(pipeline, corpora, tmp_path, planted, met
         assert weights(tmp_path / str(number)) == weights(tmp_path / "plain")
 
 
-def test_the_best_recipe_learns_and_resumes_and_labels_change_nothing(pipeline, corpora, tmp_path, planted):
+def test_planted_labels_change_nothing_of_the_default(pipeline, corpora, tmp_path, planted):
     for name, manifest in zip(("plain", "true", "wrong"), (corpora.target, *planted), strict=True):
-        run(pipeline, corpora, tmp_path / name, "mifuse", recipe="best", manifest=manifest)
-        assert weights(tmp_path / name) == weights(tmp_path / "plain")
-    run(pipeline, corpora, tmp_path / "paper", "mifuse", recipe="paper")
-    assert weights(tmp_path / "paper") != weights(tmp_path / "plain")
-    result = m.evaluate(
-        m.EvaluateConfig(model=tmp_path / "plain", manifest=corpora.labels, out=tmp_path / "e.h5")
-    )
-    assert "recipe:best" in result.signature
+        root = tmp_path / name
+        m.sample_source(
+            m.SampleSourceConfig(model=pipeline.model, manifest=manifest, out=root / "source.h5", n_samples=4)
+        )
+        m.fuse(m.FuseConfig(lalm=pipeline.lalm, source=root / "source.h5", out=root / "fused.h5"))
+        run(pipeline, corpora, root / "student", "mifuse", manifest=manifest, fused=root / "fused.h5")
+        assert weights(root / "student") == weights(tmp_path / "plain/student")
+    run(pipeline, corpora, tmp_path / "paper", "mifuse")
+    assert weights(tmp_path / "paper") != weights(tmp_path / "plain/student")
+    for name, labels in (
+        ("plain/student", "weighting:cross-fit|refresh:0"),
+        ("paper", "weighting:mi|refresh:1"),
+    ):
+        result = m.evaluate(
+            m.EvaluateConfig(
+                model=tmp_path / name, manifest=corpora.labels, out=tmp_path / "e.h5", force=True
+            )
+        )
+        assert labels in result.signature
 
 
 def test_the_oracle_alone_learns_from_labels_and_is_marked(pipeline, corpora, tmp_path, planted):

@@ -16,9 +16,9 @@ import mifuse_cli as m
 from mifuse_cli import fusion
 from mifuse_cli.artifacts import Fused, Lalm, Parent, Predictions, Source
 from mifuse_cli.errors import ArtifactError, InputError, UsageError
-from mifuse_cli.fusion import POOLS, WEIGHTINGS
-from mifuse_cli.methods.lalm_sfuda import fused_answers
-from mifuse_cli.methods.mifuse import FusedLabels, FusedOptions
+from mifuse_cli.fusion import CROSS_FIT, POOLS, WEIGHTINGS, FusionSettings, fuse_answers
+from mifuse_cli.methods.mifuse import FusedLabels
+from mifuse_cli.methods.teachers import Teachers
 
 SILENT = {"a": [1, 3], "b": [0, 1], "c": [1, 2]}
 """Clips that a teacher gives no answer to; 1 has none at all."""
@@ -227,14 +227,15 @@ class TestTrain:
 
     def test_refresh_renews_the_last_teacher_alone(self, copy, three, monkeypatch):
         made = Fused.load(m.fuse(fuse_config(copy, three)).out)
-        options = FusedOptions("mi", 0.1, "linear", 1.0, "scaled", 4, 1, 1.0, "uniform", 0)
-        method = FusedLabels(made.probs, made.mean, made.mi, options)
+        settings = FusionSettings(weighting="mi")
+        teachers = Teachers(made.probs, made.mean, made.mi, settings, passes=4)
+        method = FusedLabels(teachers, refresh=1, diversity_weight=1.0, diversity_prior="uniform", seed=0)
         samples = np.random.default_rng(5).dirichlet(np.ones(4), size=(24, 4))
         monkeypatch.setattr("mifuse_cli.methods.mifuse.sample", lambda *_: samples)
         method.begin_epoch(2, None, None)
         mean, mi = made.mean.astype(float), made.mi.astype(float)
         mean[:, 3], mi[:, 3] = fusion.mean_and_mi(samples)
-        _, expected = fusion.fuse(mean, mi)
+        _, expected = fusion.fuse_means(mean, mi, settings)
         np.testing.assert_allclose(method.targets["fused"], expected, atol=1e-6)
         np.testing.assert_allclose(method.targets["fused"][1], samples[1].mean(axis=0), atol=1e-6)
 
@@ -253,6 +254,11 @@ class TestTrain:
         assert np.abs(found["a-b"] - found["a"]).max() > 1e-3
 
 
+def fused_answers(mean, mi, **how):
+    """Weights and distributions by these settings; those that the weighting has no use for are dropped."""
+    return fuse_answers(mean, mi, FusionSettings.of(how))
+
+
 class TestFusedAnswers:
     """Targets of lalm-sfuda."""
 
@@ -263,16 +269,20 @@ class TestFusedAnswers:
         share = 1 / (1 + np.exp(-2))
         first = share * 0.8 + (1 - share) * 0.4
         expected = [[first, 1 - first], [0.3, 0.7]]
-        np.testing.assert_allclose(
-            fused_answers(self.MEAN, self.MI, weighting="mi", tau=0.1, pool="linear"), expected
-        )
+        weights, found = fused_answers(self.MEAN, self.MI, weighting="mi", tau=0.1, pool="linear")
+        np.testing.assert_allclose(found, expected)
+        np.testing.assert_allclose(weights, [[share, 1 - share], [0, 1]])
+        # The labels are sharpened, the answers are not; cross-fit hears several models as one, by mi.
+        for how in ({"weighting": "mi", "sharpen": 0.5}, {"weighting": CROSS_FIT}):
+            np.testing.assert_allclose(fused_answers(self.MEAN, self.MI, **how)[1], expected)
         geometric = np.sqrt([0.8 * 0.4, 0.2 * 0.6])
-        found = fused_answers(self.MEAN, self.MI, weighting="uniform", tau=0.1, pool="log")
+        _, found = fused_answers(self.MEAN, self.MI, weighting="uniform", pool="log")
         np.testing.assert_allclose(found, [geometric / geometric.sum(), [0.3, 0.7]])
 
     def test_one_is_left_as_it_is(self):
         mean, mi = self.MEAN[:, [0, 2]].astype(np.float32), self.MI[:, [0, 2]].astype(np.float32)
-        found = fused_answers(mean, mi, weighting="rank-mi", tau=0.1, pool="log")
+        weights, found = fused_answers(mean, mi, weighting="rank-mi", pool="log")
+        assert weights.tolist() == [[1], [0]]
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, mean[:, 0])
 
@@ -287,13 +297,14 @@ class TestFusedAnswers:
         silent[0] = False
         mean, mi = mean / mean.sum(axis=-1, keepdims=True), mi / 1000
         mean[:, :3][silent], mi[:, :3][silent] = np.nan, np.nan
-        how = {"weighting": weighting, "tau": 0.1, "pool": pool}
-        found = fused_answers(mean, mi, **how)
+        how = {"weighting": weighting, "pool": pool}
+        weights, found = fused_answers(mean, mi, **how)
         none = silent.all(axis=1)
         assert np.isnan(found[none]).all()
         np.testing.assert_allclose(found[~none].sum(axis=1), 1)
+        np.testing.assert_allclose(weights.sum(axis=1), ~none)
         mean[:, 3], mi[:, 3] = [1, 0, 0], 0
-        np.testing.assert_array_equal(fused_answers(mean, mi, **how), found)
+        np.testing.assert_array_equal(fused_answers(mean, mi, **how)[1], found)
 
 
 class TestPartial:
@@ -313,7 +324,7 @@ class TestPartial:
 
     def arguments(self, copy, *lalms):
         flags = [word for path in lalms for word in ("--lalm", path)]
-        return ["fuse", *flags, "--source", copy.source, "--out", copy.root / "f.h5"]
+        return ["fuse", *flags, "--source", copy.source, "--out", copy.root / "f.h5", "--weighting", "mi"]
 
     def test_refused(self, copy, three, halted):
         result = mifuse(*self.arguments(copy, three[0], halted))

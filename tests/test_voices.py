@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mifuse_cli.methods import voices
+from mifuse_cli.fusion import voices
 
 U, K, D = 40, 3, 6
 

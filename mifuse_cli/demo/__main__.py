@@ -23,41 +23,43 @@ from mifuse_cli.demo.standin import StandIn
 ROWS = {
     "source-only": "eval-source.h5",
     "LALM (stand-in)": "eval-lalm.h5",
-    "fused labels": "eval-fused.h5",
+    "MI-fused labels": "eval-fused.h5",
     "LALM-only student": "eval-lalm-sfuda.h5",
     "MI-Fuse student": "eval-mifuse.h5",
-    "best student": "eval-best.h5",
+    "cross-fit labels": "eval-cross-fit-labels.h5",
+    "cross-fit student": "eval-cross-fit.h5",
 }
 STUDENTS = {
-    "LALM-only student": ("lalm-sfuda", "--method lalm-sfuda"),
-    "MI-Fuse student": ("mifuse", "--recipe paper"),
-    "best student": ("best", "--recipe best"),
+    "LALM-only student": ("lalm-sfuda", "--method lalm-sfuda --fused {mi}"),
+    "MI-Fuse student": ("mifuse", "--fused {mi}"),
+    "cross-fit student": ("cross-fit", "--fused {cross_fit}"),
 }
 
 
 def commands(out: Path, base_url: str) -> list[list[str]]:
     """The ``mifuse`` commands of the demo, in order."""
     target, labels = str(out / "target" / "manifest.csv"), str(out / "target" / "labels.csv")
-    source, lalm, samples, fused = (
-        str(out / name) for name in ("source-model", "lalm.h5", "source.h5", "fused.h5")
-    )
+    source, lalm, samples = (str(out / name) for name in ("source-model", "lalm.h5", "source.h5"))
+    fused = {"mi": str(out / "fused.h5"), "cross_fit": str(out / "cross-fit.h5")}
     train_source = f"train-source --manifest {out}/source/manifest.csv --encoder logmel --out {source}"
     lines = [
         f"{train_source} --cache-dir {out}/cache",
         f"query-lalm --manifest {target} --n-samples 5 --base-url {base_url} --model standin --out {lalm}",
         f"sample-source --model {source} --manifest {target} --n-samples 10 --normalize target "
         f"--out {samples} --cache-dir {out}/cache",
-        f"fuse --lalm {lalm} --source {samples} --weighting mi --out {fused}",
+        f"fuse --lalm {lalm} --source {samples} --weighting mi --out {fused['mi']}",
+        f"fuse --lalm {lalm} --source {samples} --out {fused['cross_fit']}",
     ]
     for name, how in STUDENTS.values():
         lines.append(
-            f"train {how} --fused {fused} --model {source} --manifest {target} "
+            f"train {how.format(**fused)} --model {source} --manifest {target} "
             f"--out {out}/{name} --cache-dir {out}/cache"
         )
     scored = {
         "source": f"--model {source} --normalize target",
         "lalm": f"--predictions {lalm}",
-        "fused": f"--predictions {fused}",
+        "fused": f"--predictions {fused['mi']}",
+        "cross-fit-labels": f"--predictions {fused['cross_fit']}",
         **{name: f"--model {out}/{name}" for name, _ in STUDENTS.values()},
     }
     for name, what in scored.items():

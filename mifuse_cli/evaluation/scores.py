@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mifuse_cli.evaluation.bootstrap import bootstrap_ua, interval, tally, unweighted_accuracy
+
 ECE_BINS = 15
 RESAMPLES = 2000
 
@@ -66,30 +68,40 @@ def score(
         resamples: number of bootstrap draws.
         rng: source of the draws.
     """
-    from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
-
     classes = probs.shape[1]
     missing = np.isnan(probs).any(axis=1)
     predicted = predicted_classes(probs)
-    present = np.unique(truth)
-    recalls = recall_score(truth, predicted, labels=np.arange(classes), average=None, zero_division=0)
-    groups = np.unique(speakers, return_inverse=True)[1] if speakers else np.arange(len(truth))
-    low, high = _interval(truth, predicted, classes, groups, resamples, rng)
+    counts = confusion(truth, predicted, classes)
+    support = counts.sum(axis=1)
+    counted = tally("", truth, predicted[None, None], classes, speakers)
+    low, high = float("nan"), float("nan")
+    if len(counted.support) > 1:
+        low, high = interval(bootstrap_ua([counted], resamples=resamples, rng=rng)[0, 0])
     return Score(
-        ua=float(recalls[present].mean()),
+        **rates(truth, probs),
         ua_low=low,
         ua_high=high,
-        wa=float(accuracy_score(truth, predicted)),
-        macro_f1=float(f1_score(truth, predicted, labels=present, average="macro", zero_division=0)),
-        ece=expected_calibration_error(truth[~missing], probs[~missing]),
-        recall=tuple(float(recalls[k]) if k in present else None for k in range(classes)),
+        recall=tuple(float(counts[k, k] / support[k]) if support[k] else None for k in range(classes)),
         marginal=tuple(map(float, probs[~missing].mean(axis=0))) if (~missing).any() else (),
-        confusion=confusion_matrix(truth, predicted, labels=np.arange(classes + 1))[:classes],
+        confusion=counts,
         n=len(truth),
         missing=int(missing.sum()),
         speakers=len(set(speakers)) if speakers else 0,
         interval="speakers" if speakers else "clips",
     )
+
+
+def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Clips (K, K + 1) by true and predicted class.
+
+    Args:
+        truth: (U,) true class indices.
+        predicted: (U,) predicted ones, K for none.
+        classes: K.
+    """
+    counts = np.zeros((classes, classes + 1), dtype=int)
+    np.add.at(counts, (truth, predicted), 1)
+    return counts
 
 
 def rates(truth: np.ndarray, probs: np.ndarray) -> dict[str, float]:
@@ -100,17 +112,22 @@ def rates(truth: np.ndarray, probs: np.ndarray) -> dict[str, float]:
         probs: (U, K) predicted distributions, NaN rows where there is none.
     """
     classes = probs.shape[1]
-    predicted, known = predicted_classes(probs), ~np.isnan(probs).any(axis=1)
-    confusion = np.zeros((classes, classes + 1))
-    np.add.at(confusion, (truth, predicted), 1)
-    hits, support, given = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)[:classes]
+    known = ~np.isnan(probs).any(axis=1)
+    counts = confusion(truth, predicted_classes(probs), classes)
+    hits, support, given = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)[:classes]
     there = support > 0
     return {
-        "ua": float((hits[there] / support[there]).mean()),
+        "ua": float(unweighted_accuracy(hits, support)),
         "wa": float(hits.sum() / len(truth)),
         "macro_f1": float((2 * hits[there] / (support + given)[there]).mean()),
         "ece": expected_calibration_error(truth[known], probs[known]),
     }
+
+
+def accuracy(truth: np.ndarray, predicted: np.ndarray, classes: int) -> float:
+    """Unweighted accuracy in [0, 1] of predicted (U,) class indices, K for none, against true ones (U,)."""
+    counts = confusion(truth, predicted, classes)
+    return float(unweighted_accuracy(np.diag(counts), counts.sum(axis=1)))
 
 
 def predicted_classes(probs: np.ndarray) -> np.ndarray:
@@ -164,40 +181,3 @@ def signature(**parts: object) -> str:
         f"{key}:{'+'.join(map(str, v)) if isinstance(v, list | tuple) else v}" for key, v in parts.items()
     )
     return "|".join(("UA", *texts))
-
-
-def _interval(
-    truth: np.ndarray,
-    predicted: np.ndarray,
-    classes: int,
-    groups: np.ndarray,
-    resamples: int,
-    rng: np.random.Generator,
-) -> tuple[float, float]:
-    """95 % percentile interval of UA when groups of clips are drawn with replacement."""
-    from scipy.stats import bootstrap
-
-    count = groups.max() + 1
-    if count < 2:
-        return float("nan"), float("nan")
-    support = np.zeros((count, classes))
-    hits = np.zeros((count, classes))
-    np.add.at(support, (groups, truth), 1)
-    np.add.at(hits, (groups, truth), predicted == truth)
-
-    def unweighted_accuracy(drawn: np.ndarray, axis: int = -1) -> np.ndarray:
-        drawn = np.moveaxis(drawn.astype(int), axis, -1)
-        n = support[drawn].sum(axis=-2)
-        recalls = np.where(n > 0, hits[drawn].sum(axis=-2) / np.maximum(n, 1), np.nan)
-        return np.nanmean(recalls, axis=-1)
-
-    found = bootstrap(
-        (np.arange(count),),
-        unweighted_accuracy,
-        n_resamples=resamples,
-        batch=100,
-        method="percentile",
-        vectorized=True,
-        rng=rng,
-    ).confidence_interval
-    return float(found.low), float(found.high)

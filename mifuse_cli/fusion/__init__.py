@@ -12,14 +12,13 @@ from mifuse_cli.fusion.calibration import (
     HIGHEST_TEMPERATURE,
     LOWEST_TEMPERATURE,
     agreement_with,
-    fit_temperature,
     label_free_temperature,
     self_agreement,
+    temperature_for,
     with_temperature,
 )
-from mifuse_cli.fusion.cross_fit import VIEWS, CrossFit, Structure, cross_fit
 from mifuse_cli.fusion.dawid_skene import LEAST_TEACHERS, dawid_skene
-from mifuse_cli.fusion.diagnostics import confidence, disagreement, label_agreement
+from mifuse_cli.fusion.diagnostics import confidence, disagreement, label_agreement, mean_mi
 from mifuse_cli.fusion.estimators import (
     MI_ESTIMATORS,
     are_votes,
@@ -50,21 +49,16 @@ __all__ = [
     "PARTS",
     "POOLS",
     "VERSION",
-    "VIEWS",
     "WEIGHTINGS",
-    "CrossFit",
     "Fusion",
     "FusionSettings",
-    "Structure",
     "Weighting",
     "agreement_with",
     "are_votes",
     "confidence",
-    "cross_fit",
     "dawid_skene",
     "disagreement",
     "entropy",
-    "fit_temperature",
     "fuse_answers",
     "fuse_means",
     "fuse_samples",
@@ -73,8 +67,10 @@ __all__ = [
     "label_agreement",
     "label_free_temperature",
     "mean_and_mi",
+    "mean_mi",
     "self_agreement",
     "share_identical",
     "sharpened",
+    "temperature_for",
     "with_temperature",
 ]

@@ -36,10 +36,10 @@ def label_free_temperature(samples: np.ndarray, believed: np.ndarray, calibratio
     if calibration == "none" or are_votes(samples):
         return None
     if calibration == "source-agreement":
-        return fit_temperature(samples, agreement_with(samples, believed))
+        return temperature_for(samples, agreement_with(samples, believed))
     if is_dead(share_identical(samples)):
         return None
-    return fit_temperature(samples, self_agreement(samples))
+    return temperature_for(samples, self_agreement(samples))
 
 
 def with_temperature(probs: np.ndarray, temperature: float) -> np.ndarray:
@@ -82,7 +82,7 @@ def agreement_with(samples: np.ndarray, labels: np.ndarray) -> float:
     return float(hits[valid].mean()) if valid.any() else float("nan")
 
 
-def fit_temperature(samples: np.ndarray, rate: float) -> float:
+def temperature_for(samples: np.ndarray, rate: float) -> float:
     """Temperature at which the mean highest probability of an answer is ``rate``.
 
     Args:

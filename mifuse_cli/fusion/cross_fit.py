@@ -27,7 +27,6 @@ from scipy.special import log_softmax, softmax
 from mifuse_cli.fusion import ridge
 from mifuse_cli.fusion.voices import pseudo_speakers, standardised
 
-VIEWS = ("lalm", "source", "structure")
 ROUNDS = 10
 FIRST_ROUNDS = 4
 """Of the labels that pseudo-speakers are found with: they need only be clear of the classes."""
@@ -64,7 +63,7 @@ class Structure:
 
 @dataclass(frozen=True)
 class CrossFit:
-    """Labels, and what each of three views, `VIEWS`, contributed to them.
+    """Labels, and what each of three views (audio-language models, source classifier, structure) contributed to them.
 
     Attributes:
         labels: (U, K), proportional to prod_v views[:, v] ** exponents[:, v] * exp(b), with b (K,) such that their

@@ -7,6 +7,11 @@ import numpy as np
 from mifuse_cli.fusion.estimators import entropy
 
 
+def mean_mi(mi: np.ndarray) -> np.ndarray:
+    """Mean mutual information (T,) of every teacher over the clips that it answered, of (U, T) in nats."""
+    return _over_clips(mi, ~np.isnan(mi))
+
+
 def confidence(mean: np.ndarray) -> np.ndarray:
     """Mean highest probability (T,) of every teacher's mean (U, T, K) over the clips that it answered."""
     return _over_clips(mean.max(axis=-1), ~np.isnan(mean).any(axis=-1))

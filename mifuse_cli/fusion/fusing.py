@@ -5,16 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mifuse_cli.fusion.calibration import label_free_temperature, with_temperature
-from mifuse_cli.fusion.cross_fit import CrossFit, Structure, cross_fit
 from mifuse_cli.fusion.dawid_skene import dawid_skene
 from mifuse_cli.fusion.estimators import is_dead, mean_and_mi, share_identical
 from mifuse_cli.fusion.pools import pool_of, sharpened
 from mifuse_cli.fusion.settings import FusionSettings
 from mifuse_cli.fusion.weightings import OF_MI, WEIGHTINGS, top_labels
+
+if TYPE_CHECKING:
+    from mifuse_cli.fusion.cross_fit import CrossFit, Structure
 
 Random = Callable[[str], np.random.Generator]
 """Gives the generator of one named use of a seed, so that one use does not move another's draws."""
@@ -88,6 +91,9 @@ def fuse_samples(
     else:
         if structure is None or random is None:
             raise ValueError("cross-fit needs the structure of the clips and a source of random draws")
+        # Not above: SciPy, which the command line does without, takes a while to load.
+        from mifuse_cli.fusion.cross_fit import cross_fit
+
         mean, mi = mean.astype(np.float32), mi.astype(np.float32)
         shares, lalm = fuse_answers(mean, mi, settings)
         rng = random("pseudo-speakers")

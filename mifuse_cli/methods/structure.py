@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from mifuse_cli import provenance, splits
-from mifuse_cli.fusion import Structure, ridge
+from mifuse_cli.fusion import ridge
+from mifuse_cli.fusion.cross_fit import Structure
 from mifuse_cli.model.classifier import Classifier, Features, sample
 from mifuse_cli.model.standard import fit_standard, statistics
 

@@ -62,6 +62,7 @@ def choose_epoch(
     smoothing: float,
     options: loop.LoopOptions,
     *,
+    accuracy: Callable[[np.ndarray, np.ndarray], float],
     after_epoch: Callable[[loop.State], None],
 ) -> Validated:
     """Train ``model`` without the held-out clips and find the epoch at which to stop.
@@ -73,6 +74,7 @@ def choose_epoch(
         held_out: (U,) bool.
         smoothing: label smoothing.
         options: of the loop.
+        accuracy: unweighted accuracy of true (V,) and predicted (V,) class indices.
         after_epoch: called after every epoch.
     """
     validation = torch.from_numpy(np.flatnonzero(held_out))
@@ -83,9 +85,8 @@ def choose_epoch(
     def validate(state: loop.State) -> None:
         with torch.no_grad():
             logits = torch.cat([model(inputs, part) for part in validation.split(64)]).cpu()
-        right = (logits.argmax(dim=-1) == truth).float()
-        accuracy = float(np.mean([right[truth == label].mean() for label in truth.unique()]))
-        rows.append([*state.history[-1], float(nn.functional.cross_entropy(logits, truth)), accuracy])
+        loss = float(nn.functional.cross_entropy(logits, truth))
+        rows.append([*state.history[-1], loss, accuracy(truth.numpy(), logits.argmax(dim=-1).numpy())])
         if rows[-1][1] <= min(row[1] for row in rows):
             best[:] = [logits.numpy()]
         after_epoch(state)

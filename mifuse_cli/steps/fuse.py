@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,8 +15,12 @@ from mifuse_cli import artifacts, fusion, lineage, provenance
 from mifuse_cli.artifacts import Fused, Lalm, Parent, Source
 from mifuse_cli.config import Progress, StepConfig, option
 from mifuse_cli.errors import ArtifactError, InputError
-from mifuse_cli.fusion import CROSS_FIT, Fusion, FusionSettings, ridge
+from mifuse_cli.fusion import CROSS_FIT, Fusion, FusionSettings
 
+if TYPE_CHECKING:
+    from mifuse_cli.fusion.cross_fit import Structure
+
+_VIEWS = ("lalm", "source", "structure")
 _QUESTION = ("elicit", "system", "template")
 """What of an LALM's spec makes another teacher of the same model."""
 
@@ -152,7 +156,7 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
             source_calibrate=source.header.parameters["calibrate"],
             source_model_sha256=model.sha256 if model else None,
             **({"unanswered": unanswered} if unanswered else {}),
-            **({} if agreed is None else {"views": fusion.VIEWS, "pseudo_speakers": agreed.voices}),
+            **({} if agreed is None else {"views": _VIEWS, "pseudo_speakers": agreed.voices}),
         ),
         utt_id=source.utt_id,
         probs=found.probs,
@@ -166,7 +170,7 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
     return _result(config.out, artifact)
 
 
-def _structure(config: FuseConfig, source: Source) -> fusion.Structure:
+def _structure(config: FuseConfig, source: Source) -> Structure:
     """What cross-fit looks at: hidden states of the artifact, and the classifier that it was drawn from.
 
     Raises:
@@ -186,6 +190,8 @@ def _structure(config: FuseConfig, source: Source) -> fusion.Structure:
             f"{config.source}: its model {model} is not there, of which --weighting {CROSS_FIT} needs the head. Put it "
             "back, or give another --weighting, such as mi."
         )
+    from mifuse_cli.fusion import ridge
+
     clips, _, width = source.hidden.shape
     if not ridge.fits(clips, width):
         raise InputError(
@@ -223,7 +229,7 @@ def _single(samples: np.ndarray) -> bool:
 def _diagnostics(teachers: list[str], found: Fusion) -> dict[str, Any]:
     """By teacher and of all, what the artifact tells; None where there is nothing to take a mean of."""
     columns = {
-        "mean_mi": np.nanmean(found.mi, axis=0),
+        "mean_mi": fusion.mean_mi(found.mi),
         "mean_weight": found.weights.mean(axis=0),
         "mean_confidence": fusion.confidence(found.mean),
         "label_agreement": fusion.label_agreement(found.mean, found.probs),

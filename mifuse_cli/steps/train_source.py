@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mifuse_cli import lineage, provenance, splits
+from mifuse_cli import evaluation, lineage, provenance, splits
 from mifuse_cli.artifacts import Parent, Training
 from mifuse_cli.config import (
     Progress,
@@ -203,10 +203,17 @@ def _train(
     epochs, temperature, history = config.epochs, 1.0, np.empty((0, 3))
     if held_out.any():
         validated = choose_epoch(
-            model, inputs, labels, held_out, config.label_smoothing, options, after_epoch=told("validating")
+            model,
+            inputs,
+            labels,
+            held_out,
+            config.label_smoothing,
+            options,
+            accuracy=lambda truth, predicted: evaluation.accuracy(truth, predicted, len(classes)),
+            after_epoch=told("validating"),
         )
         history, epochs = validated.history, validated.epoch
-        temperature = fit_temperature(validated.logits, labels.numpy()[held_out])
+        temperature = likeliest_temperature(validated.logits, labels.numpy()[held_out])
         model.load_state_dict(start)
     method = Supervised(labels, len(classes), config.label_smoothing)
     loop.run(
@@ -317,7 +324,7 @@ def pick_layers(layers: str, count: int) -> tuple[int, ...]:
     return picked
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+def likeliest_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Temperature in [0.05, 20] with the lowest negative log-likelihood of labels (U,) given logits (U, K)."""
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax

@@ -10,7 +10,7 @@ from typing import Any
 
 from mifuse_cli.files import atomic_file
 
-OURS, PAPER, UNIFORM = "mifuse-best", "mifuse-paper", "mifuse-uniform"
+OURS, PAPER, UNIFORM = "mifuse-cross-fit", "mifuse-mi", "mifuse-uniform"
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def averages(results: dict[str, dict[str, Any]]) -> str:
         name: cells
         for name, cells in rows.items()
         if any(
-            cell and cell["group"] in ("teachers", "baselines", "fusion", "best", "oracle") for cell in cells
+            cell and cell["group"] in ("teachers", "baselines", "fusion", "cross-fit", "oracle") for cell in cells
         )
     }
     best = [

@@ -20,9 +20,9 @@ ROWS = {
     "fused": "fused",
     "LALM-SFUDA": "lalm-sfuda",
     "MI-Fuse": "mifuse",
-    "best": "best",
+    "cross-fit": "cross-fit",
 }
-OURS = "best"
+OURS = "cross-fit"
 
 
 def main() -> None:

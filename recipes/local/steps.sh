@@ -111,29 +111,34 @@ lalm_answers() {
   step "$out" query-lalm query-lalm "${arguments[@]}"
 }
 
-# fused_labels SOURCE TARGET DIR SEED: also the source model's distributions that go into them.
+# fused_labels SOURCE TARGET DIR SEED: weighed as in the paper, and cross-fitted; also the source model's distributions
+# that go into them.
 fused_labels() {
   local out=$expdir/$1-$2/seed$4 manifest arguments
   manifest=$(clips_of "$3")
   step "$out/source.h5" sample-source sample-source --model "$expdir/models/$1/seed$4" --manifest "$manifest" \
     --seed "$4" --device "$device" --out "$out/source.h5"
   arguments=(--lalm "$expdir/lalm/$2.h5" --source "$out/source.h5" --out "$out/fused.h5")
+  # The paper's, unless told otherwise: without a weighting, fuse takes its own default.
+  if ! grep -qs '^weighting:' "$conf/fuse.yaml"; then weighting=${weighting:-mi}; fi
   given --weighting "$weighting"
   step "$out/fused.h5" fuse fuse "${arguments[@]}"
+  step "$out/cross-fit.h5" fuse-cross-fit fuse --lalm "$expdir/lalm/$2.h5" --source "$out/source.h5" \
+    --weighting cross-fit --seed "$4" --device "$device" --out "$out/cross-fit.h5"
 }
 
-# students SOURCE TARGET DIR SEED: by the LALM alone, and by both recipes of MI-Fuse.
+# students SOURCE TARGET DIR SEED: of the LALM's answers alone, and of both kinds of fused labels.
 students() {
-  local out=$expdir/$1-$2/seed$4 manifest student method
+  local out=$expdir/$1-$2/seed$4 manifest student how
   manifest=$(clips_of "$3")
-  for student in lalm-sfuda mifuse best; do
+  for student in lalm-sfuda mifuse cross-fit; do
     case $student in
-      lalm-sfuda) method=(--method lalm-sfuda) ;;
-      mifuse) method=(--method mifuse --recipe paper) ;;
-      best) method=(--method mifuse --recipe best) ;;
+      lalm-sfuda) how=(--method lalm-sfuda --fused "$out/fused.h5") ;;
+      mifuse) how=(--fused "$out/fused.h5") ;;
+      cross-fit) how=(--fused "$out/cross-fit.h5") ;;
     esac
-    step "$out/$student" train train "${method[@]}" --fused "$out/fused.h5" --model "$expdir/models/$1/seed$4" \
-      --manifest "$manifest" --seed "$4" --device "$device" --out "$out/$student"
+    step "$out/$student" train train "${how[@]}" --model "$expdir/models/$1/seed$4" --manifest "$manifest" \
+      --seed "$4" --device "$device" --out "$out/$student"
   done
 }
 
@@ -142,7 +147,8 @@ scores() {
   local out=$expdir/$1-$2/seed$4 labels row
   labels=$(labels_of "$3")
   for row in source-only="$out/source.h5" lalm="$expdir/lalm/$2.h5" fused="$out/fused.h5" \
-    lalm-sfuda="$out/lalm-sfuda/predictions.h5" mifuse="$out/mifuse/predictions.h5" best="$out/best/predictions.h5"; do
+    lalm-sfuda="$out/lalm-sfuda/predictions.h5" mifuse="$out/mifuse/predictions.h5" \
+    cross-fit="$out/cross-fit/predictions.h5"; do
     step "$out/eval-${row%%=*}.h5" evaluate evaluate --predictions "${row#*=}" --manifest "$labels" \
       --out "$out/eval-${row%%=*}.h5"
   done

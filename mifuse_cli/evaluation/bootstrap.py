@@ -1,4 +1,4 @@
-"""Many systems on the same clips: paired differences of unweighted accuracy, and ranks.
+"""Unweighted accuracy of many systems on the same clips, its bootstrap for paired differences, and ranks.
 
 R systems, N seeds of each, T transfers, U clips, S speakers, K classes, B bootstrap draws. Clips of one speaker
 are not independent, so whole speakers are drawn; a draw is the same for all systems and seeds, and for all
@@ -11,6 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+
+def unweighted_accuracy(hits: np.ndarray, support: np.ndarray) -> np.ndarray:
+    """Mean recall over the classes that occur, in [0, 1].
+
+    Args:
+        hits: (..., K) clips of every class that are predicted rightly.
+        support: (..., K) clips of every class.
+
+    Returns:
+        (...), NaN where no class occurs.
+    """
+    recalls = np.where(support > 0, hits / np.maximum(support, 1), 0.0)
+    occur = (support > 0).sum(axis=-1)
+    return np.where(occur > 0, recalls.sum(axis=-1) / np.maximum(occur, 1), np.nan)
 
 
 @dataclass(frozen=True)
@@ -29,8 +44,7 @@ class Tally:
 
     def ua(self) -> np.ndarray:
         """Unweighted accuracy (R, N) in [0, 1]."""
-        present = self.support.sum(axis=0) > 0
-        return (self.hits.sum(axis=2)[..., present] / self.support.sum(axis=0)[present]).mean(axis=-1)
+        return unweighted_accuracy(self.hits.sum(axis=2), self.support.sum(axis=0))
 
     def drawn(self, speakers: np.ndarray) -> np.ndarray:
         """Unweighted accuracy (R, B), mean over seeds, of draws (B, S) of speakers.
@@ -41,7 +55,7 @@ class Tally:
         np.add.at(times, (np.arange(len(speakers))[:, None], speakers), 1)
         support = times @ self.support
         hits = np.einsum("bs,rsk->rbk", times, self.hits.mean(axis=1))
-        return np.nanmean(np.where(support > 0, hits / np.maximum(support, 1), np.nan), axis=-1)
+        return unweighted_accuracy(hits, support)
 
 
 def tally(

@@ -1,0 +1,162 @@
+"""Labels are made in ``fuse`` and learned in ``train``: whatever was chosen in one reaches the other."""
+
+import dataclasses
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import mifuse, refused, train_config, weights
+from teachers import ask_another
+
+import mifuse_cli as m
+from mifuse_cli.artifacts import Fused, Lalm, Source
+from mifuse_cli.errors import UsageError
+from mifuse_cli.methods import loop
+
+VALUES = {
+    "weighting": "entropy",
+    "tau": 0.5,
+    "keep_weighting": True,
+    "pool": "log",
+    "sharpen": 0.5,
+    "mi_estimator": "plugin",
+    "calibrate_lalm": "source-agreement",
+    "without": "lalm",
+    "seed": 1,
+}
+"""Another value for every option that settles something."""
+REFUSED = {"cross-fit": {"tau", "keep_weighting", "pool", "mi_estimator"}, "mi": set()}
+DRAWS_NOTHING = {"mi"}
+"""Weightings that have no use for the seed, an option of every step."""
+
+
+@pytest.fixture
+def targets(copy, corpora, monkeypatch):
+    """Fuses with some options, trains, and gives the labels of the artifact and those that the student learns."""
+    run, learned = loop.run, []
+
+    def noting(state, inputs, method, *args, **hooks):
+        learned.append(method.targets["fused"].numpy().copy())
+        return run(state, inputs, method, *args, **hooks)
+
+    monkeypatch.setattr(loop, "run", noting)
+
+    def make(**options):
+        config = m.FuseConfig(
+            **{"lalm": copy.lalm, "source": copy.source, "out": copy.root / "f.h5", "force": True, **options}
+        )
+        m.fuse(config)
+        m.train(train_config(copy, corpora, copy.root / "s", fused=config.out, epochs=1, force=True))
+        np.testing.assert_array_equal(learned[-1], Fused.load(config.out).probs)
+        return learned[-1]
+
+    return make
+
+
+def never_vary(lalm):
+    made = Lalm.load(lalm)
+    replace(made, probs=np.repeat(made.probs[:, :1], made.probs.shape[1], axis=1)).save(lalm)
+
+
+def test_every_option_that_settles_something_is_gone_through():
+    inputs = {"lalm", "source", "out"}
+    settling = {field.name for field in dataclasses.fields(m.FuseConfig) if field.metadata["settles"]}
+    assert settling - inputs == VALUES.keys()
+
+
+@pytest.mark.parametrize("option", VALUES)
+@pytest.mark.parametrize("weighting", REFUSED)
+def test_every_option_reaches_the_student_or_is_refused(copy, targets, weighting, option):
+    changed = {"weighting": weighting, option: VALUES[option]}
+    if option in REFUSED[weighting]:
+        with pytest.raises(UsageError, match="has no effect"):
+            m.FuseConfig(lalm=copy.lalm, source=copy.source, out=copy.root / "f.h5", **changed)
+        return
+    if option == "keep_weighting":
+        never_vary(copy.lalm)
+    plain, other = targets(weighting=weighting), targets(**changed)
+    same = np.abs(plain - other).max() < 1e-5
+    assert same == (option == "seed" and weighting in DRAWS_NOTHING)
+
+
+@pytest.mark.parametrize("weighting", REFUSED)
+def test_inputs_reach_the_student(copy, targets, weighting):
+    plain = targets(weighting=weighting)
+    other = ask_another(copy, "other.h5", seed=1)
+    assert np.abs(targets(weighting=weighting, lalm=other) - plain).max() > 1e-3
+    assert np.abs(targets(weighting=weighting, lalm=(copy.lalm, other)) - plain).max() > 1e-3
+
+
+def test_the_default_is_cross_fit_and_its_labels_stay(copy, corpora):
+    result = m.fuse(m.FuseConfig(lalm=copy.lalm, source=copy.source, out=copy.root / "f.h5"))
+    made = Fused.load(result.out)
+    assert result.weighting == "cross-fit" and made.views.shape == (24, 3, 4)
+    assert "--weighting mi" in result.how
+    for refresh in (None, 0):
+        options = {"fused": result.out, "refresh": refresh, "force": True}
+        trained = m.train(train_config(copy, corpora, copy.root / "s", **options))
+        assert trained.labels == "cross-fit, as fuse made them"
+    line = refused(
+        mifuse(
+            "train", "--fused", result.out, "--model", copy.model, "--manifest", corpora.target,
+            "--out", copy.root / "t", "--refresh", "1",
+        ),
+        2, "--refresh 1",
+    )  # fmt: skip
+    assert "cross-fit are not renewed" in line
+
+
+def test_refresh_is_an_option_of_training(pipeline, corpora, tmp_path):
+    """With ``mi`` it is on unless told otherwise; the labels of the artifact are learned as they are without it."""
+    for name, changes in (("a", {}), ("b", {"refresh": 1}), ("c", {"refresh": 0}), ("d", {"refresh": 3})):
+        m.train(train_config(pipeline, corpora, tmp_path / name, epochs=4, **changes))
+    found = {name: weights(tmp_path / name) for name in "abcd"}
+    assert found["a"] == found["b"] and len(set(found.values())) == 3
+    with pytest.raises(UsageError, match="--refresh 1: --method nrc has no labels to renew"):
+        train_config(pipeline, corpora, tmp_path / "x", method="nrc", refresh=1)
+
+
+class TestHiddenStates:
+    def test_fuse_needs_no_audio_and_no_encoder(self, copy, monkeypatch):
+        def unwanted(*args, **hooks):
+            raise AssertionError("audio was read, or an encoder loaded")
+
+        for name in ("audio.read", "model.encoder.load_encoder", "model.features.load_encoder"):
+            monkeypatch.setattr(f"mifuse_cli.{name}", unwanted)
+        m.fuse(m.FuseConfig(lalm=copy.lalm, source=copy.source, out=copy.root / "f.h5"))
+
+    def test_can_be_left_out(self, copy, corpora):
+        source = copy.root / "small.h5"
+        done = mifuse(
+            "sample-source", "--model", copy.model, "--manifest", corpora.target, "--out", source,
+            "--n-samples", "4", "--no-hidden-states",
+        )  # fmt: skip
+        assert done.exit_code == 0 and Source.load(source).hidden is None
+        flags = ["fuse", "--lalm", copy.lalm, "--source", source, "--out", copy.root / "f.h5"]
+        line = refused(mifuse(*flags), 4, "holds no hidden states", "--weighting, such as mi")
+        assert Source.load(source).header.command in line
+        assert mifuse(*flags, "--weighting", "mi").exit_code == 0
+
+    def test_the_head_of_the_model_is_needed(self, copy):
+        (copy.root / "model").rename(copy.root / "elsewhere")
+        flags = ["fuse", "--lalm", copy.lalm, "--source", copy.source, "--out", copy.root / "f.h5"]
+        refused(mifuse(*flags), 3, "model is not there", "Put it back")
+        assert mifuse(*flags, "--weighting", "mi").exit_code == 0
+
+    def test_too_many_clips_are_refused(self, copy, monkeypatch):
+        monkeypatch.setattr("mifuse_cli.fusion.ridge.LARGEST", 7)
+        flags = ["fuse", "--lalm", copy.lalm, "--source", copy.source, "--out", copy.root / "f.h5"]
+        refused(mifuse(*flags), 3, "24 clips with 16 features a layer", "--weighting, such as mi")
+
+    def test_speakers_are_kept_for_models_that_need_them(self, copy, corpora):
+        config = m.SampleSourceConfig(
+            model=copy.model,
+            manifest=corpora.target,
+            out=copy.root / "by.h5",
+            n_samples=4,
+            normalize="speaker",
+        )
+        m.sample_source(config)
+        assert len(set(Source.load(config.out).speaker)) > 1
+        result = m.fuse(m.FuseConfig(lalm=copy.lalm, source=config.out, out=copy.root / "f.h5"))
+        assert "pseudo-speakers" not in result.how
