@@ -210,7 +210,7 @@ class TestPrepared:
         shutil.copy(prepared / "labels.csv", prepared / "manifest.csv")
         (finding,) = findings(prepared)
         assert (
-            "manifest.csv: has a column 'emotion', but labels belong into labels.csv alone" in finding.faults
+            "manifest.csv: has a column 'emotion', but labels belong only in labels.csv" in finding.faults
         )
 
     def test_audio_that_is_gone(self, prepared, target):
