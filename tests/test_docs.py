@@ -1,4 +1,4 @@
-"""Documents keep to the code and to each other: the generated page, links, and headings that links point to."""
+"""Documents keep to the code and to each other: the generated page, links, headings, names of systems."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 
 from mifuse_cli.artifacts import KINDS, Header
 from mifuse_cli.artifacts.__main__ import ATTRIBUTES, AXES, document
+from mifuse_cli.steps.compare.systems import SYSTEMS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*.md")])
@@ -64,6 +65,13 @@ def test_a_broken_link_is_found(tmp_path):
         "[five](page.md#a-heading-of-two) [six](https://example.org/x)\n"
     )
     assert broken_links(page) == ["#nowhere", "missing.md"]
+
+
+def test_the_systems_in_the_tables_are_those_of_compare():
+    text = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    tables = re.findall(r"^\| system \|.*\n\|[- |]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    rows = {row.split("|")[1].strip() for table in tables for row in table.splitlines()}
+    assert rows == SYSTEMS.keys()
 
 
 def test_the_readme_is_short():
