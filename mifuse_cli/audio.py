@@ -1,4 +1,4 @@
-"""Audio in and out: any file to float32 at 16 kHz mono, cut to length, and back to bytes for sending."""
+"""Reading audio files as float32 at 16 kHz mono, cutting them, and encoding them for sending."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def crop(samples: np.ndarray, seconds: float) -> np.ndarray:
 
 
 def chunks(samples: np.ndarray, seconds: float) -> list[np.ndarray]:
-    """``samples`` (S,) in order in the fewest pieces of at most ``seconds``, equal to within one sample."""
+    """The fewest consecutive pieces of ``samples`` (S,) of at most ``seconds``, equal to within one sample."""
     return np.array_split(samples, max(1, -(-len(samples) // _whole_samples(seconds))))
 
 
@@ -84,14 +84,14 @@ def mp3_bytes(samples: np.ndarray) -> bytes:
     """A 16 kHz mono MP3 file of ``samples`` (S,) in [-1, 1], at a variable rate of about 50 kbit/s for speech.
 
     Raises:
-        DependencyError: the installed libsndfile has no MP3.
+        DependencyError: the installed libsndfile cannot write MP3.
     """
     import soundfile
 
     if "MP3" not in soundfile.available_formats():
         raise DependencyError(
-            f"libsndfile {soundfile.__libsndfile_version__} cannot write MP3, expected 1.1 or later built with it. "
-            "Install the soundfile wheel from PyPI, which brings its own, or send WAV."
+            f"libsndfile {soundfile.__libsndfile_version__} cannot write MP3, expected 1.1 or later, built "
+            "with MP3 support. Install the soundfile wheel from PyPI, which brings its own, or send WAV."
         )
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(samples, -1, 1), RATE, format="MP3")
@@ -112,7 +112,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _whole_samples(seconds: float) -> int:
-    """Samples that fit into ``seconds``, at least one; the margin is for products like 0.29 * 16000."""
+    """Samples that fit into ``seconds``, at least one; the margin absorbs rounding, as in 0.29 * 16000."""
     return max(1, int(seconds * RATE + 1e-6))
 
 
@@ -134,7 +134,7 @@ def _decoding(path: Path) -> Iterator[None]:
 
 
 def _is_lfs_pointer(path: Path) -> bool:
-    """Whether a file is the stand-in that a clone without Git LFS holds."""
+    """Whether a file is a Git LFS pointer, which a clone without Git LFS has in place of the content."""
     try:
         with path.open("rb") as file:
             return file.read(len(_LFS)) == _LFS

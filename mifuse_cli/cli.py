@@ -197,7 +197,7 @@ def _(result) -> str:
 
 
 def _answers(summary: Mapping[str, Any], now: str = "") -> dict[str, Any]:
-    """What there is to say of an artifact of answers."""
+    """Summary of the answers in an artifact of query-lalm."""
     answers = summary["clips"] * summary["samples"]
     mi, spent = summary["mean_mi"], summary["spent_usd"]
     return {
@@ -212,7 +212,7 @@ def _answers(summary: Mapping[str, Any], now: str = "") -> dict[str, Any]:
 
 
 def _estimated(result) -> str:
-    """Table of what a dry run or a pilot finds the corpus to take."""
+    """Table of the requests, tokens, cost and time that a dry run or a pilot projects."""
     volume, guess = result.volume, result.estimate
     total = console.describe(
         {
@@ -380,6 +380,6 @@ def _indented(pairs: dict[str, Any]) -> str:
 
 def main() -> None:
     """Entry point of the ``mifuse`` console script."""
-    # Threads of small operations that spin while they wait slow a busy machine down many times over.
+    # OpenMP threads that busy-wait make small operations many times slower on a loaded machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()

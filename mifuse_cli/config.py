@@ -17,7 +17,7 @@ from typing import Any
 from mifuse_cli.errors import UsageError
 
 Progress = Callable[..., None]
-"""Called with what is being done, how many pieces are done, how many there are, and perhaps facts by name."""
+"""Progress callback, called with: the name of the work, pieces done, their total, and optional facts by name."""
 
 
 def option(
@@ -33,9 +33,9 @@ def option(
     Args:
         default: value when nothing is given; without it the option is required.
         help: one sentence for ``--help``.
-        settles: whether the value has a say in the result (``--force`` has none). Only such options are
-            compared when ``--update`` asks whether an output is still what the configuration would give.
-        panel: heading in ``--help`` that the option stands under; "" for the general one.
+        settles: whether the value affects the result (that of ``--force`` does not). ``--update``
+            compares only such options to decide whether an output is current.
+        panel: heading in ``--help`` under which the option is listed; "" for the general one.
         positional: whether the command line takes it without a flag, in the order of the fields.
     """
     return dataclasses.field(
@@ -68,13 +68,15 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True)
 class StepConfig(Config):
-    """Options that every step has which makes an artifact."""
+    """Options of every step that writes an artifact."""
 
     seed: int = option(0, "Seed of every random draw in this step.")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.", settles=False)
     force: bool = option(False, "Overwrite an existing --out.", settles=False)
     update: bool = option(
-        False, "Do nothing if --out is what these settings and inputs give; else make it anew.", settles=False
+        False,
+        "Do nothing if --out was made with these settings and inputs, else make it anew.",
+        settles=False,
     )
 
 
@@ -95,7 +97,7 @@ def _plain(value: Any) -> Any:
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """The part of the configuration that settles the result; input files are compared by content instead."""
+    """The options that affect the result, without paths: input files are compared by content instead."""
     values = as_dict(config)
     return {
         field.name: values[field.name]

@@ -1,4 +1,4 @@
-"""What the terminal sees: a progress bar or JSON lines on stderr, results on stdout."""
+"""Output to the terminal: a progress bar or JSON lines on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from typing import Any
 from mifuse_cli.config import Progress
 
 _LINES = 10
-"""How many progress lines a piece of work gets where stderr is no terminal."""
+"""Number of progress lines for one piece of work where stderr is not a terminal."""
 _SECONDS = 30.0
-"""Time after which there is another line in any case."""
+"""A line is also written whenever this time has passed since the last one."""
 
 
 @contextmanager
 def progress_bar(quiet: bool) -> Iterator[Progress | None]:
     """A progress callback that draws on stderr: a bar with ETA on a terminal, else JSON lines.
 
-    What the steps log meanwhile is written as notes.
+    Log messages of the steps are written as notes meanwhile.
     """
     if quiet:
         yield None
@@ -76,7 +76,7 @@ def progress_bar(quiet: bool) -> Iterator[Progress | None]:
 
 @contextmanager
 def _logged(write: Callable[[str], None]) -> Iterator[None]:
-    """Have what the package logs written by ``write``."""
+    """Pass the package's log messages to ``write`` within the block."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -99,7 +99,7 @@ def _print_above(console: Any) -> Callable[[str], None]:
 
 
 def _in_short(facts: Mapping[str, Any]) -> str:
-    """Facts of a run of questions behind its bar."""
+    """Running totals of a LALM query, shown after its progress bar."""
     parts = []
     if "per_minute" in facts:
         parts.append(f"{facts['per_minute']:.0f}/min")

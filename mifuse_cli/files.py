@@ -1,4 +1,4 @@
-"""Writing files and directories so that nothing half-written stands under its final name."""
+"""Atomic writing of files and directories: an incomplete one never has its final name."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mifuse_cli.errors import InputError
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends well, and goes if it fails.
+    """A temporary path beside ``path``, renamed to it if the block succeeds and deleted if it fails.
 
     Raises:
-        InputError: the directory or, as the disk is full, the file cannot be written; ``path`` is a directory.
+        InputError: the directory is not writable, the disk is full, or ``path`` is a directory.
     """
     check_place(path)
     temporary = _temporary(path)
@@ -38,7 +38,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """A temporary directory beside ``path`` that takes its place, and that of an older one, at the end.
+    """A temporary directory beside ``path`` that replaces it when the block succeeds.
 
     Raises:
         InputError: the parent directory cannot be written.
@@ -77,7 +77,7 @@ def check_place(path: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what processes that were killed left of a file; no other process may be writing it now."""
+    """Delete temporary files of ``path`` left by killed processes; no process may be writing it now."""
     for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         if temporary.is_file():
             temporary.unlink()

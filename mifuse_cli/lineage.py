@@ -1,4 +1,4 @@
-"""Who was made from what: content hashes of inputs, stale parents, and outputs that are still current."""
+"""Lineage: content hashes of inputs, and checks for changed parents and for outputs that are still current."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mifuse_cli.manifest import Clip
 from mifuse_cli.provenance import text_digest, without_secrets
 
 COMPARED = ("lalm", "source", "fused", "model", "predictions")
-"""Roles of parents that are artifacts or checkpoints, so that their content hash can be taken again."""
+"""Roles of parents that are artifacts or checkpoints, whose content hash can be recomputed."""
 
 _MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.bin")
 
@@ -54,13 +54,13 @@ def clips_parent(clips: Sequence[Clip], path: Path, out: Path) -> Parent:
 
 
 def speakers_parent(clips: Sequence[Clip], path: Path, out: Path) -> Parent:
-    """Who speaks in the clips read from ``path``, as a parent of steps that ask."""
+    """The speakers of the clips read from ``path`` as a parent, for steps whose result depends on them."""
     text = " ".join(f"{clip.utt_id}={clip.speaker}" for clip in clips)
     return Parent("speakers", relative(path, out), text_digest(text))
 
 
 def check_same_audio(first: Artifact, first_name: str, clips: Parent | None, clips_name: str) -> None:
-    """Refuse an artifact that was made from other audio than ``clips`` stands for.
+    """Refuse an artifact that was made from other audio than that of the parent ``clips``.
 
     Raises:
         ArtifactError: naming both.
@@ -98,7 +98,7 @@ def refuse_overwrite(config: StepConfig, out: Path) -> None:
     """
     if out.is_dir() and any(out.iterdir()) and not (out / "train.h5").is_file():
         raise InputError(
-            f"{out}: is a directory that holds something else than a checkpoint. Choose another --out; "
+            f"{out}: is a directory, but not a checkpoint. Choose another --out; "
             "neither --force nor --update replaces it."
         )
     if out.exists() and not config.force and not config.update:
@@ -109,7 +109,7 @@ def refuse_overwrite(config: StepConfig, out: Path) -> None:
 
 
 def is_current(config: StepConfig, out: Path, parents: Sequence[Parent]) -> bool:
-    """Whether, under --update, ``out`` is whole and just what these settings and inputs give."""
+    """Whether --update is given and ``out`` is complete and was made with these settings and inputs."""
     if not config.update or config.force:
         return False
     try:

@@ -1,9 +1,9 @@
-"""Manifests: which clips there are, who speaks, and (in a type of its own) which emotion was labelled.
+"""Manifests: lists of clips with their speakers and, in a separate type, their labels.
 
 A manifest is a CSV file with a column ``file`` (relative to the CSV) and, where known, ``utt_id``,
 ``speaker``, ``emotion`` and ``duration_s``; further columns are kept. `Clip` has no label at all, so a step
-that takes clips cannot see one; only `read_labelled` reads the ``emotion`` column. `Clips` reads a corpus of
-any size clip by clip; the functions give sorted lists.
+that takes clips cannot see one; only `read_labelled` reads the ``emotion`` column. `Clips` iterates over a
+corpus of any size in constant memory; the functions return sorted lists.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class LabelledClip:
 
 
 class Clips:
-    """Clips of a manifest or of a directory, read one at a time and in no promised order.
+    """Clips of a manifest or of a directory, read one at a time and in unspecified order.
 
-    Making one checks the whole corpus; iterating reads it again. Held in memory are 8 bytes a clip, and only
-    while checking. Ids are the column ``utt_id`` of the manifest if it has one, else file stems where those
+    The constructor checks the whole corpus, using 8 bytes of memory a clip; iterating reads the corpus again.
+    Ids are the column ``utt_id`` of the manifest if it has one, else file stems where those
     are unique (so that a manifest and a directory agree), else paths without suffix.
 
     Attributes:
@@ -96,7 +96,7 @@ class Clips:
         return (self._clip(row) for row in self._rows())
 
     def _check(self, need_audio: bool) -> array[int]:
-        """Hash of every id, after a look at every clip."""
+        """Check every clip; the hash of every id."""
         hashes, missing, first = array("q"), 0, None
         for clip in self:
             hashes.append(hash(clip.utt_id))
@@ -116,7 +116,7 @@ class Clips:
         return hashes
 
     def _collide(self, hashes: np.ndarray) -> bool:
-        """Whether two ids with one of these hashes are the same; nearly always the first hash tells."""
+        """Whether two clips with one of these hashes have the same id; nearly always the first hash decides."""
         for value in hashes:
             seen = set()
             for utt_id in self._ids():
@@ -200,7 +200,7 @@ def clips_of(manifest: Path | None, wav_dir: Path | None) -> tuple[list[Clip], P
 
 
 def digest(clips: Sequence[Clip]) -> str:
-    """Hex SHA-256 over ids and audio bytes of the clips: what a step that hears them depends on."""
+    """Hex SHA-256 over ids and audio bytes of the clips, on which the steps that read audio depend."""
     return digest_of((clip.utt_id, audio.file_sha256(clip.path)) for clip in clips)
 
 
@@ -213,12 +213,13 @@ def digest_of(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def audio_below(root: Path, below: str = "", above: frozenset[str] = frozenset()) -> Iterator[str]:
-    """Audio files by their path from ``root``; what is hidden is passed over, links are followed.
+    """Paths relative to ``root`` of all audio files below it; hidden ones are skipped, links are followed.
 
     Args:
         root: directory to search at every depth.
-        below: path from there to where the search stands.
-        above: real paths of the directories on the way, so that a link back to one of them ends there.
+        below: directory to search, relative to ``root``; for the recursion.
+        above: real paths of the directories above it, so that links that form a cycle are not followed
+            for ever.
     """
     here = os.path.realpath(root / below)
     if here in above:
@@ -307,7 +308,7 @@ def _path(row: dict[str, str]) -> str:
 
 
 def _twice(hashes: array[int]) -> np.ndarray:
-    """Hashes that stand more than once; sorts ``hashes`` in place."""
+    """Hashes that occur more than once; sorts ``hashes`` in place."""
     values = np.frombuffer(hashes, dtype=np.int64)
     values.sort()
     return np.unique(values[1:][values[1:] == values[:-1]])

@@ -1,4 +1,4 @@
-"""Where numbers come from: seeded generators, versions, and the command line without secrets."""
+"""Provenance: seeded random generators, versions, and the command line without secrets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SECRET_IN_URL = re.compile(r"(?<=://)[^/?\s]+@|(?<=\?)\S+")
 
 
 def rng(seed: int, *names: str | int) -> np.random.Generator:
-    """Generator of one named use of the seed, so that one step's draws do not move another's."""
+    """Random generator for one named use of the seed: draws for one use do not affect those for another."""
     return np.random.default_rng(named_seed(seed, *names))
 
 
@@ -53,7 +53,7 @@ def now() -> str:
 
 
 def command_line() -> str:
-    """The running command; user names, passwords and queries in URLs are starred out."""
+    """The running command, with user names, passwords and queries in URLs replaced by ``***``."""
     program = "mifuse" if "mifuse" in sys.argv[0] else sys.argv[0].rsplit("/", 1)[-1]
     return without_secrets(" ".join([program, *sys.argv[1:]]))
 

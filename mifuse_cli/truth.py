@@ -1,4 +1,4 @@
-"""True classes of given clips: to score with, and for the oracle, the one method that may see them."""
+"""True classes of given clips, for scoring and for the oracle, the only method that may use them."""
 
 from __future__ import annotations
 

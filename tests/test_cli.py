@@ -164,7 +164,7 @@ class TestOutput:
         (tmp_path / "mine" / "thesis.txt").write_text("x")
         tail = ["--manifest", corpora.target, "--epochs", "1", "--out", tmp_path / "mine", flag]
         result = mifuse("train", "--fused", pipeline.fused, "--model", pipeline.model, *tail)
-        refused(result, 3, "something else than a checkpoint")
+        refused(result, 3, "is a directory, but not a checkpoint")
         assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 

@@ -104,7 +104,7 @@ class TestBadInput:
         bad("sample-source", 3, "no readable checkpoint")
 
     def test_encoder(self, bad, tmp_path, encoders):
-        bad("train-source", 6, "cannot be had from the model hub", encoder="nobody/nothing")
+        bad("train-source", 6, "nor available from the model hub", encoder="nobody/nothing")
         bad("train-source", 3, "no readable config.json", encoder=tmp_path)
         bad("sample-source", 4, "'whisper' model, expected a mifuse checkpoint", model=encoders["whisper"])
 

@@ -151,7 +151,7 @@ class TestEncoders:
 
     def test_names(self, tmp_path, encoders):
         assert find_encoder(str(encoders["wavlm"])) == encoders["wavlm"]
-        with pytest.raises(DependencyError, match="cannot be had from the model hub"):
+        with pytest.raises(DependencyError, match="nor available from the model hub"):
             find_encoder("nobody/nothing")
         with pytest.raises(InputError, match="no such directory"):
             find_encoder(str(tmp_path / "nowhere"))

@@ -135,7 +135,7 @@ class TestRefusals:
 
     def test_a_directory_that_holds_something_else_is_never_replaced(self, emodb, tmp_path):
         for options in ({}, {"force": True}, {"update": True}):
-            with pytest.raises(InputError, match="something else than a prepared corpus"):
+            with pytest.raises(InputError, match="is not a prepared corpus"):
                 prepare(emodb, emodb, **options)
         assert (emodb / "wav/03a01Wa.wav").is_file()
 

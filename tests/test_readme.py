@@ -1,35 +1,20 @@
-"""The README keeps to the code: its schema table, its commands, its make targets."""
+"""The README and the pages in docs keep to the code: their commands, and the make targets."""
 
 import re
 import shlex
 from pathlib import Path
 
-from mifuse_cli.artifacts import KINDS
 from mifuse_cli.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
-
-
-def schema_table() -> str:
-    """The table of artifacts, from the schemas."""
-    lines = ["| kind | dataset | axes | type | holds |", "|---|---|---|---|---|"]
-    for kind, schema in KINDS.items():
-        for name, spec in schema.columns().items():
-            row = (f"`{kind}`", f"`{name}`", " ".join(spec["axes"]), spec["dtype"], spec["holds"])
-            lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 
 
 def command_lines() -> list[list[str]]:
-    """Every `mifuse` command line in the README's bash blocks."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    text = "\n".join(blocks).replace("\\\n", " ")
+    """Every `mifuse` command line in bash blocks of the pages."""
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    text = "\n".join(re.findall(r"```bash\n(.*?)```", pages, re.DOTALL)).replace("\\\n", " ")
     return [shlex.split(line) for line in text.splitlines() if line.startswith("mifuse ")]
-
-
-def test_schema_table_is_the_code_s():
-    assert schema_table() in README
 
 
 def test_every_command_has_an_example_with_options_that_exist():

@@ -209,9 +209,7 @@ class TestPrepared:
     def test_labels_in_the_manifest(self, prepared):
         shutil.copy(prepared / "labels.csv", prepared / "manifest.csv")
         (finding,) = findings(prepared)
-        assert (
-            "manifest.csv: has a column 'emotion', but labels belong into labels.csv alone" in finding.faults
-        )
+        assert "manifest.csv: has a column 'emotion', but labels belong only in labels.csv" in finding.faults
 
     def test_audio_that_is_gone(self, prepared, target):
         shutil.rmtree(target / "wav")

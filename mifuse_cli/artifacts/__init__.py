@@ -1,9 +1,9 @@
-"""Every HDF5 artifact: its schema, how it is checked, saved and loaded.
+"""Every HDF5 artifact: its schema, and how it is checked, saved and loaded.
 
 A kind of artifact is a frozen dataclass whose array fields are made with `column`: the axes (U clips,
 N or M samples, T teachers, K classes, E epochs), the type, and what it holds. Root attributes are those of
-`Header`. Writing, at once or in blocks (`writing`), goes under a temporary name and renames, so a file under
-its final name is whole.
+`Header`. Writing, at once or in blocks (`writing`), uses a temporary name and renames, so a file under its
+final name is complete.
 """
 
 from __future__ import annotations
@@ -92,10 +92,10 @@ class Artifact:
         return content_hash(self.kind, self.header, ((n, a.shape, [a]) for n, a in arrays.items()))
 
     def check(self, where: str) -> Self:
-        """This artifact, if its arrays keep to the schema.
+        """This artifact, if its arrays conform to the schema.
 
         Raises:
-            ArtifactError: a shape, an order or a probability that breaks it; ``where`` names the file.
+            ArtifactError: a shape, an order or a probability that violates it; ``where`` names the file.
         """
         check_arrays(self.columns(), self.arrays(), self.header.classes, where)
         if len(self.utt_id) == 0:
@@ -106,7 +106,7 @@ class Artifact:
         """Check, then write to ``path`` atomically; returns the content hash.
 
         Raises:
-            ArtifactError: the arrays break the schema (nothing is written).
+            ArtifactError: the arrays violate the schema (nothing is written).
         """
         with writing(path, type(self), self.header.classes) as writer:
             writer.append(**self.arrays())
@@ -158,7 +158,9 @@ class Source(Artifact):
     """M MC-dropout predictions of the source classifier for every clip (``sample-source``)."""
 
     kind = "source"
-    probs: np.ndarray = column("U M K", "float32", "one distribution a dropout pass", distribution=True)
+    probs: np.ndarray = column(
+        "U M K", "float32", "one distribution for every dropout pass", distribution=True
+    )
     point: np.ndarray = column("U K", "float32", "prediction without dropout", distribution=True)
     hidden: np.ndarray | None = column(
         "U L D", "float32", "hidden states of the encoder, averaged over time", optional=True
@@ -168,7 +170,7 @@ class Source(Artifact):
 
 @dataclass(frozen=True, eq=False)
 class Fused(Artifact):
-    """Fused labels with every teacher's share (``fuse``)."""
+    """Fused labels, and what every teacher contributed (``fuse``)."""
 
     kind = "fused"
     probs: np.ndarray = column("U K", "float32", "fused labels", distribution=True)
@@ -176,18 +178,18 @@ class Fused(Artifact):
         "U T", "float32", "weight of every teacher, rows sum to 1", distribution=True
     )
     mean: np.ndarray = column(
-        "U T K", "float32", "mean distribution a teacher, NaN if silent", distribution=True
+        "U T K", "float32", "mean distribution of every teacher, NaN without an answer", distribution=True
     )
-    mi: np.ndarray = column("U T", "float32", "mutual information in nats, NaN if the teacher is silent")
+    mi: np.ndarray = column("U T", "float32", "mutual information in nats, NaN without an answer")
     views: np.ndarray | None = column(
         "U W K",
         "float32",
-        "cross-fit: what LALMs, source and structure put in, matched to a class prior",
+        "cross-fit: distributions of LALMs, source and structure, matched to a class prior",
         distribution=True,
         optional=True,
     )
     exponents: np.ndarray | None = column(
-        "U W", "float32", "cross-fit: power of every view in the fused label", optional=True
+        "U W", "float32", "cross-fit: exponent of every view in the fused label", optional=True
     )
 
 
@@ -210,13 +212,13 @@ class Evaluation(Artifact):
     truth: np.ndarray = column("U", "uint8", "true class index")
     confusion: np.ndarray = column("K P", "int64", "clips by true and predicted class, last column: none")
     reliability_clips: np.ndarray | None = column(
-        "I", "int64", "clips by bin of confidence, equal bins of [0, 1]", optional=True
+        "I", "int64", "number of clips in every bin of confidence, equal bins of [0, 1]", optional=True
     )
     reliability_confidence: np.ndarray | None = column(
-        "I", "float64", "their mean confidence, NaN in an empty bin", optional=True
+        "I", "float64", "mean confidence in every bin, NaN if empty", optional=True
     )
     reliability_accuracy: np.ndarray | None = column(
-        "I", "float64", "share of them predicted rightly, NaN in an empty bin", optional=True
+        "I", "float64", "share of correct predictions in every bin, NaN if empty", optional=True
     )
 
 
@@ -233,11 +235,11 @@ class Compared(Artifact):
 
 @dataclass(frozen=True, eq=False)
 class Training(Artifact):
-    """What happened in training, ``train.h5`` in a checkpoint; its utterances are those trained on."""
+    """History of a training, ``train.h5`` in a checkpoint; its utterances are those trained on."""
 
     kind = "training"
     columns_of_history: np.ndarray = column("C", "str", "names of the history's columns")
-    history: np.ndarray = column("E C", "float64", "one row an epoch; NaN where not measured")
+    history: np.ndarray = column("E C", "float64", "one row for every epoch; NaN where not measured")
 
 
 KINDS: dict[str, type[Artifact]] = {
@@ -247,9 +249,10 @@ KINDS: dict[str, type[Artifact]] = {
 
 @contextmanager
 def writing(path: Path, kind: type[Artifact], classes: tuple[str, ...]) -> Iterator[Writer]:
-    """A writer of blocks of an artifact that takes its place at ``path`` when the block ends well.
+    """Write an artifact block by block; it is moved to ``path`` when the with-block succeeds.
 
-    It has to be finished by then: otherwise, as after an error, nothing changes under ``path``.
+    `Writer.finish` has to be called before that. Otherwise, as after an exception, ``path`` is
+    left as it was.
 
     Args:
         path: the artifact to write.
@@ -276,7 +279,7 @@ def read(path: Path) -> Artifact:
 
     Raises:
         InputError: no such file, or not a readable HDF5 file.
-        ArtifactError: unknown kind, newer schema, missing dataset, or content that breaks the schema.
+        ArtifactError: unknown kind, newer schema, missing dataset, or content that violates the schema.
     """
     with _opened(path) as file:
         kind, header = _header(file, path)
@@ -353,7 +356,7 @@ def check_same_utterances(first: np.ndarray, first_name: str, second: np.ndarray
     """Refuse two different sets of utterance ids.
 
     Raises:
-        ArtifactError: with how many clips stand on one side only, and the first of them.
+        ArtifactError: with the number of clips that only one side has, and the first of them.
     """
     for a, a_name, b, b_name in (
         (first, first_name, second, second_name),

@@ -64,7 +64,7 @@ class Header:
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any], path: Path) -> Header:
-        """The header that these attributes of the file at ``path`` stand for.
+        """The header from the root attributes of the file at ``path``.
 
         Raises:
             ArtifactError: one is missing or malformed.
@@ -154,14 +154,14 @@ def check_arrays(
     where: str,
     last_id: str | None = None,
 ) -> None:
-    """Refuse arrays that do not keep to the schema: shapes, distributions, sorted and unique ids.
+    """Refuse arrays that violate the schema: shapes, distributions, sorted and unique ids.
 
     Args:
         columns: the schema.
         arrays: some or all datasets, or a block of each.
         classes: class names.
         where: the file, for the error message.
-        last_id: utterance id that stands before the first of this block.
+        last_id: last utterance id of the block before this one.
 
     Raises:
         ArtifactError: naming the dataset.
@@ -178,7 +178,7 @@ def check_arrays(
 
 
 def unsorted(where: str) -> ArtifactError:
-    """The error for ids out of order, repeated or not there at all."""
+    """The error for ids that are unsorted, repeated or missing."""
     return ArtifactError(f"{where}: utterance ids are not sorted and unique. Make it anew.")
 
 

@@ -1,4 +1,4 @@
-"""Writing an artifact block by block, so that it may be larger than memory."""
+"""Writing an artifact block by block, in constant memory."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ if TYPE_CHECKING:
     import h5py
 
 CHUNK = 2**18
-"""Bytes of a chunk before compression: four fit HDF5's cache, so a chunk that blocks share is packed once."""
+"""Bytes of a chunk before compression: four fit HDF5's cache, so one that spans two blocks is compressed once."""
 
 
 class Output(io.FileIO):
-    """A file to give to HDF5, which crashes the process at its end if the disk was full: it is not told."""
+    """File object for HDF5 that hides write errors from it, since HDF5 crashes at exit after a full disk;
+    `check` raises them.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "w+")
         self._error: OSError | None = None
 
     def check(self) -> None:
-        """Raise the first error there was; what was written since is lost."""
+        """Raise the first write error, if any; data written after it is lost."""
         if self._error:
             raise self._error
 
@@ -86,7 +88,8 @@ class Writer:
     def append(self, **block: np.ndarray) -> None:
         """Add one block to the datasets that are named, each along its first axis.
 
-        Numbers that are counted from the start of a dataset, like ``raw_end``, are the caller's to carry on.
+        Offsets into a dataset, such as ``raw_end``, have to continue from block to block; that is up to the
+        caller.
 
         Args:
             block: arrays by dataset; lengths along the same axis have to agree within the block.

@@ -1,7 +1,7 @@
-"""Corpora as their owners hand them out: a root directory in, one `Utterance` a clip out.
+"""Readers of corpora as they are distributed: from a root directory to one `Utterance` for every clip.
 
 A corpus is one module with a `Corpus` named ``CORPUS`` and one name in ``_MODULES``. It reads file names and
-label files only, never audio, and decides nothing: which utterances to use is `select`'s business.
+label files only, never audio, and returns all utterances; `select` chooses among them.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ NAMES = tuple(_MODULES)
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One clip as a corpus describes it; what the corpus does not say is "".
+    """One clip as a corpus describes it; fields that the corpus does not provide are "".
 
     Attributes:
         utt_id: name within the corpus, usually the file's without suffix.
-        path: audio file, None if it is not where the corpus has it.
+        path: audio file, None if it is missing.
         speaker: name within the corpus.
-        label: as it stands in the corpus, a key of `Corpus.labels`; "" if the clip is not labelled.
+        label: as in the corpus, a key of `Corpus.labels`; "" if the clip is not labelled.
         session, split, part: of recording; train, test1, ...; kind of speech.
         gender: "female" or "male".
         text: what is said.
@@ -75,20 +75,20 @@ class Known:
 
 @dataclass(frozen=True)
 class Corpus:
-    """How to read one corpus, and what is known of it.
+    """How to read one corpus, and its known properties.
 
     Attributes:
         name: as on the command line; also the prefix of its speakers.
         read: gives the utterances below a root directory in any order; a corpus with ``columns`` takes a
             mapping from our column names to the file's as well.
         labels: emotion of every label of the corpus; None where labels are emotions already.
-        merge: emotion by emotion that it is counted as unless told otherwise.
-        parts: kinds of speech; those in ``default_parts`` (none: all) are used unless told otherwise.
-        partitions: published splits, under one spelling.
+        merge: default of ``--merge``: emotions, each with the emotion that it is counted as.
+        parts: kinds of speech; those in ``default_parts`` (none: all) are used by default.
+        partitions: names of published splits.
         known: published counts.
         speakers: how many there are, None if that differs by release.
         columns: whether ``read`` takes a mapping of columns.
-        note: what every user has to know of its labels.
+        note: what every user has to know about its labels.
     """
 
     name: str
@@ -119,10 +119,10 @@ def find(name: str) -> Corpus:
 
 
 def coded(root: Path, pattern: str, example: str) -> Iterator[tuple[Path, re.Match[str]]]:
-    """Every audio file below ``root`` with the match of its stem, for corpora that code all in file names.
+    """Every audio file below ``root`` with the match of its stem, for corpora that code all in names.
 
     Args:
-        root: searched at every depth; hidden files (and so the ``._`` files of macOS) are passed over.
+        root: searched at every depth; hidden files (and so the ``._`` files of macOS) are skipped.
         pattern: regular expression that the whole stem has to match.
         example: a file name of the corpus, for the error message.
 

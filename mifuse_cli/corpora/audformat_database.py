@@ -1,6 +1,6 @@
-"""Databases in audformat, as audb hands them out: a header ``db.yaml``, tables beside it, audio below it.
+"""Databases in audformat, as distributed by audb: a header ``db.yaml``, tables beside it, audio below it.
 
-They are read without the package of that name, which runs whatever code a header or a pickled table holds.
+They are read without the package audformat, which may execute code contained in a header or a pickled table.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def read(root: Path, columns: Mapping[str, str] | None = None) -> Iterator[Utter
 
     Raises:
         UsageError: ``columns`` names anything else, or it is needed.
-        InputError: no header or table that can be read, no emotions, or only those of parts of files.
+        InputError: no header or table that can be read, no emotions, or only emotions of segments of
+            files.
         DependencyError: tables in Parquet, but no pyarrow.
     """
     columns = columns or {}
@@ -59,7 +60,7 @@ def read(root: Path, columns: Mapping[str, str] | None = None) -> Iterator[Utter
 
 
 def _tables(root: Path) -> dict[str, dict[str, Any]]:
-    """What the header says of every table."""
+    """The header's entry for every table."""
     import yaml
 
     path = root / "db.yaml"

@@ -1,4 +1,4 @@
-"""What copies of one corpus differ in: spellings, nesting, line ends, encodings, and what else lies around."""
+"""Helpers for differences between copies of a corpus: file names, nesting, line ends, encodings, stray files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def first(places: Iterable[Path], *names: str) -> Path | None:
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines of a text file without white space around them, each with its number from 1.
 
-    They are UTF-8, with or without byte order mark, and where they are not, Windows-1252.
+    The encoding is UTF-8, with or without byte order mark; lines that are not UTF-8 are read as Windows-1252.
 
     Raises:
         InputError: the file cannot be read.
@@ -54,11 +54,11 @@ def recordings(root: Path, start: str = "") -> dict[str, str]:
 
 
 def stranger(root: Path, corpus: str, expected: str, mark: str) -> InputError:
-    """The error for a root that is not the corpus's: what was found, what was expected, where it seems to be.
+    """The error for a root directory without the corpus: what was found, what expected, where it may be.
 
     Args:
         root: as it was given.
-        corpus: its name for people.
+        corpus: its name in the message.
         expected: what was looked for.
         mark: glob pattern, relative to the root, of something that only this corpus has.
     """

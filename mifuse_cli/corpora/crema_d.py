@@ -8,7 +8,7 @@ from pathlib import Path
 from mifuse_cli.corpora import Corpus, Known, Utterance, coded
 from mifuse_cli.corpora.table import rows
 
-# The level is XX where none was asked for; one file of the release has X.
+# The level is XX if none was prescribed; one file of the release has X.
 _NAME = r"(?P<actor>\d{4})_[A-Z]{3}_(?P<emotion>[A-Z]{3})_[A-Z]{1,2}"
 _DEMOGRAPHICS = "VideoDemographics.csv"
 
@@ -20,7 +20,7 @@ def read(root: Path) -> Iterator[Utterance]:
         InputError: not CREMA-D; demographics that cannot be read.
     """
     genders = _genders(root)
-    # The same clips stand in AudioMP3 once more.
+    # AudioMP3 has the same clips once more.
     wav = root / "AudioWAV"
     for path, name in coded(wav if wav.is_dir() else root, _NAME, "1001_DFA_ANG_XX.wav"):
         yield Utterance(

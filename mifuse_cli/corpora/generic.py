@@ -20,16 +20,16 @@ _GENDERS = {"f": "female", "m": "male"}
 def read(root: Path, columns: Mapping[str, str] | None = None) -> Iterator[Utterance]:
     """Every clip of a CSV file (a TSV file by its suffix) or below a directory.
 
-    A CSV needs the column ``file``, relative to it; the others of `COLUMNS` are read where they are. In a
+    A CSV needs the column ``file``, relative to it; the others of `COLUMNS` are optional. In a
     directory the folder below ``root`` is the emotion, in lower case, and speakers are unknown.
 
     Ids are the column ``utt_id``, else file stems where those are unique, else paths without suffix. Paths
-    are those below the class folder, so that an id does not tell the class. If two classes have the same
-    one, numbers are added, the shortest file's first: a class may be renamed and the ids stay.
+    are relative to the class folder, so that an id does not reveal the class. If two classes contain the same
+    path, numbers are appended in order of file size, so that ids do not depend on the names of the classes.
 
     Args:
         root: the CSV file or the directory.
-        columns: names of columns in the CSV by ours, where they differ.
+        columns: our column names, each with its name in the CSV where that differs.
 
     Raises:
         UsageError: ``columns`` names one that is not in `COLUMNS`, or is given with a directory.
@@ -93,7 +93,7 @@ def _in_folders(root: Path) -> Iterator[Utterance]:
 
 
 def _ids(root: Path, names: list[PurePosixPath]) -> dict[PurePosixPath, str]:
-    """Ids that differ between classes; two formats of one clip keep the same, for the caller to refuse."""
+    """Ids that are unique across classes; two formats of one clip keep the same id, which the caller refuses."""
     ids = {name: name.stem for name in names}
     if len(set(ids.values())) == len(names):
         return ids
@@ -113,7 +113,7 @@ def _ids(root: Path, names: list[PurePosixPath]) -> dict[PurePosixPath, str]:
 
 
 def _rank(root: Path, name: PurePosixPath) -> tuple[int, bytes]:
-    """By size; files of one size in an order that does not follow the names of the classes."""
+    """Sort key: the size of the file, then a hash of its path, so that ids do not reveal the class."""
     return (root / name).stat().st_size, hashlib.sha256(str(name).encode()).digest()
 
 

@@ -1,8 +1,8 @@
 """IEMOCAP: five sessions of a man and a woman, acting improvised and scripted scenes.
 
 The labels are the lines in brackets of ``Session1/dialog/EmoEvaluation/Ses01F_impro01.txt``; those of single
-raters below them are not read. Who speaks is the last letter of a turn's name: the one after the session says
-who wore the markers of the motion capture, in all turns of that recording, and so tells nothing of the voice.
+raters below them are not read. The speaker is given by the last letter of a turn's name. The letter after the
+session is not the speaker: it names the actor who wore the motion-capture markers in that recording.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _GENDERS = {"F": "female", "M": "male"}
 
 
 def read(root: Path) -> Iterator[Utterance]:
-    """Every turn of the sessions that are there; recordings that no file of labels names have no label.
+    """Every turn of the sessions that are present; recordings that no label file names have no label.
 
     Args:
         root: ``IEMOCAP_full_release`` or the directory that holds it.

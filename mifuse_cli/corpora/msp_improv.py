@@ -1,8 +1,8 @@
-"""MSP-IMPROV: six sessions of a man and a woman who come to say given sentences in improvised scenes.
+"""MSP-IMPROV: six sessions of a man and a woman who improvise scenes in which given sentences are spoken.
 
-All labels are in one file, a block for each clip: a line for the clip, which is read, and one for each rater,
-which are not. The letter behind the number of the sentence in a name (``S01A``) is the emotion that the actors
-were asked for. It is not the label.
+All labels are in one file, a block for each clip: one line for the clip, which is read, and one for each rater,
+which is not. The letter after the number of the sentence in a name (``S01A``) is the emotion that the actors were
+asked for. It is not the label.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""MSP-Podcast: turns from podcasts, in partitions that the releases define.
+"""MSP-Podcast: turns from podcasts, in partitions defined by the releases.
 
 Names of files and words in them differ by release: labels are a CSV table, whose columns are found by name, a
-JSON object, or the lines of ``labels.txt`` that are no rater's, with speakers and partitions in files of their
-own. Clips that only the file of partitions has, such as those of Test3, have no label.
+JSON object, or the lines of ``labels.txt`` that are not of a rater, with speakers and partitions in separate
+files. Clips that only the file of partitions lists, such as those of Test3, have no label.
 """
 
 from __future__ import annotations

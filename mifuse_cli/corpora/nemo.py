@@ -1,4 +1,4 @@
-"""nEMO: ``samples/KD0_anger_10.wav`` is speaker, emotion and sentence; ``data.tsv`` tells the rest."""
+"""nEMO: ``samples/KD0_anger_10.wav`` is speaker, emotion and sentence; ``data.tsv`` has the rest."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _AUDIO_ONLY = "03"
 def read(root: Path) -> Iterator[Utterance]:
     """Every clip of the audio release at any depth below ``root``.
 
-    Sound that was cut from the videos (modality 01 and 02) is passed over: it is of the same recordings.
+    The sound of the videos (modality 01 and 02) is skipped, since it is from the same recordings.
 
     Raises:
         InputError: not RAVDESS, or nothing but sound of the videos.

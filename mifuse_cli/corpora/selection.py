@@ -1,4 +1,4 @@
-"""Which utterances of a corpus to use, and as what: pure functions, no files."""
+"""Selection of a corpus's utterances and mapping of their labels to emotions: pure functions without files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UNLABELLED = "unlabelled"
 
 
 class Chosen(NamedTuple):
-    """An utterance in use, with its emotion; "" if it is not labelled."""
+    """A selected utterance with its emotion, "" if it is not labelled."""
 
     utterance: Utterance
     emotion: str
@@ -22,11 +22,11 @@ class Chosen(NamedTuple):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to choose.
+    """What to select.
 
     Attributes:
         classes: emotions to keep.
-        merge: emotion by emotion that it is counted as.
+        merge: emotions, each with the emotion that it is counted as.
         parts, partitions, sessions: to keep; none: all.
     """
 
@@ -39,7 +39,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Selection:
-    """What was chosen.
+    """What was selected.
 
     Attributes:
         chosen: sorted by utterance id.
@@ -52,7 +52,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published count beside that of this copy.
+    """A published count and that of this copy.
 
     Attributes:
         what: the emotions and the part of the corpus, for people, or "speakers".
@@ -109,7 +109,7 @@ def check_utterances(corpus: Corpus, utterances: Sequence[Utterance]) -> None:
     """Refuse a corpus that contradicts itself or its description.
 
     Raises:
-        InputError: no utterances, ids that stand more than once, labels that the corpus should not have.
+        InputError: no utterances, repeated ids, or labels that the corpus does not define.
     """
     if not utterances:
         raise InputError(f"{corpus.name}: no utterances were found. Check the root directory.")
@@ -134,8 +134,8 @@ def check_utterances(corpus: Corpus, utterances: Sequence[Utterance]) -> None:
 def select(corpus: Corpus, utterances: Iterable[Utterance], wanted: Wanted) -> Selection:
     """The wanted utterances with their emotions.
 
-    Those without a label are taken only if none of the wanted parts and partitions has one, as in a test
-    partition whose labels are kept back.
+    Utterances without a label are selected only if none in the wanted parts and partitions has one, as in a
+    test partition whose labels are withheld.
 
     Args:
         corpus: where they are from.
@@ -143,7 +143,7 @@ def select(corpus: Corpus, utterances: Iterable[Utterance], wanted: Wanted) -> S
         wanted: that passed `check_wanted`.
 
     Raises:
-        InputError: nothing is left; what there is instead is named.
+        InputError: nothing is left; the message names what the copy has.
     """
     utterances = list(utterances)
     inside = [
@@ -182,7 +182,7 @@ def emotion_of(corpus: Corpus, label: str) -> str:
 
 
 def compare(corpus: Corpus, utterances: Sequence[Utterance]) -> list[Comparison]:
-    """Every published count beside the number of utterances here that have audio."""
+    """Every published count, with the number of utterances of this copy that have audio."""
     heard = [u for u in utterances if u.path is not None or u.command]
     counts = [
         Comparison(_described(known), known.clips, sum(map(_member(corpus, known), heard)))
@@ -207,7 +207,7 @@ def _member(corpus: Corpus, known: Known) -> Callable[[Utterance], bool]:
 
 
 def _merging(corpus: Corpus, labelled: Sequence[Utterance], wanted: Wanted) -> dict[str, str]:
-    """What is merged, by names in lower case: corpora without labels of their own spell as they like."""
+    """The merges with names in lower case, since corpora without a fixed set of labels vary in spelling."""
     merge = {name.casefold(): into for name, into in wanted.merge.items()}
     there = {emotion_of(corpus, one.label) for one in labelled}
     if corpus.labels is None and (absent := merge.keys() - {name.casefold() for name in there}):

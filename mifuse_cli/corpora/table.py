@@ -1,4 +1,4 @@
-"""Tables that stand beside the audio of a corpus."""
+"""CSV and TSV tables of a corpus."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A synthetic world in which the whole pipeline runs without a corpus, a download or an API key."""
+"""Synthetic corpora and a stand-in for the LALM: the whole pipeline without corpus, download or API key."""

@@ -21,8 +21,8 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 class Synthesiser:
     """An espeak-ng instance with a state of its own.
 
-    The same calls on a new instance give the same samples. On one instance they do not: pitch flutter and
-    noise go on from where the last text left them.
+    The same calls on a new instance give the same samples. Repeated calls on one instance do not: pitch
+    flutter and noise continue from the previous text.
 
     Attributes:
         sample_rate: of the samples that ``speak`` returns, in Hz.

@@ -1,8 +1,8 @@
 """A stand-in for a large audio-language model: an OpenAI-compatible server on the loopback interface.
 
 The stand-in is no language model and reads no prompt. It measures pitch, melody, level and tempo of the
-audio in a request and judges arousal and valence by fixed rules, with an uncertainty that every answer draws
-anew. It knows nothing of labels or file names, and always answers about the four classes of
+audio in a request and judges arousal and valence by fixed rules, with random noise that is drawn anew for
+every answer. It knows nothing of labels or file names, and always answers about the four classes of
 ``mifuse_cli.labels.CLASSES``.
 
     python -m mifuse_cli.demo.standin --port 0
@@ -38,7 +38,7 @@ _WINDOW_S, _HOP_S = 0.04, 0.01
 _PITCH_HZ = (70.0, 420.0)
 # Arousal and valence at which an emotion is most plausible.
 _PLACES = {"angry": (1.0, -0.9), "happy": (0.9, 1.0), "neutral": (0.0, 0.1), "sad": (-1.1, -0.6)}
-_MOST_DOUBT = 1.3  # where two emotions are equally plausible; 1 less where one alone is
+_MOST_DOUBT = 1.3  # noise where two emotions are equally plausible; 1 less where only one is plausible
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,12 @@ def _fundamental(frames: np.ndarray, sample_rate: int) -> np.ndarray:
     def autocorrelation(x: np.ndarray) -> np.ndarray:
         return np.fft.irfft(np.abs(np.fft.rfft(x, size)) ** 2)
 
-    # Divided by the window's own autocorrelation, or else long periods would look weak.
+    # Divided by the window's own autocorrelation, which would otherwise attenuate long periods.
     shape = autocorrelation(window)
     curve = autocorrelation((frames - frames.mean(axis=1, keepdims=True)) * window)
     curve /= curve[:, :1] + 1e-12
     first, last = round(sample_rate / _PITCH_HZ[1]), round(sample_rate / _PITCH_HZ[0])
-    # The cost of long periods keeps the pitch from falling by an octave.
+    # A penalty on long periods prevents octave errors.
     octave_cost = 1 - 0.05 * np.log2(np.arange(first, last + 1) / first)
     candidates = curve[:, first : last + 1] / (shape[first : last + 1] / shape[0]) * octave_cost
     voiced = candidates.max(axis=1) > 0.5
@@ -118,10 +118,10 @@ def judge(sound: Sound, rng: random.Random, temperature: float = 1.0) -> dict[st
 
     Args:
         sound: what was measured.
-        rng: source of the doubt.
-        temperature: factor on the doubt; 0 is none.
+        rng: generator of the noise.
+        temperature: factor on the noise; 0 for none.
     """
-    # A voice is compared with other voices of its kind.
+    # The pitch is compared with a typical one of low or high voices.
     height = log2(sound.pitch / (215 if sound.pitch > 165 else 115))
     melody = (sound.melody - 1.6) / 0.5
     level = (sound.level + 22) / 3
@@ -166,7 +166,8 @@ def phrase(opinion: dict[str, float], rng: random.Random, *, plain: bool) -> str
 class StandIn:
     """The running server, as a context manager.
 
-    Restarted, it gives the same answers in the same order for every clip; asked again, it gives others.
+    Repeated questions about a clip get different answers; after a restart the sequence of answers is the
+    same.
 
     Args:
         port: TCP port on 127.0.0.1; 0 takes a free one.
@@ -195,7 +196,7 @@ class StandIn:
 
 
 class _Server(ThreadingHTTPServer):
-    """What outlives a request: the sounds heard and the number of answers given, by audio hash."""
+    """The server and its state: measured sounds and number of answers given, by audio hash."""
 
     daemon_threads = True
     request_queue_size = 256

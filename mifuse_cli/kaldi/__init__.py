@@ -1,8 +1,8 @@
-"""Kaldi data directories: written so that Kaldi's own validation passes, checked by the same rules, read.
+"""Kaldi data directories: writing (Kaldi's own validation passes), checking by the same rules, reading.
 
 Files are tables of one ``key value`` line each, sorted by the bytes of their keys. Utterance ids start with
-their speaker and a hyphen. A hyphen sorts before everything that a speaker's name may hold, so utterances in
-order are also in the order of their speakers, even if one name is the beginning of another.
+their speaker and a hyphen. A hyphen sorts before every character allowed in a speaker's name, so sorting by
+utterance also sorts by speaker, even if one speaker's name is a prefix of another's.
 """
 
 from mifuse_cli.kaldi.checking import Fault, check

@@ -1,4 +1,4 @@
-"""The rules that a data directory has to keep."""
+"""Checks of the rules for Kaldi data directories."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mifuse_cli.kaldi.tables import FILES, RESERVED, Rows, audio_of, parse
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A broken rule, and whether it leaves open what the directory means (order and missing audio do not)."""
+    """A violated rule, and whether it makes the directory ambiguous (wrong order and missing audio do not)."""
 
     text: str
     ambiguous: bool = True
@@ -24,7 +24,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class _Form:
-    """What the keys of a file are, what stands behind every key, and whether mifuse reads it."""
+    """Format of a file: what its keys are, what follows a key, and whether mifuse reads the file."""
 
     keys: str
     expected: str = "a value"
@@ -76,9 +76,9 @@ _FORMS = {
 
 
 def check(directory: Path) -> list[Fault]:
-    """Every rule of Kaldi's that a data directory breaks, and audio files that are not there.
+    """Every rule of Kaldi that a data directory violates, and missing audio files.
 
-    Features and texts need not be there; if they are, they are checked. Relative paths in ``wav.scp`` are
+    Features and texts are optional; they are checked if present. Relative paths in ``wav.scp`` are
     relative to the current directory, as in Kaldi.
     """
     if not directory.is_dir():
@@ -105,7 +105,7 @@ def check(directory: Path) -> list[Fault]:
 
 
 def _line_faults(name: str, text: bytes, rows: Rows) -> Iterable[Fault]:
-    """Lines that are wrong by themselves, and their order."""
+    """Malformed lines, repeated keys, and lines out of order."""
     form = _FORMS[name]
     if text and not text.endswith(b"\n"):
         yield Fault(f"{name}: its last line does not end with a line feed; is the file whole?", form.read)
@@ -123,11 +123,11 @@ def _line_faults(name: str, text: bytes, rows: Rows) -> Iterable[Fault]:
     if twice := [key for key, count in Counter(keys).items() if count > 1]:
         yield Fault(f"{name}: more than one line for {some(twice)}", form.read)
     if late := [second for first, second in pairwise(keys) if first > second]:
-        yield Fault(f"{name}: is not sorted, {some(late[:1])} stands too late (sort with LC_ALL=C)", False)
+        yield Fault(f"{name}: is not sorted, {some(late[:1])} comes too late (sort with LC_ALL=C)", False)
 
 
 def _key_faults(tables: dict[str, Rows], utt2spk: Rows) -> Iterable[Fault]:
-    """Files that list other utterances, speakers or recordings than they should."""
+    """Files whose keys are not the utterances, speakers or recordings of the directory."""
     utterances = {key for key, _ in utt2spk}
     segments = tables.get("segments")
     listed = {
@@ -148,7 +148,7 @@ def _key_faults(tables: dict[str, Rows], utt2spk: Rows) -> Iterable[Fault]:
 
 
 def _speaker_faults(utt2spk: Rows, spk2utt: Rows | None) -> Iterable[Fault]:
-    """An order of utterances that is not one of speakers, and two files that disagree."""
+    """Utterances that are not sorted by speaker, and disagreement of ``spk2utt`` with ``utt2spk``."""
     by_speaker = sorted(utt2spk, key=lambda row: (row[1], row[0]))
     if utt2spk == sorted(utt2spk) != by_speaker:
         late = next(one for one, other in zip(utt2spk, by_speaker, strict=True) if one != other)
@@ -164,12 +164,12 @@ def _speaker_faults(utt2spk: Rows, spk2utt: Rows | None) -> Iterable[Fault]:
     if differs := sorted(pairs ^ set(utt2spk)):
         yield Fault(f"spk2utt: disagrees with utt2spk on {some(utt_id for utt_id, _ in differs)}")
     if untidy := [speaker for speaker, ids in spoken.items() if ids != sorted(set(ids))]:
-        yield Fault(f"spk2utt: utterances are not sorted or stand twice, those of {some(untidy)}", False)
+        yield Fault(f"spk2utt: utterances are not sorted or are repeated, those of {some(untidy)}", False)
 
 
 def _text_faults(text: bytes) -> Iterable[Fault]:
-    """What Kaldi does not take as words."""
+    """Words and white space in ``text`` that Kaldi does not accept."""
     if symbols := sorted(set(re.findall(RESERVED.encode(), text))):
-        yield Fault(f"text: holds {some(symbols)}, which Kaldi keeps for itself", False)
+        yield Fault(f"text: holds {some(symbols)}, which Kaldi reserves", False)
     if strange := sorted(set(re.findall(r"[^\S \t\n\r\x1c-\x1f]", text.decode("utf-8", "replace")))):
         yield Fault(f"text: holds white space other than blanks and tabs: {some(map(ascii, strange))}", False)

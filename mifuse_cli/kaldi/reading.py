@@ -1,4 +1,4 @@
-"""Data directories in."""
+"""Reading Kaldi data directories."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ _GENDERS = {letter: gender for gender, letter in LETTERS.items()}
 def read(directory: Path) -> list[Entry]:
     """Utterances of a data directory in its order; paths are absolute and need not exist.
 
-    A speaker called like its only utterance is how Kaldi's users write that it is not known.
+    A speaker with the same name as its only utterance is taken as unknown, by Kaldi's convention.
 
     Raises:
-        InputError: `check` finds what makes it ambiguous; segments; audio inside archives.
+        InputError: faults that make it ambiguous (see `check`), a file ``segments``, or audio inside
+            archives.
     """
     faults = [fault.text for fault in check(directory) if fault.ambiguous]
     if faults:

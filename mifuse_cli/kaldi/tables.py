@@ -1,4 +1,4 @@
-"""Utterances, and the files that hold them as lines of a key and a value."""
+"""Utterances, and the files of ``key value`` lines that describe them."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FILES = ("wav.scp", "utt2spk", "spk2utt")
-"""What every data directory has."""
+"""Files that every data directory has."""
 LETTERS = {"female": "f", "male": "m"}
 """Genders as Kaldi writes them."""
 RESERVED = r"(?<!\w)(?:<s>|</s>|#0)(?!\w)"
-"""Words that Kaldi keeps for itself, as a regular expression over ASCII or bytes."""
+"""Words that Kaldi reserves, as a regular expression over ASCII or bytes."""
 
 Rows = list[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One utterance; what is not known is "".
+    """One utterance; unknown fields are "".
 
     Attributes:
-        utt_id: of its own when written, with the speaker in front when read.
+        utt_id: when writing, without the speaker; when read, with the speaker as prefix.
         path: audio file, None if a command makes the audio.
-        speaker, emotion, text: as they are called.
+        speaker, emotion, text: as the corpus names them.
         gender: "female" or "male".
         command: shell command that writes the audio to its standard output.
     """
@@ -51,9 +51,9 @@ def audio_of(value: bytes) -> Path | None:
 
 
 def audio_files(directory: Path) -> list[Path]:
-    """Files that ``wav.scp`` takes whole, there or not; no commands and no archives.
+    """Audio files that ``wav.scp`` names, existing or not; without commands and archives.
 
-    It is empty where ``wav.scp`` cannot be read, which `check` tells.
+    Empty if ``wav.scp`` cannot be read, which `check` reports.
     """
     try:
         values = [value for _, value in parse((directory / "wav.scp").read_bytes())]

@@ -1,4 +1,4 @@
-"""Data directories out."""
+"""Writing Kaldi data directories."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mifuse_cli.kaldi.tables import LETTERS, RESERVED, Entry
 
 
 def names(utt_id: str, speaker: str) -> tuple[str, str]:
-    """Utterance id and speaker as Kaldi can take them; without a speaker, the clip is one of its own."""
+    """Utterance id and speaker in characters that Kaldi accepts; without a speaker, the clip becomes its own."""
     safe = re.sub(r"[^\w.]", "_", speaker or utt_id)
     if not speaker:
         return safe, safe
@@ -31,8 +31,8 @@ def write(directory: Path, entries: Iterable[Entry]) -> None:
         entries: in any order, at least one; each with a path or a command.
 
     Raises:
-        InputError: two utterances or two speakers that would have one name, a speaker of two genders, a path
-            with a line break or bytes that are no text.
+        InputError: two utterances or two speakers that would get the same name, a speaker of two genders,
+            a path with a line break or bytes that are not text.
     """
     tables: dict[str, dict[str, str]] = {
         name: {} for name in ("wav.scp", "utt2spk", "utt2emo", "text", "spk2gender")
@@ -90,5 +90,5 @@ def _source(one: Entry) -> str:
 
 
 def _words(text: str) -> str:
-    """``text`` without control characters and without what Kaldi keeps for itself."""
+    """``text`` without control characters and without words that Kaldi reserves."""
     return " ".join(re.sub(rf"[\x00-\x1f\x7f]|{RESERVED}", " ", text, flags=re.ASCII).split())

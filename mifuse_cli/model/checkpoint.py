@@ -108,7 +108,7 @@ def load(directory: Path) -> Checkpoint:
         tensors = load_file(directory / "model.safetensors")
         statistics = Statistics(tensors.pop("feature_mean"), tensors.pop("feature_std"))
         head = new_head(shape)
-        # Checkpoints were made before heads had a scale and a shift.
+        # Older checkpoints have no scale and shift.
         plain = {name: tensor for name, tensor in head.state_dict().items() if name in ("scale", "shift")}
         head.load_state_dict({**plain, **tensors})
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:

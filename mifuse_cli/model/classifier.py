@@ -21,8 +21,8 @@ from mifuse_cli.model.standard import Standard, Statistics, fit_standard, statis
 class Head(nn.Module):
     """Softmax-weighted sum over layers, one hidden layer with dropout, class logits.
 
-    ``scale`` and ``shift`` (D) are the affine part of the standardisation that its input has been through: 1 and 0
-    unless a method adapts them. Logits are divided by ``temperature``, a buffer that is 1 unless calibrated
+    ``scale`` and ``shift`` (D) are an affine transformation of its standardised input: 1 and 0 unless a
+    method adapts them. Logits are divided by ``temperature``, a buffer that is 1 unless calibrated
     predictions were asked for.
     """
 
@@ -39,7 +39,7 @@ class Head(nn.Module):
         self.register_buffer("temperature", torch.ones(()))
 
     def reset(self) -> None:
-        """Random weights, as a new head has them."""
+        """Initialise the weights at random, as in a new head."""
         nn.init.zeros_(self.mix)
         nn.init.ones_(self.scale)
         nn.init.zeros_(self.shift)
@@ -56,15 +56,15 @@ class Head(nn.Module):
         return torch.relu(self.hidden(self.scale * mixed + self.shift))
 
     def classify(self, units: Tensor) -> Tensor:
-        """Logits (B, K) of hidden units (B, H), which dropout falls on."""
+        """Logits (B, K) of hidden units (B, H), after dropout."""
         return self.out(self.dropout(units)) / self.temperature
 
 
 class Classifier(nn.Module):
-    """A head, with the encoder if that is trained too.
+    """A head, and the encoder if that is trained too.
 
     Attributes:
-        encoder: None while it is frozen: its features then come in through `Features`.
+        encoder: None if it is frozen: the inputs are then its `Features`.
         head: the `Head`.
         layers: positions of the encoder's hidden states that the head sees.
     """
@@ -103,9 +103,9 @@ class Features:
 
 
 class Waveforms:
-    """U clips as audio, for an encoder that is trained: read, encoded and standardised when asked for.
+    """U clips as audio, for an encoder that is trained: read, encoded and standardised on demand.
 
-    The statistics follow the encoder: `refresh` measures them anew, once an epoch.
+    The statistics change with the encoder: `refresh` recomputes them once an epoch.
     """
 
     statistics: Statistics
@@ -121,7 +121,7 @@ class Waveforms:
         return len(self.clips)
 
     def refresh(self, model: Classifier) -> None:
-        """Measure the statistics of all clips under the model's encoder as it is now."""
+        """Recompute the statistics of all clips with the current weights of the model's encoder."""
         features = self._encode_all(model)
         self.statistics = statistics(features)
         speakers = [clip.speaker for clip in self.clips]
@@ -149,7 +149,7 @@ class Waveforms:
 
 @contextmanager
 def seeded(seed: int, *names: str | int) -> Iterator[None]:
-    """Torch's draws within come from the seed and the names; those after it are as if it had not been."""
+    """Seed torch's generator from the seed and the names within the block; restore its state afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(provenance.named_seed(seed, *names))
         yield
@@ -157,7 +157,7 @@ def seeded(seed: int, *names: str | int) -> Iterator[None]:
 
 @contextmanager
 def dropout_active(model: nn.Module) -> Iterator[None]:
-    """Switch on the `nn.Dropout` modules alone: no masking of inputs, layer drop or running statistics."""
+    """Put the `nn.Dropout` modules alone into training mode: no input masking, no layer drop."""
     model.eval()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -195,7 +195,7 @@ def sample(model: Classifier, inputs: Features | Waveforms, passes: int, seed: i
         seed: of the dropout masks.
 
     Raises:
-        InputError: two passes are identical, so the model has no dropout at work.
+        InputError: two passes are identical, so the model has no active dropout.
     """
     hidden = model.head.units(inputs.everything(model))
     with seeded(seed), dropout_active(model):

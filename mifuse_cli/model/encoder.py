@@ -27,12 +27,12 @@ _SHORTEST_S = 0.1
 
 
 class Encoder(nn.Module, ABC):
-    """Common face of all encoders.
+    """Interface of all encoders.
 
     Attributes:
-        layers: L, the number of hidden states given out, the input to the first block among them.
+        layers: L, the number of hidden states returned, including the input to the first block.
         width: D, the length of each.
-        precision: "fp32", or "bf16" to multiply matrices in that; weights and what is given out stay float32.
+        precision: "fp32", or "bf16" for matrix products in bfloat16; weights and outputs stay float32.
     """
 
     layers: int
@@ -53,7 +53,7 @@ class Encoder(nn.Module, ABC):
             return self.states(samples)
 
     def autocast(self) -> AbstractContextManager:
-        """The encoder's precision; within it, over several clips, trained weights are converted only once."""
+        """Context with the encoder's precision; within one, trained weights are converted only once."""
         if self.precision == "fp32":
             return nullcontext()
         device = next(self.parameters()).device
@@ -183,7 +183,7 @@ class LogMelEncoder(Encoder):
 
 
 def _exact(device: str) -> AbstractContextManager:
-    """Spectra are taken in float32, whatever the precision of the network that sees them."""
+    """Context that computes spectra in float32, whatever the precision of the network."""
     return torch.autocast(device, enabled=False)
 
 
@@ -228,7 +228,7 @@ def copy_encoder(source: Path, target: Path) -> None:
 
 
 def _pretrained(model_class: Any, directory: Path, part: str = "") -> Any:
-    """A transformers model with its weights, refusing weights that leave the wanted part at random."""
+    """Load a transformers model; refuse weights that would leave part of the encoder randomly initialised."""
     from safetensors import SafetensorError
     from transformers.utils import logging
 

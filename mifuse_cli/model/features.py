@@ -1,7 +1,7 @@
-"""Pooled features of clips under a frozen encoder, computed once and kept.
+"""Time-averaged features of clips from a frozen encoder, computed once and cached.
 
 The cache is one SQLite file for an encoder (named by its content hash) in one precision, with one row a clip
-(keyed by the hash of its audio file), written as features are made: an interrupted run goes on where it
+(keyed by the hash of its audio file), written as features are made: an interrupted run continues where it
 stopped, and several processes may share it.
 """
 
@@ -50,7 +50,7 @@ def pooled_features(
         clips: U clips.
         encoder_dir: local directory of the encoder.
         encoder_digest: its content hash.
-        precision: what it computes in, one of `shape.PRECISIONS`.
+        precision: of the encoder, one of `shape.PRECISIONS`.
         device: where to run it.
         cache: directory of the cache, `default_cache` if None.
         progress: called as features are made.
@@ -89,7 +89,7 @@ def _encode(
     made: list[tuple[str, int, int, bytes]] = []
 
     def write() -> None:
-        # All at once: from its first row to its commit, no other process can write.
+        # One transaction for all rows: until it is committed, no other process can write.
         with store:
             store.executemany("INSERT OR REPLACE INTO feature VALUES (?, ?, ?, ?)", made)
         made.clear()

@@ -1,4 +1,4 @@
-"""Encoders by name: where their files are, found without torch, which takes seconds to import."""
+"""Finding the files of an encoder by its name, without importing torch, which takes seconds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def find_encoder(name: str) -> Path:
         )
     except Exception as error:  # the hub client raises a dozen unrelated types; the text says which
         raise DependencyError(
-            f"--encoder {name!r}: is no directory here and cannot be had from the model hub "
+            f"--encoder {name!r}: is neither a local directory nor available from the model hub "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
             "Give a local directory in transformers format, a hub name, or 'logmel'."
         ) from None

@@ -1,4 +1,4 @@
-"""Clips made ready for a classifier: features of a frozen encoder, or audio for one that is trained."""
+"""Inputs of a classifier: features of a frozen encoder, or audio for an encoder that is trained."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def frozen_inputs(
     cache: Path | None,
     progress: Progress | None,
 ) -> Features:
-    """Standardised features of clips under a checkpoint's encoder as it is.
+    """Standardised features of clips from a checkpoint's frozen encoder.
 
     Args:
         checkpoint: the model.
         clips: U clips.
         normalize: one of `standard.MODES`, or "" for the checkpoint's own.
-        device: where to encode and keep them.
+        device: where to compute and hold them.
         cache: directory of the feature cache, None for the default.
         progress: called as clips are encoded.
     """
@@ -50,7 +50,7 @@ def standardised_inputs(
     normalize: str,
     device: torch.device,
 ) -> Features:
-    """The head's input from hidden states (U, L, D) of `all_layers` of clips by these speakers, as `frozen_inputs`."""
+    """The head's standardised input, as `frozen_inputs`, from hidden states (U, L, D) of `all_layers`."""
     shape = checkpoint.shape
     features = torch.from_numpy(hidden[:, list(shape.layers)]).to(device)
     mode = effective_mode(normalize or shape.normalize, shape.statistics_of)
@@ -79,7 +79,7 @@ def all_layers(
 
 
 def effective_mode(mode: str, statistics_of: str) -> str:
-    """``target`` on a model that was adapted to the target means the statistics stored in it."""
+    """The mode to use: in a model adapted to the target, the stored statistics are those of the target."""
     return "source" if mode == statistics_of == "target" else mode
 
 

@@ -21,12 +21,12 @@ class Shape:
         classes: in the order of the logits.
         layers: positions of the hidden states that the head sees; width: D of each.
         hidden, dropout: of the head.
-        normalize: one of `standard.MODES`; how its inputs are standardised unless said otherwise.
+        normalize: one of `standard.MODES`; how its inputs are standardised by default.
         statistics_of: "source" or "target", the domain that the stored statistics describe.
         tune: "head", "top-N" or "all": what was trained last.
-        encoder: name that the encoder was given by; its files are in ``encoder/``.
-        temperature: fitted on the validation clips; logits are divided by it where calibration is asked for.
-        precision: one of `PRECISIONS`; what the encoder computes in.
+        encoder: directory or hub name given as ``--encoder``; the files are in ``encoder/``.
+        temperature: fitted on the validation clips; logits are divided by it if calibration is requested.
+        precision: of the encoder, one of `PRECISIONS`.
     """
 
     classes: tuple[str, ...]
@@ -70,7 +70,7 @@ def read_shape(directory: Path) -> Shape:
             f"{directory}: is a {config.get('model_type')!r} model, expected a mifuse checkpoint. "
             "Encoders go to mifuse train-source --encoder."
         )
-    config.setdefault("precision", "fp32")  # checkpoints that do not tell are from when there was no other
+    config.setdefault("precision", "fp32")  # older checkpoints do not record it: all were fp32
     if config["precision"] not in PRECISIONS:
         raise ArtifactError(
             f"{directory}/config.json: precision {config['precision']!r}, expected one of {', '.join(PRECISIONS)}. "

@@ -50,10 +50,10 @@ def fit_standard(
 
     Args:
         mode: ``source`` uses the stored statistics, ``target`` those of the clips at hand, ``speaker`` those
-            of each speaker among them (of all clips, where a speaker has only one).
+            of each speaker among them (those of all clips for a speaker with a single clip).
         features: (U, L, D) features of the clips at hand.
-        stored: statistics that came with the model; None while the source model is being made, when
-            ``source`` means the clips at hand.
+        stored: statistics stored in the model; None while the source model is trained: ``source`` then
+            means the clips at hand.
         speakers: speaker of every clip.
 
     Raises:

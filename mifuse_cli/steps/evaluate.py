@@ -22,11 +22,14 @@ class EvaluateConfig(StepConfig):
 
     model: Path | None = option(None, "Checkpoint directory to score.")
     predictions: Path | None = option(
-        None, "Artifact to score instead: of query-lalm, sample-source, fuse or train."
+        None, "Artifact to score instead of a model: from query-lalm, sample-source, fuse or train."
     )
     manifest: Path = option(help="CSV of the clips with their labels in the column emotion.")
     out: Path = option(help="Artifact to write.")
-    normalize: str = option("", "source, target or speaker; default: as the checkpoint says.")
+    normalize: str = option(
+        "",
+        "Statistics that standardise the head's input: source, target or speaker; default: the checkpoint's.",
+    )
     resamples: int = option(evaluation.RESAMPLES, "Bootstrap draws of the 95 % interval.")
     cache_dir: Path | None = option(
         None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache.", settles=False
@@ -49,7 +52,7 @@ class EvaluateResult:
         out: the artifact.
         signature: the protocol in one line.
         classes: names in order.
-        metrics: fields of `evaluation.Score` but the confusion matrix.
+        metrics: all fields of `evaluation.Score` except the confusion matrix.
         confusion: K rows of K + 1 counts, true by predicted class, last column: no prediction.
         up_to_date: nothing was done, since --update found the output current.
         notes: what the user should know.
@@ -125,7 +128,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
 
 
 def distributions(artifact: Artifact, where: str) -> np.ndarray:
-    """One distribution a clip (U, K) of any artifact that holds them, NaN where there is none.
+    """The distributions (U, K) of an artifact, one a clip, NaN where there is none.
 
     Raises:
         ArtifactError: the artifact holds no predictions.

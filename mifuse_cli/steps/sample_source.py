@@ -13,7 +13,7 @@ from mifuse_cli.manifest import clips_of
 from mifuse_cli.model.shape import read_shape
 
 _OF_THE_MODEL = ("method", "weighting", "refresh", "checkpoint")
-"""What a sampled student says of itself."""
+"""Parameters of a sampled student that are copied to the artifact of its samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,10 @@ class SampleSourceConfig(StepConfig):
     wav_dir: Path | None = option(None, "Directory of target clips, instead of --manifest.")
     out: Path = option(help="Artifact to write.")
     n_samples: int = option(10, "Dropout passes.")
-    normalize: str = option("", "source, target or speaker; default: as the checkpoint says.")
+    normalize: str = option(
+        "",
+        "Statistics that standardise the head's input: source, target or speaker; default: the checkpoint's.",
+    )
     calibrate: bool = option(
         False, "Divide logits by the temperature fitted on the source's validation clips."
     )
@@ -48,7 +51,7 @@ class SampleSourceConfig(StepConfig):
 
 @dataclass(frozen=True)
 class SampleSourceResult:
-    """What was drawn.
+    """What was sampled.
 
     Attributes:
         out: the artifact.

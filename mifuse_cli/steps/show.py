@@ -21,7 +21,7 @@ class ShowConfig(Config):
 
 @dataclass(frozen=True)
 class ShowResult:
-    """What is known of it.
+    """Description of an artifact or a checkpoint.
 
     Attributes:
         file: as given.
@@ -30,7 +30,7 @@ class ShowResult:
         classes: names in order.
         sizes: length of every axis by letter.
         datasets: axes, shape and meaning of every dataset.
-        summary: what query-lalm says of its answers; empty for other kinds.
+        summary: counts, tokens and cost of the answers of query-lalm; empty for other kinds.
         parents: role, path, hash, and state: "unchanged", "changed", "absent" or "not compared".
         parameters: what the step recorded.
         config: the resolved configuration.
@@ -56,7 +56,7 @@ class ShowResult:
 
 
 def show(config: ShowConfig, *, progress: Progress | None = None) -> ShowResult:
-    """Read and check an artifact, and compare its parents with what stands in their place now.
+    """Read and check an artifact, and compare its parents with the files that are at their paths now.
 
     Raises:
         InputError: no such file, or not readable.

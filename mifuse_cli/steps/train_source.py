@@ -41,31 +41,35 @@ class TrainSourceConfig(StepConfig):
         help="Local directory or hub name of a wav2vec2, HuBERT, WavLM or Whisper model, or logmel."
     )
     out: Path = option(help="Checkpoint directory to write.")
-    classes: str = option(",".join(CLASSES), "Emotion classes, in the order of every probability.")
+    classes: str = option(",".join(CLASSES), "Emotion classes; all probabilities are in this order.")
     layers: str = option(
-        "all", "Hidden layers that the head sees: all, middle (the one half-way up), or as 0,2,4."
+        "all",
+        "Hidden layers that the head sees: all, middle (the single layer half-way up), or numbers such as 0,2,4.",
     )
     normalize: str = option(
         "source", "Statistics that standardise the head's input: source, target or speaker."
     )
     tune: str = option(
-        "auto", "What to train: head, top-N blocks of the encoder too, all; auto: all for logmel."
+        "auto",
+        "What to train: head, top-N (the head and the last N blocks of the encoder), or all; auto: all for logmel, "
+        "else head.",
     )
-    precision: str = option(
-        "fp32", "What the encoder computes in, here and wherever the model is used: fp32 or bf16."
-    )
+    precision: str = option("fp32", "Precision of the encoder, here and in every later step: fp32 or bf16.")
     hidden: int = option(128, "Units of the head's hidden layer.")
     dropout: float = option(0.3, "Dropout in the head; MC dropout needs more than 0.")
-    epochs: int = option(30, "Epochs at most; the number with the lowest validation loss is used.")
+    epochs: int = option(30, "Largest number of epochs; the number with the lowest validation loss is used.")
     batch_size: int = option(32, "Clips a batch.")
     learning_rate: float = option(5e-4, "AdamW learning rate of the head.")
     encoder_learning_rate: float = option(
-        0.0, "Learning rate of the encoder where it is trained; 0: 2e-5, logmel 1e-3."
+        0.0, "AdamW learning rate of the encoder if it is trained; 0: 2e-5, or 1e-3 for logmel."
     )
     weight_decay: float = option(0.01, "AdamW weight decay.")
-    label_smoothing: float = option(0.1, "Share of each label that is spread evenly over all classes.")
+    label_smoothing: float = option(
+        0.1, "Label smoothing: share of each label that is spread evenly over all classes."
+    )
     validation: float = option(
-        0.2, "Share of clips held out to choose the epochs, by whole speakers; 0: train for --epochs."
+        0.2,
+        "Share of clips, by whole speakers, held out to choose the number of epochs; 0: train for --epochs.",
     )
     cache_dir: Path | None = option(
         None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache.", settles=False
@@ -104,11 +108,12 @@ class TrainSourceResult:
 
     Attributes:
         out: checkpoint directory.
-        clips: how many were trained on in the end.
+        clips: number of clips in the final training.
         validation_clips, validation_speakers: how many of them were held out to choose the epochs.
         epochs: number of epochs, as chosen.
-        validation_ua: unweighted accuracy on the held-out clips then, in [0, 1]; NaN without any.
-        temperature: fitted there.
+        validation_ua: unweighted accuracy on the held-out clips after that many epochs, in [0, 1]; NaN
+            without any.
+        temperature: fitted on the held-out clips.
         up_to_date: nothing was done, since --update found the output current.
         notes: what the user should know.
     """
@@ -129,7 +134,7 @@ def train_source(config: TrainSourceConfig, *, progress: Progress | None = None)
 
     Cross-entropy with label smoothing and class weights. A first training without the validation speakers
     finds the number of epochs with the lowest loss on them, and the temperature (Guo et al., ICML 2017); a
-    second one, as long, takes all clips.
+    second training of that length uses all clips.
 
     Raises:
         InputError: manifest, audio or encoder that cannot be used, or an output that exists.

@@ -1,4 +1,4 @@
-"""``mifuse validate``: whether manifests, Kaldi directories, prepared corpora, artifacts and checkpoints are sound."""
+"""``mifuse validate``: check manifests, Kaldi directories, prepared corpora, artifacts and checkpoints."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ class ValidateConfig(Config):
 
 @dataclass(frozen=True)
 class Finding:
-    """What one path is.
+    """What was found at one path.
 
     Attributes:
         path: as given.
         kind: "manifest", "kaldi", "prepared", "artifact", "checkpoint", or "unknown".
-        faults: sentences, none if all is well; the first ten of a kind are named, the others counted.
+        faults: one sentence each, none if the path is valid; the first ten of a kind are named, the
+            others counted.
         facts: counts and the like, by name.
     """
 
@@ -47,7 +48,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class ValidateResult:
-    """What every path is, in the order given."""
+    """What was found at every path, in the order given."""
 
     findings: tuple[Finding, ...]
 
@@ -83,7 +84,7 @@ def _kind(path: Path) -> str:
 
 
 _Check = Callable[[Path, dict[str, Any], Progress | None], Iterable[str]]
-"""Faults of a path; facts are put into the mapping."""
+"""Returns the faults of a path and adds facts to the mapping."""
 
 
 def _unknown(path: Path, facts: dict[str, Any], progress: Progress | None) -> Iterator[str]:
@@ -111,7 +112,7 @@ def _manifest(path: Path, facts: dict[str, Any], progress: Progress | None) -> I
 def _audio(
     files: Iterable[Path], total: int, facts: dict[str, Any], where: Path, progress: Progress | None
 ) -> Iterator[str]:
-    """Files that are missing or whose headers cannot be read; their length together is a fact."""
+    """Missing files and files whose header cannot be read; adds the total duration to the facts."""
     missing, broken, seconds = [], [], 0.0
     for done, file in enumerate(files, start=1):
         try:
@@ -146,7 +147,7 @@ def _prepared(path: Path, facts: dict[str, Any], progress: Progress | None) -> I
     else:
         yield from (f"manifest.csv: {fault}" for fault in _manifest(found, facts, progress))
         if facts.pop("labelled", False):
-            yield "manifest.csv: has a column 'emotion', but labels belong into labels.csv alone"
+            yield "manifest.csv: has a column 'emotion', but labels belong only in labels.csv"
     yield from _labels(path, facts)
     yield from _summary(path, facts)
     if (path / "kaldi").is_dir():
@@ -154,7 +155,7 @@ def _prepared(path: Path, facts: dict[str, Any], progress: Progress | None) -> I
 
 
 def _labels(path: Path, facts: dict[str, Any]) -> Iterator[str]:
-    """Labels and speakers that do not go with the manifest."""
+    """Labels and speakers that do not match the manifest."""
     try:
         clips = {clip.utt_id: clip for clip in Clips(path / "manifest.csv", None, need_audio=False)}
     except InputError:
@@ -195,7 +196,7 @@ def _differ(name: str, what: str, found: set[str], other: str, expected: set[str
 
 
 def _summary(path: Path, facts: dict[str, Any]) -> Iterator[str]:
-    """Files that are not those that ``prepare`` wrote."""
+    """Files that were changed since ``prepare`` wrote them."""
     try:
         summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
         facts["corpus"], files = summary["corpus"], dict[str, str](summary["files"])
@@ -233,7 +234,7 @@ def _checkpoint(path: Path, facts: dict[str, Any], progress: Progress | None) ->
         lambda: lineage.check_parents(artifacts.read(train), train),
         lambda: (path / "predictions.h5").exists() and artifacts.read(path / "predictions.h5"),
     )
-    faults: dict[str, None] = {}  # two of them may stumble over the same file
+    faults: dict[str, None] = {}  # two of them may report the same file
     for call in calls:
         try:
             call()
@@ -246,10 +247,11 @@ def _checkpoint(path: Path, facts: dict[str, Any], progress: Progress | None) ->
 
 
 def _check_model(path: Path) -> None:
-    """Refuse a model that is not the one that was trained.
+    """Refuse a model whose files are not those that training wrote.
 
     Raises:
-        ArtifactError, InputError: it is not; there is none, or nothing is recorded of it.
+        ArtifactError, InputError: it differs from what was recorded; there is no model, or no record of
+            it.
     """
     recorded = artifacts.Training.load(path / "train.h5").header.parameters.get("model_sha256")
     if lineage.digest(path) != recorded:
@@ -259,7 +261,7 @@ def _check_model(path: Path) -> None:
 
 
 def _said(error: MifuseError, path: Path) -> str:
-    """The message without the path that a finding has anyway."""
+    """The message without the path, which the finding already names."""
     return str(error).removeprefix(f"{path}: ")
 
 

@@ -1,4 +1,4 @@
-"""``mifuse prepare``: from an unpacked corpus to a manifest of clips and, apart from it, their labels."""
+"""``mifuse prepare``: turn an unpacked corpus into a manifest of clips and a separate file of their labels."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def prepare(config: PrepareConfig, *, progress: Progress | None = None) -> Prepa
 
     Raises:
         UsageError: names that the corpus does not have.
-        InputError: a root that is not this corpus, labels it should not have, repeated ids, audio that is
-            missing or cannot be decoded (unless allowed), nothing left to write, an output that exists.
+        InputError: a root that is not this corpus, unknown labels, repeated ids, audio that is missing or
+            cannot be decoded (unless allowed), no clip left, an output that exists.
     """
     _refuse_overwrite(config)
     corpus = corpora.find(config.corpus)
@@ -74,8 +74,7 @@ def _refuse_overwrite(config: PrepareConfig) -> None:
     out = config.out
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / SUMMARY).is_file())):
         raise InputError(
-            f"{out}: holds something else than a prepared corpus. Choose another OUT; "
-            "neither --force nor --update replaces it."
+            f"{out}: is not a prepared corpus. Choose another OUT; neither --force nor --update replaces it."
         )
     if out.is_dir() and any(out.iterdir()) and not config.force and not config.update:
         raise InputError(
@@ -85,7 +84,7 @@ def _refuse_overwrite(config: PrepareConfig) -> None:
 
 
 def _digest(config: PrepareConfig, chosen: Sequence[Chosen]) -> str:
-    """Hash of what settles the output: options, rows, and size and time of every audio file."""
+    """Hash of everything that determines the output: options, rows, and size and time of every audio file."""
     lines = [json.dumps([_VERSION, settings(config)], sort_keys=True)]
     for one in chosen:
         path = one.utterance.path
@@ -99,7 +98,7 @@ def _digest(config: PrepareConfig, chosen: Sequence[Chosen]) -> str:
 
 
 def _current(out: Path, digest: str) -> dict[str, Any] | None:
-    """The summary of a whole output with this digest."""
+    """The summary of a complete output with this digest, None if there is none."""
     try:
         summary: dict[str, Any] = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
         whole = all(audio.file_sha256(out / name) == sha256 for name, sha256 in summary["files"].items())

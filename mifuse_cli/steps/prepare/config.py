@@ -13,44 +13,48 @@ from mifuse_cli.corpora.selection import Wanted
 from mifuse_cli.errors import UsageError
 from mifuse_cli.labels import CLASSES, parse_classes
 
-_SELECTION, _KALDI = "What to take", "Kaldi"
+_SELECTION, _KALDI = "Selection", "Kaldi"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig(Config):
-    """Turn an unpacked corpus into a manifest of clips, with the labels in a file of their own."""
+    """Turn an unpacked corpus into a manifest of clips, with the labels in a separate file."""
 
     corpus: str = option(help=f"One of {', '.join(corpora.NAMES)}.", positional=True)
     root: Path = option(
-        help="Directory of the corpus as unpacked; for generic a CSV file or a folder per class.",
+        help="Directory of the unpacked corpus; for generic, a CSV file or a directory with one folder a class.",
         positional=True,
     )
     out: Path = option(help="Directory to write.", positional=True)
     classes: str = option(",".join(CLASSES), "Emotions to keep.", panel=_SELECTION)
     merge: str = option(
-        "", "Emotions counted as others, as excited=happy,calm=neutral, or none; default: the corpus's own.",
+        "", "Emotions to count as others, such as excited=happy,calm=neutral, or none; default: depends on the corpus.",
         panel=_SELECTION,
     )  # fmt: skip
     parts: str = option(
-        "", "Kinds of speech to keep, as improvised, or all; default: the corpus's own.", panel=_SELECTION
+        "",
+        "Kinds of speech to keep, such as improvised, or all; default: depends on the corpus.",
+        panel=_SELECTION,
     )
     partitions: str = option(
-        "", "Published splits to keep, as train,development; default: all.", panel=_SELECTION
+        "", "Published splits to keep, such as train,development; default: all.", panel=_SELECTION
     )
-    sessions: str = option("", "Sessions to keep, as 1,2,3,4; default: all.", panel=_SELECTION)
+    sessions: str = option("", "Sessions to keep, such as 1,2,3,4; default: all.", panel=_SELECTION)
     columns: str = option(
-        "", "For generic: our columns by those of the CSV, as emotion=label,file=path.", panel=_SELECTION
+        "",
+        "For generic: columns of the CSV that have other names, such as emotion=label,file=path.",
+        panel=_SELECTION,
     )
     allow_missing: bool = option(
         False, "Leave out clips whose audio is missing or cannot be decoded.", panel=_SELECTION
     )
-    kaldi: bool = option(False, "Write a Kaldi data directory too, OUT/kaldi.", panel=_KALDI)
+    kaldi: bool = option(False, "Also write a Kaldi data directory, OUT/kaldi.", panel=_KALDI)
     allow_pipes: bool = option(
-        False, "Run the commands that wav.scp holds and keep the audio they write.", panel=_KALDI
+        False, "Run the commands in wav.scp and keep the audio that they write.", panel=_KALDI
     )
     force: bool = option(False, "Overwrite an existing OUT.", settles=False)
     update: bool = option(
-        False, "Do nothing if OUT is what these settings and inputs give; else make it anew.", settles=False
+        False, "Do nothing if OUT was made with these settings and inputs, else make it anew.", settles=False
     )
 
     def problems(self) -> Iterable[str]:
@@ -67,7 +71,7 @@ class PrepareConfig(Config):
             yield "--allow-pipes: only a Kaldi directory holds commands"
 
     def wanted(self, corpus: corpora.Corpus) -> Wanted:
-        """What these options ask of a corpus."""
+        """The selection that these options describe."""
         parts = corpus.default_parts if not self.parts else _names(self.parts)
         return Wanted(
             classes=parse_classes(self.classes),
@@ -87,12 +91,13 @@ class PrepareResult:
         corpus: its name.
         root: where it was read.
         clips: how many are in the manifest.
-        hours: of them together.
+        hours: their total duration.
         speakers: how many are known.
         classes: clips by emotion; empty if nothing is labelled.
         groups: clips by emotion in every session, else partition, else part.
         left_out: clips of other emotions.
-        published: counts (what, published, found) of the whole copy, where they are known.
+        published: published counts beside those of this copy, as (what, published, found), where they are
+            known.
         up_to_date: nothing was done, since --update found the output current.
         notes: what the user should know.
     """

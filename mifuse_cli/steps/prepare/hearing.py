@@ -1,4 +1,4 @@
-"""A look at the header of every chosen clip, and clips that a command has to make first."""
+"""Reading the audio header of every selected clip, and running the commands that produce clips."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def hear(
     directory: Path,
     progress: Progress | None,
 ) -> tuple[list[Row], int]:
-    """Rows with the duration of every clip, and how many were left out as there is nothing to hear.
+    """Rows with the duration of every clip, and the number of clips left out for lack of readable audio.
 
     Args:
-        config: says whether some may be left out, and whether commands may be run.
+        config: whether clips may be left out, and whether commands may be run.
         corpus: where they are from.
         chosen: at least one clip.
-        directory: what commands write goes into its ``audio``.
+        directory: output of commands is written to its ``audio``.
         progress: called as clips are looked at.
 
     Raises:

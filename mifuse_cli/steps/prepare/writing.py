@@ -1,4 +1,4 @@
-"""Files of a prepared corpus: the manifest, the labels apart from it, the speakers, the summary."""
+"""Files of a prepared corpus: the manifest, the labels in a separate file, the speakers, the summary."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Row:
 
 
 def write_files(directory: Path, corpus: Corpus, rows: Sequence[Row], summary: dict[str, Any]) -> None:
-    """Write all files of a prepared corpus; hashes of all that stands there go into the summary."""
+    """Write all files of a prepared corpus; the summary gets the hashes of all files in the directory."""
     tables = {
         MANIFEST: [{**_clip(corpus, row), **_more(row), "text": row.utterance.text} for row in rows],
         LABELS: [
@@ -96,7 +96,7 @@ def count(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def speaker_of(corpus: Corpus, one: Utterance) -> str:
-    """Name of the speaker that differs from those of other corpora, "" if it is not known."""
+    """Name of the speaker, with the corpus as prefix so that it is unique across corpora; "" if unknown."""
     known = one.speaker and corpus.name not in ("generic", "kaldi")
     return f"{corpus.name}_{one.speaker}" if known else one.speaker
 
