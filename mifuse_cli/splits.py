@@ -16,14 +16,14 @@ def speaker_folds(speakers: Sequence[str | None], folds: int, rng: np.random.Gen
     """Fold (U,) of every clip: whole speakers, with about as many clips in each fold as possible.
 
     Args:
-        speakers: of every clip; a clip without one is split off like a speaker of its own.
+        speakers: of every clip; a clip without one counts as its own speaker.
         folds: number of folds.
-        rng: breaks ties between speakers of as many clips.
+        rng: breaks ties between speakers with the same number of clips.
     """
     names = [speaker or f"\0{number:012}" for number, speaker in enumerate(speakers)]
     each, of, counts = np.unique(names, return_inverse=True, return_counts=True)
     fold, sizes = np.zeros(len(each), dtype=int), np.zeros(folds)
-    # The largest speakers first, each to the fold that has least so far.
+    # Speakers with most clips first, each into the smallest fold so far.
     for speaker in sorted(rng.permutation(len(each)), key=lambda one: -counts[one]):
         fold[speaker] = sizes.argmin()
         sizes[fold[speaker]] += counts[speaker]
@@ -35,8 +35,8 @@ def held_out_speakers(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Which clips to hold out for validation: whole speakers, until ``share`` of the clips is reached.
 
-    At least one known speaker stays in training, and so do clips whose speaker is not known. Without two known
-    speakers, clips are drawn at random. A note tells of either.
+    At least one known speaker and all clips of unknown speakers stay in training. With fewer than two known
+    speakers, clips are drawn at random. The notes report both.
 
     Args:
         speakers: of every clip, None where unknown; two clips at least.

@@ -59,7 +59,7 @@ class TestTables:
         assert len(rows) == 2 * len(compared.results["systems"]) == compared.runs
         assert {row["protocol"] for row in rows} == {compared.protocol}
         one = next(row for row in rows if row["system"] == "mifuse-cross-fit" and row["target"] == "b")
-        assert 0 <= float(one["ua"]) <= 1 and one["group"] == "best"
+        assert 0 <= float(one["ua"]) <= 1 and one["group"] == "cross-fit"
 
     def test_json(self, compared):
         assert json.loads((compared.out / "results.json").read_text()) == compared.results
@@ -100,7 +100,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("options", "code", "words"),
         [
-            (("--systems", "mifuse-bset"), 2, ("mifuse-bset", "did you mean 'mifuse-cross-fit'")),
+            (("--systems", "mifuse-crossfit"), 2, ("mifuse-crossfit", "did you mean 'mifuse-cross-fit'")),
             (("--systems", ""), 2, ("--systems",)),
             (("--seeds", "0,x"), 2, ("--seeds '0,x'", "whole numbers")),
             (("--seeds", "0,0"), 2, ("given more than once",)),

@@ -280,7 +280,7 @@ class TestRun:
         done = stub.run(*settings, command=[*one, "--seeds", "0 1", "--lalm-url", URL])
         assert done.returncode == 0, done.stderr
         again = [" ".join(call) for call in stub.calls]
-        assert len(again) == 2 + 1 + 2 * 11 and set(again) <= set(calls)
+        assert len(again) == 2 + 1 + 2 * 12 and set(again) <= set(calls)
         assert " made " not in done.stderr
 
     def test_a_failing_step_ends_the_recipe_with_its_exit_code(self, stub, monkeypatch):

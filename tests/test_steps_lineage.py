@@ -112,9 +112,7 @@ class TestUpdate:
         samples = m.SampleSourceConfig(
             model=copy.model, manifest=corpora.target, out=copy.source, n_samples=4, update=True
         )
-        fuse = m.FuseConfig(
-            lalm=copy.lalm, source=copy.source, out=copy.fused, weighting="mi", update=True
-        )
+        fuse = m.FuseConfig(lalm=copy.lalm, source=copy.source, out=copy.fused, weighting="mi", update=True)
         train = train_config(copy, corpora, copy.student, epochs=4, update=True)
         score = m.EvaluateConfig(
             model=copy.student, manifest=corpora.labels, out=copy.root / "e.h5", update=True

@@ -30,12 +30,12 @@ def unweighted_accuracy(hits: np.ndarray, support: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Tally:
-    """What systems get right in one transfer, by speaker and class.
+    """Counts of correct predictions in one transfer, by speaker and class.
 
     Attributes:
-        corpus: its target; transfers to the same one share their draws of speakers.
-        hits: (R, N, S, K) clips predicted rightly.
-        support: (S, K) clips.
+        corpus: the target corpus; transfers to the same corpus share their bootstrap draws.
+        hits: (R, N, S, K) number of correctly predicted clips.
+        support: (S, K) number of clips.
     """
 
     corpus: str
@@ -49,7 +49,7 @@ class Tally:
     def drawn(self, speakers: np.ndarray) -> np.ndarray:
         """Unweighted accuracy (R, B), mean over seeds, of draws (B, S) of speakers.
 
-        A class that no clip of a draw is of does not count there.
+        Classes without clips in a draw are left out of its mean.
         """
         times = np.zeros((len(speakers), len(self.support)))
         np.add.at(times, (np.arange(len(speakers))[:, None], speakers), 1)
@@ -61,12 +61,12 @@ class Tally:
 def tally(
     corpus: str, truth: np.ndarray, predicted: np.ndarray, classes: int, speakers: Sequence[str] | None
 ) -> Tally:
-    """Count by speaker and class what is right.
+    """Count correct predictions by speaker and class.
 
     Args:
         corpus: name of the target.
         truth: (U,) true class indices.
-        predicted: (R, N, U) predicted ones; K for none, which is wrong.
+        predicted: (R, N, U) predicted class indices; K for no prediction, which counts as wrong.
         classes: K.
         speakers: of every clip; None counts every clip as one of its own.
     """
@@ -98,7 +98,7 @@ def bootstrap_ua(tallies: Sequence[Tally], *, resamples: int, rng: np.random.Gen
         each = np.stack([one.drawn(drawn[corpora.index(one.corpus)].astype(int)) for one in tallies], axis=1)
         return np.concatenate([each, each.mean(axis=1, keepdims=True)], axis=1)
 
-    # The interval is not asked for: what is wanted are the draws, to take differences of.
+    # Only the draws are needed, to compute differences; not scipy's interval.
     found = bootstrap(
         [np.arange(size) for size in sizes.values()],
         lambda *drawn, axis=-1: unweighted_accuracy(*(np.atleast_2d(one) for one in drawn)),

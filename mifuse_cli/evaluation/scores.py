@@ -23,7 +23,7 @@ class Score:
     Attributes:
         ua: unweighted accuracy, the mean of the recalls of the classes that occur.
         ua_low, ua_high: 95 % bootstrap interval of ua.
-        wa: weighted accuracy, the share of clips that are right.
+        wa: weighted accuracy, the share of clips that are predicted correctly.
         macro_f1: mean F1 of the classes that occur.
         ece: expected calibration error over 15 equal bins of confidence.
         recall: by class; None where the class does not occur.
@@ -66,7 +66,7 @@ def score(
         probs: (U, K) predicted distributions, NaN rows where there is none.
         speakers: name of the speaker of every clip, or None.
         resamples: number of bootstrap draws.
-        rng: source of the draws.
+        rng: random generator of the draws.
     """
     classes = probs.shape[1]
     missing = np.isnan(probs).any(axis=1)
@@ -139,7 +139,7 @@ def predicted_classes(probs: np.ndarray) -> np.ndarray:
 def reliability(
     truth: np.ndarray, probs: np.ndarray, bins: int = ECE_BINS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The reliability diagram: how sure and how right predictions are, by equal-width bins of confidence.
+    """The reliability diagram: confidence and accuracy of predictions by equal-width bins of confidence.
 
     Args:
         truth: (U,) class indices.

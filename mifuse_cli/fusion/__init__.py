@@ -34,7 +34,7 @@ from mifuse_cli.fusion.settings import CROSS_FIT, PARTS, FusionSettings
 from mifuse_cli.fusion.weightings import OF_MI, OF_RAW_MI, OF_TAU, WEIGHTINGS, Weighting
 
 VERSION = 1
-"""Raise it when the same answers and settings come to other labels than before: ``compare`` then fuses anew."""
+"""To be raised when the same answers and settings give other labels than before: ``compare`` then fuses anew."""
 
 __all__ = [
     "CALIBRATIONS",

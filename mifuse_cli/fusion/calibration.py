@@ -1,7 +1,8 @@
 """Temperature of a teacher that gives probabilities but no logits, fitted without labels.
 
-A calibrated teacher is right as often as it is sure. How often it is right is not known; how often two of its
-answers about a clip agree is, and estimates it where the teacher is calibrated (Jiang et al., ICLR 2022).
+The mean confidence of a calibrated teacher equals its accuracy. Without labels the accuracy is unknown, but
+the rate at which two of its answers about a clip agree estimates it if the teacher is calibrated (Jiang et
+al., ICLR 2022).
 """
 
 from __future__ import annotations
@@ -11,24 +12,26 @@ import numpy as np
 from mifuse_cli.fusion.estimators import are_votes, is_dead, share_identical
 
 CALIBRATIONS = ("none", "self-agreement", "source-agreement")
-"""What the rate at which answers are taken to be right comes from."""
+"""Ways to estimate the accuracy of a teacher's answers without labels."""
 PROBABILITY_FLOOR = 1e-3
-"""Added to stated probabilities before the logarithm: answers hold exact zeros, and few steps below 0.01."""
+"""Added to stated probabilities before the logarithm: answers contain exact zeros and are rarely resolved
+below 0.01.
+"""
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
 """Temperatures that a fit may give."""
 
 
 def label_free_temperature(samples: np.ndarray, believed: np.ndarray, calibration: str) -> float | None:
-    """Temperature that the answers (U, N, K) of a teacher get.
+    """The label-free temperature for the answers (U, N, K) of a teacher.
 
     Args:
         samples: NaN rows where missing.
-        believed: (U,) classes that the classifier believes in.
+        believed: (U,) most probable classes of the source classifier.
         calibration: one of `CALIBRATIONS`.
 
     Returns:
-        None where the answers stay as they are: without calibration, for votes, which have no probabilities, and
-        for a teacher that agrees with itself because it is not random.
+        None if the answers are not rescaled: without calibration, for votes (single labels), which have
+            no probabilities, and for a deterministic teacher, which agrees with itself trivially.
 
     Raises:
         ValueError: calibration by self-agreement, and no clip has two answers that could agree.
@@ -57,7 +60,8 @@ def with_temperature(probs: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def self_agreement(samples: np.ndarray) -> float:
-    """Share of pairs of answers about the same clip with the same most probable class, every clip alike.
+    """Share of pairs of answers about the same clip that have the same most probable class, averaged over
+    clips.
 
     Args:
         samples: (U, N, K) distributions, NaN rows where missing.
@@ -87,10 +91,10 @@ def temperature_for(samples: np.ndarray, rate: float) -> float:
 
     Args:
         samples: (U, N, K) distributions, NaN rows where missing.
-        rate: how often the answers are taken to be right, as `self_agreement` or `agreement_with` tell.
+        rate: estimated accuracy of the answers, from `self_agreement` or `agreement_with`.
 
     Returns:
-        T within 0.05 and 20; a bound if even it does not get there.
+        T in [0.05, 20]; the nearest bound if the rate cannot be reached.
 
     Raises:
         ValueError: the rate is NaN, or there is no valid answer.

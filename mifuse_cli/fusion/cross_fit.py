@@ -1,18 +1,19 @@
 """Labels on which two teachers and a cross-fitted linear model of the clips agree, by expectation maximisation.
 
 U clips, K classes, D features; natural logarithms. Two teachers, the audio-language model and the source
-classifier, give log-probabilities t (U, K). A linear model is fitted to the labels on hidden states of the encoder
-and predicts every clip out of fold, c (U, K), that is, from the labels of other clips alone: what it says of a
-clip is then a third opinion and no echo of the clip's own label. A round is
+classifier, give log-probabilities t (U, K). A linear model is fitted to the labels on hidden states of the
+encoder and predicts every clip out of fold, c (U, K), from the labels of the other folds: its prediction is
+then independent of the clip's own label. A round is
 
     q_i  proportional to  exp(t_i + w log c_i + b),  the b (K,) such that the mean of q is the class prior.
 
 Out-of-fold prediction is cross-fitting as in Chernozhukov et al. (Econometrics Journal, 2018); matching a class
 prior by reweighting is Saerens et al. (Neural Computation, 2002) run the other way round.
 
-Where speakers are unknown or their statistics not wanted, labels of a first few rounds help to find
-pseudo-speakers in the hidden states; states standardised by these then give both the linear model's features and
-what the source classifier says. Where no voices stand out, the states stay as they are. No argument of this module
+Unless the input is standardised by known speakers, the labels of the first few rounds are used to find
+pseudo-speakers, clusters of the hidden states. Hidden states standardised by pseudo-speaker are then the
+input of both the linear model and the source classifier. If no stable clusters are found, the hidden states
+are used as they are. No argument of this module
 carries a true label, and it imports no torch.
 """
 
@@ -29,7 +30,7 @@ from mifuse_cli.fusion.voices import pseudo_speakers, standardised
 
 ROUNDS = 10
 FIRST_ROUNDS = 4
-"""Of the labels that pseudo-speakers are found with: they need only be clear of the classes."""
+"""Rounds for the labels with which pseudo-speakers are found: they only have to remove the class means."""
 _STOP = 0.005
 _UNIFORM_SHARE = 0.5
 _SLOPES = np.geomspace(0.5, 100, 40)
@@ -39,18 +40,19 @@ _LALM_FLOOR, _SOURCE_FLOOR = 1e-2, 1e-3
 
 @dataclass(frozen=True)
 class Structure:
-    """What is known of U clips beside the teachers' samples.
+    """What `cross_fit` uses of U clips besides the answers of the LALMs.
 
     Attributes:
-        source: (U, K) mean prediction of the source classifier; drawn anew in the same way as those of `classify`.
-        hidden: (U, S, D) hidden states of S layers, averaged over time, as the encoder gives them; the first of the
-            layers tells voices apart.
+        source: (U, K) mean prediction of the source classifier over dropout passes, sampled in the same
+            way as in `classify`.
+        hidden: (U, S, D) hidden states of S layers, averaged over time, as the encoder gives them; the
+            first of the layers is used to find pseudo-speakers.
         standardised: (U, S, D) the same, standardised by speaker or by all clips.
         fold: (U,) fold of every clip; each is predicted from the labels of the other folds.
         head_input: (U, L, D) hidden states that the source classifier sees, as the encoder gives them.
-        classify: gives the source classifier's mean prediction (U, K) of head inputs (U, L, D) that are
-            standardised by pseudo-speakers, and is told which grouping of them it is, from 0. None where speakers
-            are known, so that no pseudo-speakers are looked for.
+        classify: function from head inputs (U, L, D) standardised by pseudo-speaker and the number of the
+            clustering (from 0) to the source classifier's mean prediction (U, K); None where known speakers
+            are used, which disables pseudo-speakers.
     """
 
     source: np.ndarray
@@ -69,9 +71,9 @@ class CrossFit:
         labels: (U, K), proportional to prod_v views[:, v] ** exponents[:, v] * exp(b), with b (K,) such that their
             mean is `prior`.
         views: (U, 3, K) distributions, each matched to its class prior; uniform where a view is left out.
-        exponents: (U, 3), 0 where a view is left out or has nothing to say of a clip.
+        exponents: (U, 3), 0 where a view is left out or has no answer for a clip.
         prior: (K,) mean of the labels.
-        voices: number of pseudo-speakers in every grouping that was used, none where none were found.
+        voices: number of pseudo-speakers in every clustering that was used; empty if none were found.
     """
 
     labels: np.ndarray
@@ -91,11 +93,11 @@ def cross_fit(
     """Labels of U clips.
 
     Args:
-        lalm: (U, K) mean answers of the audio-language model, NaN rows for clips without one, of which the source
-            classifier and the structure decide.
-        structure: what the source classifier and the hidden states say of the clips.
+        lalm: (U, K) mean answers of the audio-language model, NaN rows for clips without an answer, which
+            are labelled by the source classifier and the structure alone.
+        structure: predictions of the source classifier and hidden states of the clips.
         without: parts to leave out, of `settings.PARTS`.
-        rng: source of the clusters' starts.
+        rng: random generator for the initial cluster centres.
 
     Raises:
         ValueError: too many clips for their number of features, see `ridge.fits`.
@@ -159,8 +161,9 @@ def _matched_log(probs: np.ndarray, floor: float, matched: bool = True) -> np.nd
 class Teachers:
     """Log-probabilities of two teachers.
 
-    Both are taken to see each class equally often, as the diversity loss does, which takes away a teacher's bias
-    to a class. Probabilities are floored first, since the logarithm of few coarse answers is mostly noise.
+    Each is matched to a uniform class prior, as the diversity loss assumes, which removes a teacher's bias
+    towards a class. Probabilities are floored first, since the logarithm of a mean of few coarse answers is
+    mostly noise.
 
     Attributes:
         lalm: (U, K), NaN rows where there is no answer.
@@ -172,12 +175,13 @@ class Teachers:
 
     @classmethod
     def of(cls, lalm: np.ndarray, sources: Sequence[np.ndarray], *, matched: bool = True) -> Teachers:
-        """Teachers that say this.
+        """Teachers with these mean distributions.
 
         Args:
             lalm: (U, K) mean answers, NaN rows where there is none.
-            sources: (U, K) mean predictions of the source classifier, one for each way to standardise its input;
-                their matched log-probabilities are averaged. None at all leaves the audio-language model alone.
+            sources: (U, K) mean predictions of the source classifier, one for each standardisation of its
+                input; their matched log-probabilities are averaged. An empty list leaves the audio-language
+                model as the only teacher.
             matched: False leaves the class marginals of the teachers as they are.
         """
         answered = ~np.isnan(lalm).any(axis=1)
@@ -189,7 +193,7 @@ class Teachers:
         return cls(said, np.mean([_matched_log(probs, _SOURCE_FLOOR, matched) for probs in sources], axis=0))
 
     def exponents(self) -> np.ndarray:
-        """Exponents (U, 2) of both: half and half, or 1 for the only one that says something of a clip."""
+        """Exponents (U, 2) of both: 1/2 each, or 1 for the only teacher with an answer for a clip."""
         there = ~np.isnan(self.lalm).any(axis=1)
         return np.stack(
             [
@@ -200,7 +204,7 @@ class Teachers:
         )
 
     def pooled(self) -> np.ndarray:
-        """What the teachers say together, t (U, K): their log-probabilities weighed by `exponents`."""
+        """The pooled log-probabilities t (U, K) of the teachers, weighted by `exponents`."""
         both = self.exponents()
         together = both[:, :1] * np.nan_to_num(self.lalm)
         return together if self.source is None else together + both[:, 1:] * self.source
@@ -212,11 +216,11 @@ class Teachers:
         weight: float = 0.0,
         voices: tuple[int, ...] = (),
     ) -> CrossFit:
-        """The labels (U, K) with what they are made of.
+        """The labels (U, K) with the views and exponents that they were made from.
 
         Args:
             labels: (U, K).
-            structure: (U, K) what the linear model predicts; None if it is left out.
+            structure: (U, K) predictions of the linear model; None if it is left out.
             weight: its exponent.
             voices: as in `CrossFit`.
         """
@@ -237,10 +241,11 @@ def agreed(teachers: np.ndarray, matched: bool = True) -> np.ndarray:
 
 
 def calibrated(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Scores (U, K) times the slope under which softmax is likeliest to have given the labels (U, K) (Platt).
+    """Scores (U, K) times the slope that maximises the likelihood of the labels (U, K) under softmax (Platt
+    scaling).
 
-    Ridge regression gives differences of probabilities; the slope makes log-odds of them. The scores are out
-    of fold, so the slope does not overrate the fit.
+    Ridge regression predicts probabilities, not logits; the slope brings them to the scale of logits. The
+    scores are out of fold, so the slope is not inflated by overfitting.
     """
     likelihood = [(labels * log_softmax(slope * scores, axis=1)).sum() for slope in _SLOPES]
     return scores * _SLOPES[int(np.argmax(likelihood))]
@@ -249,11 +254,12 @@ def calibrated(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def agree(
     teachers: np.ndarray, student: ridge.CrossFitted, rounds: int = ROUNDS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels q (U, K) on which the teachers and the cross-fitted linear model agree, and what the model says.
+    """Labels q (U, K) on which the teachers and the cross-fitted linear model agree, and the model's
+    predictions.
 
-    The class prior is half uniform, half estimated as the mean of what all three say: uniform alone would force
-    equal classes on a target that is not balanced, estimation alone would follow the teachers' biases. Rounds
-    end when fewer than 0.5 % of the clips change their class.
+    The class prior is the mean of the uniform prior and the marginal estimated from all three views: a
+        uniform prior would impose equal classes on an unbalanced target, an estimated one alone would follow
+        the teachers' biases. Rounds end when fewer than 0.5 % of the clips change their class.
 
     Args:
         teachers: t (U, K), of `Teachers.pooled`.

@@ -8,7 +8,7 @@ LEAST_TEACHERS = 3
 _ITERATIONS = 100
 _TOLERANCE = 1e-5
 _OTHER, _SAME = 1.0, 5.0
-"""Pseudo-counts of a confusion matrix off and on the diagonal: teachers are taken to be better than chance."""
+"""Pseudo-counts of a confusion matrix off and on the diagonal: a prior that teachers are better than chance."""
 
 
 def dawid_skene(labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -18,8 +18,8 @@ def dawid_skene(labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarra
     teacher t calls l. It starts from the shares of the votes and stops after 100 steps or when no
     posterior moves by 1e-5. Counts get a prior of 5 on the diagonal, 1 elsewhere and 1 for each class.
 
-    The teachers have to err independently: with two, nothing tells which one is right, and several samples of
-    one model are one teacher that repeats its errors.
+    The teachers' errors have to be independent. With two teachers it cannot be decided which one is
+        right; several samples of one model count as one teacher, since they repeat its errors.
 
     Args:
         labels: (U, T) class indices, -1 where a teacher is silent; at least one a clip.
@@ -29,7 +29,7 @@ def dawid_skene(labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarra
         posterior (U, K) and accuracy (T,), the sum over k of pi_k C_t[k, k].
 
     Raises:
-        ValueError: fewer than three teachers say anything.
+        ValueError: fewer than three teachers have answers.
     """
     speaking = int((labels >= 0).any(axis=0).sum())
     if speaking < LEAST_TEACHERS:

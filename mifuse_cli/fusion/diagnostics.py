@@ -1,4 +1,4 @@
-"""What can be said of teachers without labels."""
+"""Statistics of teachers that need no labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def disagreement(mean: np.ndarray) -> float:
     """Mean Jensen-Shannon divergence of the teachers' means (U, T, K), in nats; NaN without clips of two.
 
     H(mean_t p_t) - mean_t H(p_t) over the teachers that answered a clip: the mutual information between the
-    label and who gives it. Of two teachers at most log 2.
+    label and the teacher that gives it; at most log 2 for two teachers.
     """
     valid = ~np.isnan(mean).any(axis=-1)
     shared = valid.sum(axis=1) > 1

@@ -10,7 +10,7 @@ import numpy as np
 _IDENTICAL = 1e-4
 """Mutual information in nats below which a clip's samples count as identical."""
 _DEAD = 0.95
-"""Share of clips with identical samples above which a teacher's mutual information says nothing."""
+"""Share of clips with identical samples above which a teacher's mutual information is meaningless."""
 _JEFFREYS = 0.5
 """Pseudo-count a class of the Jeffreys prior of a categorical distribution."""
 
@@ -30,15 +30,17 @@ def mean_and_mi(samples: np.ndarray, estimator: str = "scaled") -> tuple[np.ndar
     """Mean distribution and mutual information I = H(mean p) - mean H(p) of every clip.
 
     The plug-in estimate from n samples is low by a factor of about (n-1)/n, because the mean follows the
-    samples. ``scaled``, ``jackknife`` and ``pairwise-js`` undo that (n counted per clip), so that teachers
-    with different numbers of samples can be compared; ``shrunk`` also tames the noise of few samples. One
-    sample says nothing about uncertainty: such a clip gets the mean MI of the teacher's other clips (log K if
+    samples. ``scaled``, ``jackknife`` and ``pairwise-js`` correct this bias (n counted per clip), so that
+    teachers with different numbers of samples can be compared; ``shrunk`` also reduces the variance of few
+    samples. Mutual information cannot be estimated from one sample: such a clip gets the mean MI of the
+    teacher's other clips (log K if
     it has none).
 
     ``bayes`` is for votes, answers that are a label and no distribution. The entropy of each is 0, so I is the
-    entropy of the votes, which few votes understate badly: it is replaced by its posterior mean under a
-    Jeffreys prior, and the mean distribution by its posterior mean, in which no class has probability 0. Of
-    samples that are no votes, ``bayes`` makes what ``scaled`` does.
+    entropy of the votes, which is strongly underestimated from few votes: it is replaced by its posterior
+        mean under a
+    Jeffreys prior, and the mean distribution by its posterior mean, in which no class has probability 0. For
+    samples that are not votes, ``bayes`` is ``scaled``.
 
     Args:
         samples: (U, N, K) distributions, NaN rows where missing.
@@ -63,7 +65,7 @@ def mean_and_mi(samples: np.ndarray, estimator: str = "scaled") -> tuple[np.ndar
 
 
 def are_votes(samples: np.ndarray) -> bool:
-    """Whether all valid samples (U, N, K) put everything on one class, and there is one."""
+    """Whether there are valid samples (U, N, K) and all of them are one-hot."""
     highest = samples[~np.isnan(samples).any(axis=-1)].max(axis=-1)
     return highest.size > 0 and bool((highest > 1 - 1e-6).all())
 
@@ -71,8 +73,8 @@ def are_votes(samples: np.ndarray) -> bool:
 def share_identical(samples: np.ndarray) -> float:
     """Share of clips whose samples (U, N, K) do not differ, of those with several; NaN without such clips.
 
-    Near 1 there is no randomness: temperature 0, cached answers, a dropout that is off. Mutual information
-    is then 0 whatever the teacher knows.
+    A value near 1 means that the teacher is deterministic: temperature 0, cached answers, or inactive
+    dropout. Mutual information is then 0 whatever its uncertainty.
     """
     several = (~np.isnan(samples).any(axis=-1)).sum(axis=1) > 1
     _, mi = mean_and_mi(samples[several], "plugin")
@@ -80,7 +82,9 @@ def share_identical(samples: np.ndarray) -> float:
 
 
 def is_dead(identical: float) -> bool:
-    """Whether a teacher with this share of identical clips is; not where it is NaN: then nothing is known."""
+    """Whether a teacher with this share of identical clips is deterministic; False for NaN, when it is
+    unknown.
+    """
     return identical > _DEAD
 
 
@@ -123,7 +127,7 @@ def _jackknife(known: np.ndarray, valid: np.ndarray) -> np.ndarray:
 def _pairwise_js(known: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Twice the mean JS divergence of two different samples: a U-statistic; `_scaled` where n = 2."""
     total, pairs = np.zeros(len(known)), np.zeros(len(known))
-    # A pair at a time: all at once would take N^2 times the memory of the samples.
+    # One pair at a time, since all pairs at once would need N^2 times the memory.
     for i, j in combinations(range(valid.shape[1]), 2):
         both = valid[:, i] & valid[:, j]
         total += np.where(both, js_divergence(known[:, i], known[:, j]), 0.0)
@@ -152,6 +156,8 @@ _ESTIMATORS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "shrunk": _shrunk,
     "bayes": _scaled,
 }
-"""From samples (U, N, K), zeros where missing, and their validity (U, N) to I (U,) where two are valid."""
+"""From samples (U, N, K), zeros where missing, and their validity (U, N) to I (U,), defined where at least
+two are valid.
+"""
 
 MI_ESTIMATORS = tuple(_ESTIMATORS)

@@ -1,4 +1,4 @@
-"""From what teachers answered to one distribution a clip."""
+"""Fusing the samples of all teachers into one distribution for every clip."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ if TYPE_CHECKING:
     from mifuse_cli.fusion.cross_fit import CrossFit, Structure
 
 Random = Callable[[str], np.random.Generator]
-"""Gives the generator of one named use of a seed, so that one use does not move another's draws."""
+"""Returns the random generator for one named use of the seed; draws for one use do not affect another's."""
 
 
 @dataclass(frozen=True)
 class Fusion:
-    """Labels of U clips, and what each of T teachers has to do with them; the classifier is the last teacher.
+    """Fused labels of U clips, and the contribution of each of T teachers; the classifier is the last
+    teacher.
 
-    Arrays but those of `cross_fit` are rounded to float32, as the artifact of ``mifuse fuse`` holds them, so that
-    what comes of them does not depend on whether they were stored in between.
+    All arrays except those of `cross_fit` are rounded to float32, the type in the artifact of ``mifuse
+    fuse``, so that results do not depend on whether they were stored in between.
 
     Attributes:
         probs: (U, K) fused labels.
         weights: (U, T) weight of every teacher among the teachers, rows sum to 1.
         mean: (U, T, K) mean distributions, NaN where silent.
         mi: (U, T) mutual information in nats, NaN where silent.
-        settings: as given, with uniform weights in place of those by mutual information where a teacher is dead.
+        settings: as given, but with uniform weights instead of a weighting by mutual information if the
+            answers of a teacher never vary.
         temperature: of every teacher, None where it was left as it is.
         identical: share of clips on which a teacher's answers do not vary, of every teacher.
-        cross_fit: what `cross_fit` found, None where the teachers were weighed.
+        cross_fit: result of `cross_fit`, None for weightings.
     """
 
     probs: np.ndarray
@@ -61,7 +63,7 @@ def fuse_samples(
     """Fuse the answers of T teachers, the classifier the last of them.
 
     Args:
-        samples: of every teacher (U, N, K), NaN rows where missing, N of each its own.
+        samples: (U, N, K) of every teacher, NaN rows where missing; N may differ between teachers.
         settings: how.
         structure: of the clips, needed for ``cross-fit`` alone.
         random: needed for ``cross-fit`` alone.
@@ -98,7 +100,9 @@ def fuse_samples(
         shares, lalm = fuse_answers(mean, mi, settings)
         rng = random("pseudo-speakers")
         found = cross_fit(lalm.astype(float), structure, without=settings.left_out, rng=rng)
-        with np.errstate(invalid="ignore"):  # Without the source model, a clip may have no teacher: NaN.
+        with np.errstate(
+            invalid="ignore"
+        ):  # If the source model is left out, a clip without an answer has no teacher: NaN.
             teachers = found.exponents[:, :2] / found.exponents[:, :2].sum(axis=1, keepdims=True)
         weights = np.hstack([shares * teachers[:, :1], teachers[:, 1:]])
         probs = sharpened(found.labels, settings.sharpen)
@@ -117,8 +121,8 @@ def fuse_samples(
 def fuse_means(mean: np.ndarray, mi: np.ndarray, settings: FusionSettings) -> tuple[np.ndarray, np.ndarray]:
     """Weights and fused distributions of clips with at least one teacher that answered.
 
-    ``dawid-skene`` pools by itself: its distribution is the posterior of `dawid_skene` whatever ``pool`` is,
-    and its weights are only told.
+    For ``dawid-skene`` the distribution is the posterior of `dawid_skene`, whatever ``pool`` is; its weights
+    are only reported.
 
     Args:
         mean: (U, T, K) mean distributions, NaN where a teacher is silent.
@@ -135,7 +139,7 @@ def fuse_means(mean: np.ndarray, mi: np.ndarray, settings: FusionSettings) -> tu
     if silent.all(axis=1).any():
         raise ValueError("every clip needs at least one teacher with a valid distribution")
     with warnings.catch_warnings():
-        # A teacher that is silent everywhere has no mean MI, a clip no JS: numpy says so, and weight 0 follows.
+        # numpy warns about means over nothing (a teacher or clip without answers); their weight is 0.
         warnings.simplefilter("ignore", RuntimeWarning)
         weights = np.where(silent, 0.0, WEIGHTINGS[settings.weighting](mean, mi, settings.tau))
     weights = weights / weights.sum(axis=1, keepdims=True)
@@ -147,10 +151,11 @@ def fuse_means(mean: np.ndarray, mi: np.ndarray, settings: FusionSettings) -> tu
 
 
 def fuse_answers(mean: np.ndarray, mi: np.ndarray, settings: FusionSettings) -> tuple[np.ndarray, np.ndarray]:
-    """The audio-language models' distributions fused without the classifier; those of one are left as they are.
+    """The audio-language models' distributions fused without the classifier; those of a single one are
+    returned unchanged.
 
     Weightings that need the classifier (``t3``) or three teachers (``dawid-skene``) are replaced by uniform ones,
-    and ``cross-fit``, which hears them as one teacher, by ``mi``.
+    and ``cross-fit``, which treats the LALMs as one teacher, by ``mi``.
 
     Args:
         mean: (U, T, K) mean distributions of all teachers, NaN where silent; the last one is the classifier.

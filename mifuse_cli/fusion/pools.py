@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 
 LOG_POOL_FLOOR = 1e-3
-"""Lowest probability in a product, so that a single zero is no veto."""
+"""Lower bound of probabilities in a product, so that a single zero does not veto a class."""
 
 
 def linear_pool(weights: np.ndarray, probs: np.ndarray) -> np.ndarray:
-    """sum_t w_t p_t. Even of calibrated teachers it is not sharp enough (Gneiting & Ranjan 2013)."""
+    """sum_t w_t p_t. Even with calibrated teachers it is underconfident (Gneiting & Ranjan 2013)."""
     return _normalized((weights[..., None] * probs).sum(axis=1))
 
 
@@ -21,7 +21,8 @@ def log_pool(weights: np.ndarray, probs: np.ndarray) -> np.ndarray:
 
 
 def product_of_experts(weights: np.ndarray, probs: np.ndarray) -> np.ndarray:
-    """Proportional to prod_t p_t^(n w_t), n the teachers with a weight: prod_t p_t if they weigh the same.
+    """Proportional to prod_t p_t^(n w_t), n the number of teachers with a positive weight: prod_t p_t for
+    equal weights.
 
     Probabilities are floored at 0.001. Independent evidence adds up, so it is sharper than `log_pool`
     (Hinton 2002).
@@ -30,7 +31,8 @@ def product_of_experts(weights: np.ndarray, probs: np.ndarray) -> np.ndarray:
 
 
 def sharpened(probs: np.ndarray, temperature: float) -> np.ndarray:
-    """Proportional to p^(1 / T), T of 0.5 to 1 to undo the dullness of a linear pool; above 1 it flattens.
+    """Proportional to p^(1 / T), T of 0.5 to 1 to correct the underconfidence of a linear pool; above 1 it
+    flattens.
 
     Args:
         probs: (U, K) distributions.

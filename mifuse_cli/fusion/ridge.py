@@ -1,7 +1,8 @@
-"""A linear student of soft labels, cross-fitted: ridge regression that predicts each clip from those of other folds.
+"""Cross-fitted ridge regression of soft labels on features: each clip is predicted from the labels of the
+other folds.
 
-U clips, K classes, P features. The same predictions come from matrices between clips (U, U) or between features
-(P, P), whichever fits. No argument of this module carries a true label, and it imports no torch.
+U clips, K classes, P features. It is solved in the dual (U, U) or in the primal (P, P), with the same
+predictions. No argument of this module carries a true label, and it imports no torch.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ import numpy as np
 from scipy import linalg
 
 LARGEST = 20_000
-"""Clips up to which matrices between clips are used, and features up to which those between features are.
+"""Largest U for which the dual is solved, and largest P for which the primal is.
 
-Some four matrices of that size in float32 are held at once, and solving takes time of its order cubed: on one core
-45 s and 2 GB for 10,000.
+About four float32 matrices of that order are held at once, and solving takes cubic time: on one core 45 s and
+2 GB for order 10,000.
 """
 RIDGE = 0.3
 FOLDS = 5
 
 
 class CrossFitted(Protocol):
-    """What `cross_fitted` gives.
+    """Result of `cross_fitted`.
 
     Attributes:
-        weight: share of the clips that are no degrees of freedom of the fit to all of them: a flexible fit to few
-            clips learns their noise too, so that its word counts less there.
+        weight: 1 - df/U, where df are the effective degrees of freedom of the fit to all clips: a
+            flexible fit to few clips overfits and is given less weight.
     """
 
     weight: float
@@ -38,10 +39,10 @@ class CrossFitted(Protocol):
 
 
 def cross_fitted(layers: Iterable[np.ndarray], fold: np.ndarray, ridge: float = RIDGE) -> CrossFitted:
-    """The student on the layers' features (U, D) side by side, divided by the root of their number P.
+    """The regression on the concatenated features (U, D) of the layers, divided by sqrt(P).
 
     Args:
-        layers: each of its own width; taken one at a time.
+        layers: of any widths; read one at a time.
         fold: (U,) of `folds`.
         ridge: penalty.
 
@@ -54,12 +55,12 @@ def cross_fitted(layers: Iterable[np.ndarray], fold: np.ndarray, ridge: float = 
 
 
 def fits(clips: int, features: int) -> bool:
-    """Whether `cross_fitted` takes so many."""
+    """Whether the dual or the primal is small enough for `cross_fitted`."""
     return min(clips, features) <= LARGEST
 
 
 class BetweenClips:
-    """Kernel ridge regression: S y predicts y (U, K), with S (U, U) made once for all labels.
+    """The dual, kernel ridge regression: S y predicts y (U, K); S (U, U) is computed once for all labels.
 
     S[test, train] = G[test, train] (G[train, train] + ridge I)^-1, and 0 within a fold.
     """
@@ -84,7 +85,7 @@ class BetweenClips:
 
 
 class BetweenFeatures:
-    """The same in the space of the features: x' (X'X + ridge I)^-1 X'y, X and y without the fold of x."""
+    """The primal: x' (X'X + ridge I)^-1 X'y, X and y without the fold of x."""
 
     def __init__(self, features: np.ndarray, fold: np.ndarray, ridge: float = RIDGE) -> None:
         """Take X (U, P), of `side_by_side`, and the fold (U,) of every clip."""
@@ -112,7 +113,7 @@ class BetweenFeatures:
 
 
 def gram(layers: Iterable[np.ndarray]) -> np.ndarray:
-    """Linear kernel (U, U) of the layers' features (U, D) side by side, divided by their number; float32."""
+    """Linear kernel (U, U) of the concatenated features (U, D) of the layers, divided by P; float32."""
     total, width = None, 0
     for layer in layers:
         features = np.ascontiguousarray(layer, dtype=np.float32)
@@ -126,7 +127,7 @@ def gram(layers: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def side_by_side(layers: Iterable[np.ndarray]) -> np.ndarray:
-    """The layers' features (U, P) side by side, divided by the root of their number; float32.
+    """The concatenated features (U, P) of the layers, divided by sqrt(P); float32.
 
     Raises:
         ValueError: more than `LARGEST` features.

@@ -1,4 +1,6 @@
-"""How labels are made: the options of ``mifuse fuse``, which its artifact keeps and training goes on with."""
+"""How labels are made: the options of ``mifuse fuse``, which are stored in its artifact and used again by
+``train --refresh``.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,11 @@ from mifuse_cli.fusion.pools import POOLS
 from mifuse_cli.fusion.weightings import OF_MI, OF_TAU, WEIGHTINGS
 
 CROSS_FIT = "cross-fit"
-"""Labels from teachers and structure, see `cross_fit`; all other ways weigh and pool the teachers."""
+"""Name of the fusion by `cross_fit`; all others are weightings, which weigh and pool the teachers."""
 PARTS = ("lalm", "source", "matching", "structure", "voices")
-"""What can be left out of `CROSS_FIT`: either teacher, the matching of teachers to uniform classes, the prediction
-from other clips, the pseudo-speakers."""
+"""Parts of `CROSS_FIT` that can be left out: the LALMs, the source classifier, matching the teachers to a
+uniform class prior, the cross-fitted regression on hidden states (structure), the pseudo-speakers (voices).
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,8 @@ class FusionSettings(Config):
         "sharp.",
     )
     keep_weighting: bool = option(
-        False, "Weight by mutual information even if a teacher's answers never vary; else all weigh the same."
+        False,
+        "Keep a weighting by mutual information even if a teacher's answers never vary; default: uniform then.",
     )
     pool: str = option("linear", "linear: weighted mean; log: weighted geometric mean; poe: product.")
     sharpen: float = option(1.0, "Temperature T of the fused labels, p^(1/T): 0.5 to 1 sharpens.")
@@ -66,7 +70,9 @@ class FusionSettings(Config):
 
     @property
     def is_weighted(self) -> bool:
-        """Whether teachers are weighed and pooled, so that the labels can be renewed with new samples of one."""
+        """Whether teachers are weighed and pooled; such labels can be fused anew with new samples of the
+        classifier.
+        """
         return self.weighting != CROSS_FIT
 
     def problems(self) -> Iterable[str]:
@@ -90,7 +96,7 @@ class FusionSettings(Config):
                 yield f"--{flag} {value}: has no effect on --weighting {self.weighting}; leave it out"
 
     def parameters(self) -> dict[str, Any]:
-        """The settings by name, without whatever a subclass adds."""
+        """The settings by name, without fields of subclasses."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(FusionSettings)}
 
     @staticmethod
@@ -105,7 +111,7 @@ class FusionSettings(Config):
 
 
 def _unused(weighting: str) -> set[str]:
-    """Names of options that have no say in a weighting."""
+    """Names of options that have no effect on a weighting."""
     unused = {
         "tau": weighting not in OF_TAU,
         "keep_weighting": weighting not in OF_MI,

@@ -1,4 +1,5 @@
-"""Pseudo-speakers: groups of unlabelled clips that sound like one voice, and features standardised by them.
+"""Pseudo-speakers: clusters of unlabelled clips that take the place of unknown speakers, and features
+standardised within them.
 
 U clips, K classes, D features. No argument of this module carries a true label, and it imports no torch.
 """
@@ -19,19 +20,21 @@ _TINY = 1e-12
 
 
 def pseudo_speakers(layer: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """Groups (U,) of clips that sound like one voice, in three resolutions; none where no voices stand out.
+    """Three clusterings (U,) of the clips at different resolutions; an empty list if no stable clusters are
+    found.
 
-    The means of the classes under the labels are taken out of the features. Their principal components, whitened
-    and scaled to unit length, as is usual for features of speakers (Garcia-Romero & Espy-Wilson, Interspeech
-    2011), are clustered by k-means: the first 20, 30 and 50 of them or, of fewer, shares like these. How many
-    voices there are is told by stability (Ben-Hur et al., PSB 2002): by the adjusted Rand index between the three
-    clusterings, which is highest where the clusters are really there. At most 24 are tried, with 15 clips or more
-    on average; an index below 1/3 says that there is nothing to be found.
+    The class means under the soft labels are subtracted from the features. Their principal components,
+    whitened
+    and scaled to unit length, as is usual for speaker embeddings (Garcia-Romero & Espy-Wilson, Interspeech
+    2011), are clustered by k-means: using the first 20, 30 and 50 of them, or the same proportions if there
+    are fewer. The number of clusters is chosen by stability (Ben-Hur et al., PSB 2002): the mean adjusted
+    Rand index between the three clusterings is maximal. Up to 24 clusters with at least 15 clips on average
+    are tried; if the index is below 1/3, no pseudo-speakers are used.
 
     Args:
-        layer: (U, D) features of a low layer, where voices differ most.
+        layer: (U, D) features of a low layer, where speakers differ most.
         labels: (U, K).
-        rng: source of the clusters' starts.
+        rng: random generator for the initial cluster centres.
     """
     from sklearn.metrics import adjusted_rand_score
 
@@ -51,14 +54,14 @@ def _without_classes(layer: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Features (U, D) standardised, without the means of the classes under the labels (U, K)."""
     centred = layer - layer.mean(axis=0)
     centred = centred / np.maximum(centred.std(axis=0), 1e-5)
-    # Soft means; a class that nobody is in has none.
+    # Means weighted by the soft labels; a class without clips has none.
     centred = centred - labels @ (labels.T @ centred / np.maximum(labels.sum(axis=0), _TINY)[:, None])
     centred = centred - centred.mean(axis=0)
     return centred / np.maximum(centred.std(axis=0), 1e-5)
 
 
 def _components(centred: np.ndarray) -> np.ndarray:
-    """Principal components (U, P) of features (U, D), the largest first, all of deviation 1."""
+    """Principal components (U, P) of features (U, D), in order of variance, scaled to unit variance."""
     variances, axes = np.linalg.eigh(centred.T @ centred / len(centred))
     axes = axes[:, variances > 1e-6 * variances[-1]][:, ::-1]
     projected = centred @ axes
@@ -66,7 +69,7 @@ def _components(centred: np.ndarray) -> np.ndarray:
 
 
 def _clusters(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Cluster (U,) of points (U, P) by their direction."""
+    """Cluster (U,) of points (U, P), by k-means after scaling to unit length."""
     from sklearn.cluster import KMeans
 
     directions = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), _TINY)
@@ -77,8 +80,8 @@ def _clusters(points: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
 def standardised(features: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Features (U, ...) with mean 0 and deviation about 1 in each group (U,).
 
-    Variances are shrunk to that of all clips around their groups' means, as by 10 more clips, since groups may
-    be small.
+    Variances are shrunk towards the pooled within-group variance with the weight of 10 clips, since groups
+    may be small.
     """
     out = np.empty_like(features)
     for group in np.unique(groups):

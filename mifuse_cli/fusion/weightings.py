@@ -26,10 +26,10 @@ def mi_weights(mean: np.ndarray, mi: np.ndarray, tau: float) -> np.ndarray:
 
 
 def shuffled_mi_weights(mean: np.ndarray, mi: np.ndarray, tau: float) -> np.ndarray:
-    """Those of `mi_weights` with each teacher's mutual information dealt out to other clips: a control.
+    """`mi_weights` after permuting each teacher's mutual information over the clips: a control.
 
-    If it does as well, then what a teacher's mutual information tells of a clip carries nothing, and only its
-    level does. Clips are always dealt out in the same way, and that of all teachers alike.
+    If it does as well as `mi_weights`, the variation of mutual information between clips carries no
+    information, only a teacher's mean level does. The permutation is fixed and the same for all teachers.
     """
     dealt = mi.copy()
     for column in dealt.T:
@@ -86,13 +86,15 @@ def max_confidence_weights(mean: np.ndarray, mi: np.ndarray, tau: float) -> np.n
 
 
 def t3_weights(mean: np.ndarray, mi: np.ndarray, tau: float) -> np.ndarray:
-    """The last teacher against the others: g for them together, 1 - g for it, after T^3 (arXiv 2510.27265).
+    """The last teacher against the others: weight g for the others together, 1 - g for the last, after T^3
+    (arXiv 2510.27265).
 
     g = sigmoid(10 (JS - median JS)), JS between the last teacher's mean and the mean of the others', the
-    median over clips: the more the classifier is contradicted, the less it counts. T^3 has sigmoid(0.5 JS),
-    which JS <= log 2 keeps within 0.50 and 0.59, near uniform whatever the clip; hence the centred form. It
-    mixes the weights of two models, this their distributions. Teachers but the last share g equally, and
-    cannot be exchanged with it.
+    median over clips: the more the others contradict the classifier, the lower its weight. T^3 has
+        sigmoid(0.5 JS),
+    which JS <= log 2 keeps within 0.50 and 0.59, near uniform whatever the clip; hence the centred form. T^3
+    mixes the parameters of two models, this function mixes their distributions. All teachers but the last
+    share g equally; the function is not symmetric in the last teacher.
     """
     others = np.nanmean(mean[:, :-1], axis=1)
     js = js_divergence(others, mean[:, -1])
@@ -106,7 +108,7 @@ def t3_weights(mean: np.ndarray, mi: np.ndarray, tau: float) -> np.ndarray:
 def dawid_skene_weights(mean: np.ndarray, mi: np.ndarray, tau: float) -> np.ndarray:
     """Accuracy of every teacher as estimated by `dawid_skene` from the most probable class of its mean.
 
-    Needs three teachers, and takes hard labels: probabilities and mutual information have no say.
+    Needs three teachers, and uses hard labels only: probabilities and mutual information have no effect.
     """
     _, accuracy = dawid_skene(top_labels(mean, mi), mean.shape[-1])
     return np.broadcast_to(accuracy, mi.shape)
@@ -118,7 +120,9 @@ def top_labels(mean: np.ndarray, mi: np.ndarray) -> np.ndarray:
 
 
 Weighting = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
-"""From mean (U, T, K), mi (U, T) and tau to weights (U, T) of any sum, of which one a clip is positive."""
+"""From mean (U, T, K), mi (U, T) and tau to unnormalised weights (U, T), at least one of them positive for
+every clip.
+"""
 
 WEIGHTINGS: dict[str, Weighting] = {
     "mi": mi_weights,
@@ -142,7 +146,7 @@ OF_RAW_MI = ("mi", "shuffled-mi", "one-minus-mi", "inverse-mi")
 OF_TAU = ("mi", "shuffled-mi", "exp-entropy")
 """Weightings that have a temperature."""
 OF_MI = (*OF_RAW_MI, "rank-mi", "z-mi")
-"""Weightings that a teacher whose mutual information is 0 on principle leads astray."""
+"""Weightings that fail if a teacher is deterministic, so that its mutual information is always 0."""
 
 
 def _certainty(mean: np.ndarray) -> np.ndarray:

@@ -6,8 +6,9 @@ class marginal; dispersion does that work.
 
 Ours: AdamW as for every method; t counts epochs from 0 (the paper: steps), T is their number; the bank's
 predictions are those without dropout. The paper's sum over j grows with the batch: by default it is divided by
-B - 1, and alpha is the number of neighbours, so that a clip's mean neighbour and the mean of the batch pull and
-push alike; with a much smaller alpha a class can shrink away. The paper's setting is ``alpha=1, normalise=False``
+B - 1, and alpha is the number of neighbours, so that attraction to the mean neighbour and repulsion from the
+batch mean have equal strength; with a much smaller alpha a class can vanish. The paper's setting is
+``alpha=1, normalise=False``
 with beta from 0 to 5.
 """
 

@@ -1,4 +1,4 @@
-"""One function that adapts a classifier to unlabelled clips, by any method; ``train`` and ``compare`` call it.
+"""Adapting a classifier to unlabelled clips by any method: one function, called by ``train`` and ``compare``.
 
 Importing this module loads no torch: the command line lists the names of the methods.
 """
@@ -35,24 +35,27 @@ METHODS = {
     "prode": 1,
     "oracle": 1,
 }
-"""Names of the methods, each with its version: raise it when the method predicts something else than before, so that
-``compare`` does not keep what an older one predicted."""
+"""Names of the methods, each with its version: to be raised when the predictions of the method change, so
+that ``compare`` does not keep older ones.
+"""
 VERSION = 1
-"""Of what all methods share, such as features, standardisation and the training loop: raise it likewise."""
+"""Version of what all methods share, such as features, standardisation and the training loop; to be raised
+likewise.
+"""
 WITHOUT_LALM = ("shot", "shot-im", "nrc", "aad", "tent", "oracle")
-"""Methods that hear no audio-language model."""
+"""Methods that do not use an audio-language model."""
 WITH_LABELS = ("mifuse", "lalm-sfuda")
-"""Methods whose labels have a class marginal that the diversity loss can pull to."""
+"""Methods with labels, whose class marginal can be the target of the diversity loss."""
 
 _PANEL = "Training"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptationConfig(StepConfig):
-    """Parent of the configurations of steps that train students."""
+    """Base class of the configurations of steps that train students."""
 
     epochs: int = option(30, "Epochs; the model after the last one is saved.", panel=_PANEL)
-    batch_size: int = option(64, "Clips a batch, at most.", panel=_PANEL)
+    batch_size: int = option(64, "Largest number of clips in a batch.", panel=_PANEL)
     learning_rate: float = option(5e-4, "AdamW learning rate of the head.", panel=_PANEL)
     weight_decay: float = option(0.01, "AdamW weight decay.", panel=_PANEL)
     diversity_weight: float = option(
@@ -62,7 +65,7 @@ class AdaptationConfig(StepConfig):
     )
     diversity_prior: str = option(
         "uniform",
-        f"Class marginal that the diversity loss pulls to: uniform, or labels, that of the labels of "
+        f"Target of the diversity loss for the class marginal: uniform, or labels for the marginal of the labels of "
         f"{' or '.join(WITH_LABELS)}.",
         panel=_PANEL,
     )
@@ -74,7 +77,9 @@ class AdaptationConfig(StepConfig):
         panel=_PANEL,
     )
     ema: float = option(
-        0.99, "Momentum a step of that EMA teacher; without --refresh there is none.", panel=_PANEL
+        0.99,
+        "Momentum of that EMA teacher, applied after every step; used only with --refresh.",
+        panel=_PANEL,
     )
 
     def problems(self) -> Iterable[str]:
@@ -92,7 +97,9 @@ class AdaptationConfig(StepConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to adapt; as the options of `AdaptationConfig` and of ``mifuse train`` of these names."""
+    """Options of the adaptation; the fields are those of the same names in `AdaptationConfig` and ``mifuse
+    train``.
+    """
 
     method: str = "mifuse"
     epochs: int
@@ -115,7 +122,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Student:
-    """What `adapt` made of a classifier, which it trained in place.
+    """Result of `adapt`, which trains the classifier in place.
 
     Attributes:
         terms: names of the loss terms.
@@ -146,11 +153,12 @@ def adapt(
         options: how.
         teachers: what it learns from; may be None for methods of `WITHOUT_LALM`.
         truth: (U,) class indices for the oracle, None for all others.
-        kept: file for the state after every epoch, and the identity that a state must have to be continued.
+        kept: file for the state after every epoch, and the hash that a saved state must match to be
+            resumed.
         after_epoch: called with the number of every epoch that ended.
 
     Raises:
-        UsageError: labels that cannot be renewed, and ``refresh``.
+        UsageError: ``refresh`` above 0 with labels that cannot be fused anew.
         MifuseError: the loss is NaN or infinite.
     """
     from mifuse_cli.methods import loop, resume
@@ -223,7 +231,7 @@ def refresh_of(options: Options, teachers: Teachers) -> int:
     """Epochs between two fusions of ``mifuse``, 0 for none.
 
     Raises:
-        UsageError: labels that cannot be renewed, and ``refresh``.
+        UsageError: ``refresh`` above 0 with labels that cannot be fused anew.
     """
     if options.refresh is None:
         return 1 if teachers.settings.is_weighted else 0

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from mifuse_cli.methods.loop import Batch, Method
 from mifuse_cli.model.classifier import Classifier, Features, Head, Waveforms, units
 
-# Of the similarity matrix that is held at a time, 64 MB in single precision.
+# Entries of the similarity matrix computed at a time: 64 MB in single precision.
 _CELLS = 1 << 24
 
 
@@ -44,13 +44,15 @@ def nearest(bank: Tensor, index: Tensor, count: int) -> Tensor:
 class Banked(Method):
     """A method with two banks over all clips: `units` (U, H) of unit length and `probs` (U, K).
 
-    They are filled before the first epoch, and a batch then puts its clips' present values in place of the
-    old ones before it looks for neighbours. Both times the predictions are those without dropout, so that
-    the bank does not mix two kinds of them. The banks get no gradient.
+    They are filled before the first epoch, and every batch replaces the entries of its clips by their current
+    values before it searches for neighbours. Predictions in the bank are always made without dropout. No
+    gradient flows into the banks.
     """
 
     def begin_epoch(self, epoch: int, model: Classifier, inputs: Features | Waveforms) -> None:
-        """Fill the banks in epoch 1; later ones find them as the epoch before, or the disk, left them."""
+        """Fill the banks in epoch 1; later epochs continue with the banks of the epoch before, or with those
+        restored from disk.
+        """
         if epoch == 1:
             hidden = units(model, inputs)
             self.targets["units"] = normalize(hidden, dim=1)

@@ -4,12 +4,14 @@ Distillation into a fresh head: KL(M_i || p_i) + IM(p) + mixup, where M starts a
 by keeping the highest probability and spreading the rest over the other classes, and IM is
 mean_i H(p_i) + KL(batch marginal || prior). Mixup: KL(lam p_a + (1 - lam) p_b || p(lam x_a + (1 - lam) x_b)) with
 one lam ~ Beta(0.3, 0.3) a batch, the mixed predictions being the student's own, without a gradient. After each
-tenth of the distillation M <- 0.6 M + 0.4 p: what is left of the teacher in the end is 0.6^9, a hundredth.
+tenth of the distillation M <- 0.6 M + 0.4 p: the teacher's final share of M is 0.6^9, a hundredth.
 Then fine-tuning with IM alone.
 
-Ours: AdamW at a constant rate as for every method; the head alone is fresh, over the same encoder; mixup takes
-the standardised features, for two waveforms at once would be two people talking. The first half of the epochs
-distils, the second fine-tunes (the paper's 30 + 30 are ``epochs=60``), with no early end. Where an epoch spans
+Ours: AdamW at a constant rate as for every method; only the head is re-initialised, the encoder stays; mixup
+mixes standardised features, since mixed waveforms would be two people talking at once. The first half of the
+epochs
+distils, the second fine-tunes (the paper's 30 + 30 are ``epochs=60``), without early stopping. Where an epoch
+spans
 several tenths, its refresh counts as that many with the same predictions. Clips without an answer do not take
 part in the KL until the first refresh, at which their M becomes the student's prediction; the other terms have
 them from the start. With four classes, ``top=0`` saves the teacher's second choice from the smoothing.
@@ -48,7 +50,8 @@ def divergence(targets: Tensor, logits: Tensor, weights: Tensor) -> Tensor:
 
 
 class Dine(Method):
-    """Distillation with a memory of the teacher that turns into one of the student, then fine-tuning.
+    """Distillation from a memory that moves from the teacher's to the student's predictions, then
+    fine-tuning.
 
     Args:
         teacher: (U, K) its answers, NaN rows where there is none.

@@ -1,6 +1,6 @@
 """LALM-only adaptation: a student of the audio-language model's mean answers, with the diversity loss.
 
-The paper's strongest baseline; its recipe there is unknown, this is ours: cross-entropy to the mean of the
+The paper's strongest baseline; its details there are not known, ours are: cross-entropy to the mean of the
 answers, no classifier teacher, the student starting from the source weights. Clips without a valid answer
 take part in the diversity term only. The means of several models are fused first.
 """

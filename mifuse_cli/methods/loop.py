@@ -1,8 +1,8 @@
 """The one training loop: batches, optimiser, EMA teacher, epochs, and state to resume from.
 
 A method (one file beside this one) gives the targets at the start of an epoch and the loss terms of a batch.
-Everything random in an epoch comes from the seed and the epoch's number, so that a run resumed from the state
-after any epoch goes on exactly as it would have (on the CPU).
+All random draws of an epoch depend only on the seed and the number of the epoch, so that (on the CPU) a
+resumed run is identical to an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Batch:
         features: (B, L, D) standardised.
         units: (B, H) hidden units, before dropout.
         logits: (B, K).
-        head: the student's, for a further look at other features.
+        head: the student's, for methods that apply it to further features.
     """
 
     index: Tensor
@@ -52,7 +52,7 @@ class Method(ABC):
         terms: names of its loss terms.
         teacher: whether it needs an EMA teacher.
         fresh: whether the student's head starts from random weights instead of the source model's.
-        rates: factor on the learning rate by name of a parameter of the head, or of the module that it is in.
+        rates: factors of the learning rate, by name of a parameter or submodule of the head.
         targets: tensors that last over epochs and are saved for resuming.
     """
 
@@ -67,7 +67,7 @@ class Method(ABC):
     def begin_epoch(  # noqa: B027 - many methods have nothing to renew
         self, epoch: int, model: Classifier, inputs: Features | Waveforms
     ) -> None:
-        """Renew the targets; ``model`` is the EMA teacher if the method has one, else the student."""
+        """Update the targets; ``model`` is the EMA teacher if the method has one, else the student."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -89,7 +89,7 @@ class LoopOptions:
 
 @dataclass
 class State:
-    """All that an epoch hands to the next one.
+    """State of a training run between two epochs.
 
     Attributes:
         epoch: last finished epoch, 0 before the first.

@@ -19,7 +19,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None =
 def diversity(logits: Tensor, prior: Tensor | None = None) -> Tensor:
     """KL(mean prediction || prior) of logits (B, K): 0 when the batch's marginal is the prior (K,).
 
-    With a uniform prior, which None stands for, this is log K minus the entropy of the batch marginal, the
+    With a uniform prior (None), this is log K minus the entropy of the batch marginal, the
     diversity term of SHOT (Liang et al., ICML 2020) up to a constant.
     """
     marginal = logits.softmax(dim=-1).mean(dim=0)

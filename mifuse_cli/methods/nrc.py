@@ -2,8 +2,8 @@
 
 Loss: - mean_i [ sum_k A_ik <S_k, p_i> + w sum_k sum_m <S_m, p_i> ] + KL(batch marginal || prior), k over the
 neighbours of clip i, m over those of k, S the predictions in the bank. A_ik is 1 where i is among the neighbours
-of k as well, else w. Clip i itself is not left out of the m: this holds it to its own prediction, without a
-term apart.
+of k as well, else w. Clip i itself may be among the m, which acts as self-regularisation without a separate
+term.
 
 Ours: AdamW as for every method, one number of neighbours throughout (the paper's scripts change it by data set,
 and once halfway), the bank's predictions without dropout. With few classes and many clips of each, larger

@@ -1,4 +1,4 @@
-"""The upper bound: plain supervised training on the target's own labels, which adaptation may never see."""
+"""The upper bound: supervised training on the labels of the target, which no adaptation method may use."""
 
 from __future__ import annotations
 

@@ -1,20 +1,23 @@
 """ProDe (Tang et al., "Proxy Denoising for Source-Free Domain Adaptation", ICLR 2025).
 
-The proxy, here the audio-language model, is corrected by how far the student has moved from the source model:
+The proxy, here the audio-language model, is corrected by the difference between student and source model:
 z' = z_L + omega (z - c z_S), where z_L = log(mean answer + epsilon), z are the student's logits without a
 gradient, z_S those of the source model without dropout, all centred per clip. Loss, with q' = softmax(z'):
 1.3 * -I(p; q') + 0.4 * CE(argmax z', p) + KL(batch marginal || prior), where I is the mutual information of the
 symmetrised joint distribution (P + P^T) / 2, P = mean_i p_i q'_i^T. The classifier learns at a tenth of the rate.
 
-What makes it sound is a small c. With c = 1 (the paper's value for Office-Home) and all three in logits, any step
+It is stable only for a small c. With c = 1 (the paper's value for Office-Home) and all three in logits, any
+step
 away from a confident prediction of the source model turns argmax z' away from the source's class, the cross-entropy
 makes the student follow, and the gap grows: in simulations with a good source model the student falls to chance
-and below, its drift being nearly the source's logits with the sign changed. That takes the cross-entropy (with the
-information term alone c = 1 does well); equal scales soften it and do not cure it. Our default is c = 0.1, the
+and below, its drift being nearly the source's logits with the sign changed. This is caused by the
+cross-entropy (with the information term alone, c = 1 works); equal scales reduce the effect but do not remove
+it. Our default is c = 0.1, the
 paper's value for DomainNet; up to 0.3 the simulations agree with it, and at 0.5, its value for VisDA, some fall.
 
-Ours besides: AdamW as for every method; no tuning of prompts, which an API has no gradients for; z_L is brought
-to the scale of z_S, so that neither epsilon nor the model's way of putting numbers decides what it weighs
+Ours besides: AdamW as for every method; no tuning of prompts, which an API has no gradients for; z_L is
+scaled to the standard deviation of z_S, so that its influence does not depend on epsilon or on how the model
+words its probabilities
 (``matched=False``: as in the paper). Clips without an answer take part in the diversity term only.
 """
 
@@ -54,12 +57,12 @@ def shared_information(p: Tensor, q: Tensor, weights: Tensor) -> Tensor:
 
 
 class Prode(Method):
-    """Training on the proxy's answers as the student's drift from the source model corrects them.
+    """Training on the proxy's answers, corrected by the student's drift from the source model.
 
     Args:
         lalm: (U, K) mean answers, NaN rows where there is none.
         omega: weight of the drift in the corrected logits.
-        c: share of the source model's logits that is taken off.
+        c: factor of the source model's logits, which are subtracted.
         information, cross_entropy, diversity_weight: of the loss terms.
         matched: whether the answers' logits get the standard deviation of the source model's.
         epsilon: added to the answers' probabilities.

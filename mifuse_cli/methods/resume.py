@@ -1,4 +1,4 @@
-"""State of an unfinished training run on disk, as safetensors, so that a killed run can go on."""
+"""State of an unfinished training run on disk, as safetensors, so that a killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def keep(path: Path, identity: str, state: State, method: Method) -> None:
     """Write the state after an epoch, in place of the one before.
 
     Args:
-        path: one file, so that the replacement is atomic and a killed run always leaves a whole state.
+        path: a single file, so that replacing it is atomic and a killed run leaves a complete state.
         identity: hash of the configuration and the inputs; `restore` takes only a state with the same one.
         state: to be kept.
         method: its targets are kept too.
@@ -39,9 +39,9 @@ def keep(path: Path, identity: str, state: State, method: Method) -> None:
 
 
 def restore(path: Path, identity: str, state: State, method: Method) -> int:
-    """Bring ``state`` and the method's targets to where the kept run was; returns its epoch.
+    """Restore ``state`` and the method's targets from the file; returns the epoch that had been reached.
 
-    Returns 0, and leaves everything as it is, where nothing of this identity was kept.
+    Returns 0 and changes nothing if there is no state with this identity.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -68,7 +68,7 @@ def restore(path: Path, identity: str, state: State, method: Method) -> int:
 
 
 def forget(path: Path) -> None:
-    """Remove the kept state, and what killed runs left half-written beside it."""
+    """Delete the saved state and incomplete temporary files of killed runs."""
     for file in (path, *path.parent.glob(f".{glob.escape(path.name)}.*.tmp")):
         file.unlink(missing_ok=True)
 

@@ -1,8 +1,8 @@
 """SHOT (Liang, Hu and Feng, "Do We Really Need to Access the Source Data?", ICML 2020).
 
 Loss: mean_i H(p_i) + KL(batch marginal || prior) + beta * CE(pseudo-label, p). The first two are information
-maximisation: with a uniform prior the second is log K - H(batch marginal). The classifier stays as the source
-model has it, and what lies below moves to it. Without pseudo-labels, beta = 0, this is SHOT-IM.
+maximisation: with a uniform prior the second is log K - H(batch marginal). The classifier layer stays that of
+the source model; the layers below are adapted to it. Without pseudo-labels, beta = 0, this is SHOT-IM.
 
 Ours: AdamW as for every method, and the head's hidden units (no batch normalisation, no weight normalisation of
 the classifier) as the features that pseudo-labels come from.
@@ -27,8 +27,8 @@ def pseudo_labels(units: Tensor, probs: Tensor, threshold: int = 0) -> Tensor:
     """Classes of the nearest centroids by cosine, in two rounds.
 
     The centroids of the first round are means weighted by the probabilities, those of the second are means of
-    the first round's classes. In each round, only classes that more than ``threshold`` clips are of so far
-    (by highest probability, then by the first round) can be given.
+    the first round's classes. In each round, only classes assigned to more than ``threshold`` clips so far
+    (by highest probability, then by the first round) are candidates.
 
     Args:
         units: (U, H).

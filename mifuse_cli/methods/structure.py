@@ -1,7 +1,8 @@
-"""The structure of unlabelled clips in an encoder's hidden states, as `fusion.cross_fit` looks at it.
+"""Preparing the hidden states of unlabelled clips for `fusion.cross_fit`.
 
-What is ours and was chosen on whisper-tiny with four classes: it lies in the hidden states from a quarter to three
-quarters of the encoder's depth (1 to 3 of whisper-tiny's 0 to 4), and the lowest of these tells voices apart.
+Our choices, made on whisper-tiny with four classes: the regression uses the hidden states from a quarter to
+three quarters of the encoder's depth (1 to 3 of whisper-tiny's 0 to 4), and pseudo-speakers are found in the
+lowest of them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def structure_of(
     """The structure of U clips.
 
     Args:
-        hidden: (U, L, D) mean over time of all hidden states of the encoder, as it gives them.
+        hidden: (U, L, D) mean over time of all hidden states of the encoder, not standardised.
         classifier: the source classifier, over features of its frozen encoder.
         inputs: the same clips as the classifier sees them.
         speakers: speaker of every clip if the classifier's input is standardised by speaker, else None.

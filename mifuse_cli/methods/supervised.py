@@ -41,7 +41,7 @@ class Supervised(loop.Method):
 
 @dataclass(frozen=True)
 class Validated:
-    """A training watched on held-out clips.
+    """Result of a training with validation on held-out clips.
 
     Attributes:
         epoch: the one with the lowest cross-entropy there.

@@ -1,4 +1,4 @@
-"""What the teachers say of the clips to adapt to, and the labels fused from it; imports no torch."""
+"""The teachers' distributions for the clips to adapt to, and the fused labels; imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mifuse_cli import fusion
 
 @dataclass(frozen=True)
 class Teachers:
-    """What T teachers say of U clips, and the labels fused from it; the classifier is the last of them.
+    """Distributions of T teachers for U clips, and the fused labels; the classifier is the last teacher.
 
     Attributes:
         probs: (U, K) fused labels.

@@ -1,10 +1,10 @@
 """TENT (Wang et al., "Tent: Fully Test-Time Adaptation by Entropy Minimization", ICLR 2021).
 
-Loss: mean_i H(p_i), and nothing that holds the classes apart: on targets with an uneven class marginal it drifts
+Loss: mean_i H(p_i), without a diversity term: on targets with an uneven class marginal predictions drift
 towards the most frequent class, the more so the longer it runs. Only the scale and the shift of the
 standardised features are trained; the standardisation itself is the feature normalisation of the run.
 
-Ours: as many epochs as the loop is told, with predictions made afterwards; the original is online, with a single
+Ours: any number of epochs, with predictions made afterwards; the original is online, with a single
 pass in which every batch is predicted as it comes (one epoch comes closest). AdamW as for every method, whose
 weight decay also reaches the scale (the original has none), and dropout is active while training. An encoder
 has to stay frozen.

@@ -1,6 +1,6 @@
 """Any method plus cross-entropy to the audio-language model's mean answers.
 
-For a fair comparison: a gain over a method that hears no such model may be the model's help alone.
+For a fair comparison: a gain over a method without the LALM could be due to the LALM alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mifuse_cli.model.classifier import Classifier, Features, Waveforms
 
 
 class WithLalm(Method):
-    """A method with one more term; everything else is as that method has it.
+    """A method with one additional loss term; everything else is that method's.
 
     Args:
         method: the other one.

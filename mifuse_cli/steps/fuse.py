@@ -1,4 +1,6 @@
-"""``mifuse fuse``: make one label a clip of what the teachers say, and keep what each of them contributed."""
+"""``mifuse fuse``: fuse the teachers' distributions into one label for every clip, and record what each
+contributed.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +24,15 @@ if TYPE_CHECKING:
 
 _VIEWS = ("lalm", "source", "structure")
 _QUESTION = ("elicit", "system", "template")
-"""What of an LALM's spec makes another teacher of the same model."""
+"""Parts of a LALM's spec by which the same model counts as another teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FuseConfig(FusionSettings, StepConfig):
     """Fuse what audio-language models and the source classifier say into one label a clip, which train learns.
 
-    Without options: labels on which both teachers and the structure of the clips agree (cross-fit), the best way we
-    have. The paper's: --weighting mi.
+    Without options: labels on which both teachers and the structure of the clips agree (cross-fit), which
+        train best on our benchmark. The paper's: --weighting mi.
     """
 
     lalm: tuple[Path, ...] = option(
@@ -58,7 +60,7 @@ class FuseConfig(FusionSettings, StepConfig):
 
 @dataclass(frozen=True)
 class FuseResult:
-    """What came of the fusion.
+    """Result of the fusion.
 
     Teachers are the LALMs in the order given, then the source classifier. One LALM is named "lalm", several by
     their artifacts' file names or, if those do not tell them apart, by their models; the classifier is "source".
@@ -171,7 +173,7 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
 
 
 def _structure(config: FuseConfig, source: Source) -> Structure:
-    """What cross-fit looks at: hidden states of the artifact, and the classifier that it was drawn from.
+    """Input of cross-fit: hidden states from the artifact, and the classifier from which it was sampled.
 
     Raises:
         ArtifactError: the artifact holds no hidden states.
@@ -222,12 +224,12 @@ def _structure(config: FuseConfig, source: Source) -> Structure:
 
 
 def _single(samples: np.ndarray) -> bool:
-    """Whether no clip has several answers that could agree; votes have no temperature in any case."""
+    """Whether no clip has two answers that could agree; False for votes, which are not calibrated."""
     return not fusion.are_votes(samples) and np.isnan(fusion.self_agreement(samples))
 
 
 def _diagnostics(teachers: list[str], found: Fusion) -> dict[str, Any]:
-    """By teacher and of all, what the artifact tells; None where there is nothing to take a mean of."""
+    """Statistics for the artifact, by teacher and overall; None where there is no value to average."""
     columns = {
         "mean_mi": fusion.mean_mi(found.mi),
         "mean_weight": found.weights.mean(axis=0),
@@ -282,7 +284,7 @@ def _check_distinct(lalms: Mapping[Path, Lalm]) -> None:
 
 
 def _is_complete(lalm: Lalm) -> bool:
-    """Whether every question was asked; an artifact that does not tell was made when all were."""
+    """Whether every question was asked; older artifacts do not record it and are complete."""
     return lalm.header.parameters.get("complete", True)
 
 
@@ -368,7 +370,7 @@ def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:
     for name, share in parameters["diagnostics"]["identical"].items():
         if share is not None and fusion.is_dead(share):
             yield (
-                f"{name}: answers are identical on {share:.0%} of clips, so mutual information says nothing "
+                f"{name}: answers are identical on {share:.0%} of clips, so its mutual information is meaningless "
                 "about it; sample it at a temperature above 0 or use --weighting uniform"
             )
     if parameters["weighting"] != artifact.header.config["weighting"]:

@@ -37,11 +37,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(AdaptationConfig):
-    """Train a student on unlabelled clips, by fused labels or another method, starting from the source model."""
+    """Train a student on unlabelled clips, with fused labels or by another method, starting from the source
+    model.
+    """
 
     fused: Path | None = option(None, f"Artifact of fuse; all methods but {', '.join(WITHOUT_LALM)} need it.")
     model: Path = option(
-        help="Checkpoint directory of the source classifier, that which the fused labels came from."
+        help="Checkpoint directory of the source classifier, the one whose samples were fused."
     )
     manifest: Path | None = option(None, "CSV of target clips; labels in it are not read.")
     wav_dir: Path | None = option(None, "Directory of target clips, instead of --manifest.")
@@ -56,9 +58,11 @@ class TrainConfig(AdaptationConfig):
     )
     normalize: str = option(
         "",
-        "Without --fused: source, target or speaker statistics standardise the input; default: as the model's.",
+        "Without --fused: statistics that standardise the input, source, target or speaker; default: the model's.",
     )
-    tune: str = option("head", "What to train: head, top-N blocks of the encoder too, or all.")
+    tune: str = option(
+        "head", "What to train: head, top-N (the head and the last N blocks of the encoder), or all."
+    )
     encoder_learning_rate: float = option(2e-5, "AdamW learning rate of the encoder where it is trained.")
     cache_dir: Path | None = option(
         None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache.", settles=False
@@ -75,14 +79,14 @@ class TrainConfig(AdaptationConfig):
         if self.normalize:
             yield from one_of("--normalize", self.normalize, ("source", "target", "speaker"))
         if self.normalize and self.fused:
-            yield "--normalize: the fused labels settle it; leave it out"
+            yield "--normalize: it is given by the fused labels; leave it out"
         yield from tune_problems(self.tune)
         if self.method == "tent" and self.tune != "head":
-            yield f"--tune {self.tune}: --method tent moves nothing but the scale and shift of the head's input"
+            yield f"--tune {self.tune}: --method tent trains only the scale and shift of the head's input"
         if self.diversity_prior == "labels" and self.method not in WITH_LABELS:
             yield f"--diversity-prior labels: --method {self.method} has no labels to take a marginal from"
         if self.refresh is not None and self.method != "mifuse":
-            yield f"--refresh {self.refresh}: --method {self.method} has no labels to renew; leave it out"
+            yield f"--refresh {self.refresh}: --method {self.method} has no fused labels; leave it out"
         yield from above_zero("--encoder-learning-rate", self.encoder_learning_rate)
         yield from super().problems()
 
@@ -94,8 +98,9 @@ class TrainResult:
     Attributes:
         out: checkpoint directory of the student, with its ``predictions.h5`` on the target clips.
         method: as configured.
-        labels: how the labels of ``mifuse`` were made and what becomes of them in training, else "".
-        clips, epochs: how much it was trained on.
+        labels: how the labels of ``mifuse`` were made and whether they are fused anew in training, else
+            "".
+        clips, epochs: number of clips and of epochs.
         losses: mean of every loss term in the last epoch.
         marginal: mean predicted probability by class.
         resumed_from: epoch that an interrupted run had reached, 0 if there was none.
@@ -206,7 +211,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
 
 
 def teachers_of(fused: Fused) -> Teachers:
-    """What the artifact says of its teachers."""
+    """The teachers' distributions and labels in an artifact of fuse."""
     how = fused.header.parameters
     settings = FusionSettings.of(how)
     return Teachers(fused.probs, fused.mean, fused.mi, settings, passes=how["source_samples"])

@@ -44,7 +44,8 @@ def averages(results: dict[str, dict[str, Any]]) -> str:
         name: cells
         for name, cells in rows.items()
         if any(
-            cell and cell["group"] in ("teachers", "baselines", "fusion", "cross-fit", "oracle") for cell in cells
+            cell and cell["group"] in ("teachers", "baselines", "fusion", "cross-fit", "oracle")
+            for cell in cells
         )
     }
     best = [

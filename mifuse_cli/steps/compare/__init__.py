@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 
 def compare(config: CompareConfig, *, progress: Progress | None = None) -> CompareResult:
-    """Run what is missing, a process a core, then score all and write the tables.
+    """Run what is missing, one process for each core, then score everything and write the tables.
 
     Every run is an artifact of its own below ``OUT/runs``; an interrupted comparison goes on from those, and so
-    does one with further systems, seeds or corpora. ``force`` makes the runs of the systems anew that are named.
+    does one with further systems, seeds or corpora. ``force`` repeats the runs of the systems that are named.
 
     Raises:
-        InputError: a corpus, model or artifact that is missing or cannot be read, labels that are unknown, fewer
-            answers or speakers than it takes, an output that is something else.
+        InputError: a corpus, model or artifact that is missing or cannot be read, labels that are
+            unknown, fewer answers or speakers than needed, an output that is not a comparison.
         ArtifactError: models or answers over other classes or clips, answers that are not complete.
     """
     _refuse_other(config.out)
@@ -85,7 +85,7 @@ def _holds(file: Path, text: str) -> bool:
 
 
 def _encode(config: CompareConfig, planned: Plan, progress: Progress | None) -> None:
-    """Put every clip's features into the cache, which the runs then share."""
+    """Compute the features of every clip into the cache that the runs share."""
     from mifuse_cli.model import checkpoint
     from mifuse_cli.model.device import find_device
     from mifuse_cli.model.prepare import all_layers
@@ -101,20 +101,20 @@ def _encode(config: CompareConfig, planned: Plan, progress: Progress | None) -> 
 
 
 def _run(todo: list[Task], jobs: int) -> Iterator[int]:
-    """Run the tasks, ``jobs`` at a time; gives how many systems each has run as it ends."""
+    """Run the tasks, ``jobs`` at a time; yields the number of systems run by each task as it ends."""
     from mifuse_cli.steps.compare import running
 
     if jobs == 1 or len(todo) < 2:
         yield from map(running.run, todo)
         return
-    # The largest targets first, so that no process is left with one at the end.
+    # Largest targets first, so that the last tasks to finish are short.
     waiting = sorted(todo, key=lambda task: len(task.clips) * len(task.systems))
     context = get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(todo)), context, initializer=_prepare_process) as pool:
         pending: set[Future[int]] = set()
         try:
             while waiting or pending:
-                # No more than can run: what a pool has taken on cannot be taken back after an error.
+                # No more tasks than can run at once, since submitted tasks cannot be cancelled after an error.
                 while waiting and len(pending) < jobs:
                     pending.add(pool.submit(running.run, waiting.pop()))
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
@@ -127,8 +127,10 @@ def _run(todo: list[Task], jobs: int) -> Iterator[int]:
 
 
 def _prepare_process() -> None:
-    """A core for each process, whose threads would only wait for each other; the parent deals with Ctrl-C."""
-    import scipy.linalg  # noqa: F401 - limits reach only what is loaded
+    """Limit the process to one thread, since there is one process for each core, and leave Ctrl-C to the
+    parent.
+    """
+    import scipy.linalg  # noqa: F401 - thread limits apply only to libraries already loaded
     import sklearn.cluster  # noqa: F401
     import torch
     from threadpoolctl import threadpool_limits

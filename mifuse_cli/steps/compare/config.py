@@ -42,8 +42,8 @@ class CompareConfig(AdaptationConfig):
         "transductive: adapted to and scored on the same clips; inductive: scored on speakers that were not "
         "adapted to.",
     )
-    folds: int = option(4, "Of speakers, with --protocol inductive.")
-    n_answers: int = option(5, "Answers of the LALM a clip that are used, the first of each.")
+    folds: int = option(4, "Number of speaker folds with --protocol inductive.")
+    n_answers: int = option(5, "Number of LALM answers used for every clip: the first ones.")
     n_samples: int = option(10, "Dropout passes of the source model.")
     resamples: int = option(evaluation.RESAMPLES, "Bootstrap draws of the 95 % intervals.")
     jobs: int = option(0, "Processes at a time; 0: one for each core.", settles=False)
@@ -84,7 +84,7 @@ class CompareResult:
     Attributes:
         out: directory of the tables: ``table.md``, ``table.tex``, ``scores.csv``, ``results.json``.
         protocol: in one line.
-        runs: how many predictions of a system for a transfer with a seed there are.
+        runs: number of runs: predictions of one system for one transfer and seed.
         made: how many of them were made now.
         results: what ``results.json`` holds.
         up_to_date: nothing was done, since --update found the output current.

@@ -1,4 +1,4 @@
-"""Which runs a comparison takes, which of them are there already, and whether their inputs fit together."""
+"""Planning: the runs of a comparison, which of them exist already, and whether their inputs are compatible."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Corpus:
         clips: U clips, sorted by id.
         labels: manifest of their labels.
         lalm: artifact of the answers.
-        answers: a clip that there are.
+        answers: number of answers for every clip.
         unanswered: clips without a valid one among those that are used.
         parents: answers, clips and speakers, of every run.
     """
@@ -80,7 +80,7 @@ class Plan:
 
 
 def plan(config: CompareConfig) -> Plan:
-    """Look at all inputs.
+    """Read and check all inputs.
 
     Raises:
         InputError: a corpus, model or artifact that is missing or cannot be read, labels that are unknown, fewer
@@ -125,7 +125,7 @@ def plan(config: CompareConfig) -> Plan:
 
 
 def _systems(config: CompareConfig, answers: int) -> tuple[list[System], list[str]]:
-    """The systems that can be run, and a note on each that cannot, where there are so many answers a clip."""
+    """The systems that can be run with this number of answers a clip, and a note on each that cannot."""
     if answers < config.n_answers:
         raise InputError(
             f"{config.lalm}: has {answers} answers a clip, --n-answers {config.n_answers} are wanted. Ask for more "
@@ -139,7 +139,7 @@ def _systems(config: CompareConfig, answers: int) -> tuple[list[System], list[st
             notes.append(f"{one.name}: left out, one answer a clip cannot agree with others")
         elif one.shows == "labels" and not one.fusion.is_weighted and config.protocol == "inductive":
             notes.append(f"{one.name}: left out, there are no labels of clips that were not adapted to")
-        elif one.answers != config.n_answers:  # Else it is the system that it is an ablation of.
+        elif one.answers != config.n_answers:  # With that number of answers it would be the system itself.
             systems.append(one)
     if not systems:
         raise InputError(f"--systems {config.systems}: none of them can be run here. {'; '.join(notes)}.")
@@ -147,7 +147,7 @@ def _systems(config: CompareConfig, answers: int) -> tuple[list[System], list[st
 
 
 def _check_speakers(config: CompareConfig, normalize: str, corpora: dict[str, Corpus]) -> None:
-    """Refuse what speakers are needed for where they are not known, or too few."""
+    """Refuse options that need speakers if speakers are not known or too few."""
     inductive = config.protocol == "inductive"
     for name, corpus in corpora.items():
         known = [clip.speaker for clip in corpus.clips if clip.speaker]
@@ -205,7 +205,7 @@ def _corpus(config: CompareConfig, name: str, classes: tuple[str, ...]) -> Corpu
     if not answers.header.parameters.get("complete", True) or unanswered.all():
         raise ArtifactError(
             f"{lalm}: {'holds no valid answer' if unanswered.all() else 'some questions are unanswered'}, so that "
-            f"methods would be compared by half. Run its command again: {answers.header.command}"
+            f"the comparison would be incomplete. Run its command again: {answers.header.command}"
         )
     ids = np.array([clip.utt_id for clip in clips])
     artifacts.check_same_utterances(answers.utt_id, str(lalm), ids, str(manifest))
@@ -291,7 +291,7 @@ def _by_name(kept: dict[str, np.ndarray], systems: Sequence[System]) -> dict[str
 
 
 def _kept(file: Path, identity: Callable[[System], str]) -> dict[str, np.ndarray]:
-    """Predictions in ``file`` that the present settings and inputs would give again."""
+    """Predictions in ``file`` that were made with the current settings and inputs."""
     if not file.is_file():
         return {}
     try:

@@ -27,20 +27,21 @@ from mifuse_cli.steps.compare.systems import ORACLE, System
 
 @dataclass(frozen=True)
 class Task:
-    """What a run needs; it can be sent to another process.
+    """Everything a run needs; picklable, so that it can be sent to another process.
 
     Attributes:
         out: artifact to write.
-        header: of the artifact; its parameters tell what was made how.
+        header: of the artifact; its parameters record how every prediction was made.
         systems: those to run.
-        kept: predictions (U, K) of other systems, by name, that go into the artifact as they are.
+        kept: predictions (U, K) of other systems, by name, that are copied to the artifact.
         model, lalm: checkpoint of the source model and artifact of the answers.
         clips: U clips of the target, sorted by id.
         truth: (U,) class indices for the oracle, None where it does not run.
         normalize: how the head's input is standardised.
-        answers, passes: of the LALM and of dropout, a clip.
-        folds: 0 adapts to all clips; else speakers fall into that many, each predicted by students of the others.
-        options: of the adaptation; those of a system may differ.
+        answers, passes: number of LALM answers and of dropout passes for every clip.
+        folds: 0: transductive; else the number of speaker folds, each predicted by students adapted to
+            the others.
+        options: of the adaptation; a system may override them.
         device: as of every step.
         cache: directory of the feature cache, None for the default.
     """
@@ -63,7 +64,7 @@ class Task:
 
 
 def run(task: Task) -> int:
-    """Run the systems, write the artifact, and tell how many were run."""
+    """Run the systems and write the artifact; returns the number of systems run."""
     world = _World(task)
     found = {system.name: world.predicted(system) for system in task.systems}
     everything = {**task.kept, **found}
@@ -97,7 +98,9 @@ class _World:
             self.parts = [(np.flatnonzero(fold != n), np.flatnonzero(fold == n)) for n in range(task.folds)]
 
     def predicted(self, system: System) -> np.ndarray:
-        """Distributions (U, K), each from a part that the system did not adapt to if there are folds."""
+        """Predictions (U, K); with folds, every clip is predicted by a student that was not adapted to its
+        fold.
+        """
         probs = np.full((len(self.task.clips), len(self.source.shape.classes)), np.nan)
         for adapted, scored in self.parts:
             probs[scored] = self._part(system, adapted, scored)
@@ -131,11 +134,11 @@ class _World:
         return predict(model, ours)
 
     def answers(self, system: System) -> np.ndarray:
-        """The LALM's (U, N, K) that the system hears."""
+        """The LALM's answers (U, N, K) that the system uses."""
         return self.lalm[:, : system.answers or self.task.answers]
 
     def _standardised(self, adapted: np.ndarray) -> torch.Tensor:
-        """The head's input (U, L, D); by the statistics of the clips adapted to where those of the target count."""
+        """The head's input (U, L, D); with mode target, by the statistics of the clips that are adapted to."""
         features = torch.from_numpy(self.features[:, list(self.source.shape.layers)]).to(self.device)
         mode = effective_mode(self.task.normalize, self.source.shape.statistics_of)
         of = np.arange(len(features)) if mode == "speaker" else adapted
@@ -151,7 +154,7 @@ class _World:
         return Features(values, statistics(values))
 
     def _teachers(self, system: System, model: Classifier, inputs: Features, index: np.ndarray) -> Teachers:
-        """What is fused of the clips at ``index``; once for all systems that learn from the same."""
+        """The fused labels of the clips at ``index``, computed once for all systems with the same fusion."""
         made = (system.fusion, system.answers, index.tobytes())
         if made not in self.fused:
             seed = self.task.options.seed

@@ -1,4 +1,4 @@
-"""From predictions to the figures of the tables."""
+"""Computing the figures of the tables from predictions."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def results(config: CompareConfig, plan: Plan, probs: Predicted) -> dict[str, An
     accuracy = _accuracy(config, plan, probs)
     scores = _scores(plan, probs)
     columns = [f"{source}>{target}" for source, target in plan.transfers]
-    # Methods that can be ranked: neither the teachers' labels nor ablations.
+    # Only methods are ranked, neither teachers' labels nor ablations.
     methods = [one for one in plan.systems if one.group in MAIN and one.shows != "labels"]
     ranks = _ranks(methods, accuracy)
     others = [one.name for one in methods if one.group not in ("fusion", "cross-fit")]
@@ -127,10 +127,10 @@ def _ranks(methods: Sequence[System], accuracy: _Accuracy) -> dict[str, float]:
 def _standing(
     methods: Sequence[System], columns: Sequence[str], accuracy: _Accuracy
 ) -> dict[str, dict[str, Any]]:
-    """Per transfer: the best method but ours, and whether ours is ahead of it, higher, tied with it, or behind.
+    """For every transfer: the best other method, and whether ours is ahead of it, higher, tied, or behind.
 
-    Ahead and behind: the 95 % interval of the difference is above or below 0. Higher and tied: it holds 0, and the
-    difference is positive or not. Empty where there is nothing to compare.
+    Ahead or behind: the 95 % interval of the difference is above or below 0. Higher or tied: the interval
+        contains 0 and the difference is positive or not. Empty where there is nothing to compare.
     """
     rivals = [one.name for one in methods if one.name != OURS]
     if OURS not in accuracy.names or not rivals:
@@ -177,7 +177,9 @@ def _protocol(config: CompareConfig, plan: Plan) -> str:
 
 
 def drawn(plan: Plan) -> str:
-    """What the bootstrap draws: speakers, or clips where speakers are not known, or both by corpus."""
+    """Resampling unit of the bootstrap for the table's caption: speakers, clips where speakers are not known,
+    or both.
+    """
     kinds = {"speakers" if corpus.speakers else "clips" for corpus in plan.corpora.values()}
     return "+".join(sorted(kinds, reverse=True))
 

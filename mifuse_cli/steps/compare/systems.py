@@ -1,4 +1,4 @@
-"""The systems that are compared: what each of them is made of, and which group of the table it belongs to."""
+"""The systems that are compared: their definitions, and the groups of the tables that they belong to."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ UNIFORM = "mifuse-uniform"
 LALM = "lalm"
 ORACLE = "oracle"
 ANSWERS = (1, 3, 10, 20)
-"""Answers a clip that ablations try beside the number that the comparison is about."""
+"""Numbers of answers a clip in the ablations, besides --n-answers."""
 MI = FusionSettings(weighting="mi")
 """The paper's weighting."""
 
 GROUPS = {
-    "teachers": "the teachers as they are, and their fused labels",
-    "baselines": "methods that are not ours",
+    "teachers": "teachers, and their fused labels without a student",
+    "baselines": "methods of others",
     "fusion": "the student of labels fused by mutual information, as in the paper, and by uniform weights",
     "cross-fit": "ours: cross-fitted labels and their student",
     "weightings": "the paper's student with other weightings, pools, estimators and temperatures",
-    "ablations": "parts taken away, and other numbers of answers",
+    "ablations": "parts left out, and other numbers of answers",
     "oracle": "trained on target labels: an upper bound, no adaptation",
 }
 MAIN = ("teachers", "baselines", "fusion", "cross-fit")
@@ -37,13 +37,14 @@ class System:
     """One row of a comparison.
 
     Attributes:
-        name: of the row: no comma, and a variant of another system has that one's name before a slash.
+        name: of the row, without commas; a variant is named SYSTEM/VARIANT.
         group: one of `GROUPS`.
-        shows: what is scored: a "student", or without training "source", "lalm" or the "labels" that are fused.
+        shows: what is scored: a trained "student", or without training the "source" model, the "lalm", or
+            the fused "labels".
         method: of the student, as in `mifuse train`.
         fusion: how its teachers are fused, as in `mifuse fuse`.
-        answers: of the LALM a clip; None for as many as the comparison is about.
-        training: options of the training that differ from the comparison's.
+        answers: number of LALM answers a clip; None for --n-answers.
+        training: training options that override those of the comparison.
     """
 
     name: str
@@ -63,7 +64,7 @@ def _all() -> Iterator[System]:
         yield System(f"labels-{name}", "teachers", shows="labels", fusion=ways[name])
     for method in METHODS:
         if method not in ("mifuse", ORACLE):
-            # TENT has nothing that holds the classes apart; one pass is how it is meant.
+            # TENT has no diversity term and is designed for one pass.
             training = {"epochs": 1} if method == "tent" else {}
             yield System(method, "baselines", method=method, training=training)
     yield System(UNIFORM, "fusion", fusion=ways["uniform"])
@@ -82,7 +83,7 @@ def _weightings() -> Iterator[System]:
         return System(name, "weightings", fusion=FusionSettings(weighting=weighting, **changes))
 
     for weighting in fusion.WEIGHTINGS:
-        # Dawid-Skene needs three teachers; the others stand elsewhere in the table.
+        # Dawid-Skene needs three teachers; the others are in other groups.
         if weighting not in ("mi", "uniform", "shuffled-mi", "dawid-skene"):
             yield weighted("", weighting)
     for pool in fusion.POOLS[1:]:
@@ -91,7 +92,7 @@ def _weightings() -> Iterator[System]:
     yield weighted("tau-0.5", tau=0.5)
     yield weighted("sharpened", sharpen=0.5)
     for estimator in fusion.MI_ESTIMATORS:
-        if estimator not in ("bayes", "scaled"):  # Which are one unless answers are votes.
+        if estimator not in ("bayes", "scaled"):  # These two are the same unless answers are votes.
             yield weighted(estimator, mi_estimator=estimator)
     for calibration in fusion.CALIBRATIONS[1:]:
         yield weighted(f"lalm-by-{calibration}", calibrate_lalm=calibration)

@@ -17,7 +17,7 @@ _HEADINGS = {
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """All tables, and what the figures in them are."""
+    """All tables, with an explanation of their figures."""
     parts = [f"Protocol: `{results['protocol']}`. {_about(results)}"]
     for part, heading in _HEADINGS.items():
         rows = _rows(results, part)
@@ -55,7 +55,7 @@ def latex(results: dict[str, Any]) -> str:
 
 
 def as_csv(results: dict[str, Any]) -> str:
-    """Every score by itself: a line for each system, transfer and seed; rates in [0, 1]."""
+    """All single scores: one line for every system, transfer and seed; rates in [0, 1]."""
     text = io.StringIO()
     writer = csv.DictWriter(text, ["protocol", *results["scores"][0]], lineterminator="\n")
     writer.writeheader()
@@ -103,7 +103,7 @@ def _cells(results: dict[str, Any], part: str, rows: list[str]) -> list[list[str
 
 
 def _references(results: dict[str, Any], part: str) -> dict[str, str]:
-    """Systems that the rows of a table are compared with, and how the column calls them."""
+    """Systems that the rows of a table are compared with, by the title of the column."""
     wanted = {
         "main": {LALM: "LALM", results["best_baseline"]: f"best baseline ({results['best_baseline']})"},
         "weightings": {PAPER: PAPER, UNIFORM: UNIFORM},
@@ -123,7 +123,7 @@ def _difference(gap: dict[str, float]) -> str:
 
 
 def _standings(results: dict[str, Any]) -> list[str]:
-    """Transfer by transfer, how ours stands against the best other method."""
+    """Result of our method against the best other method, for every transfer."""
     standing = results["standing"]
     if not standing:
         return []
@@ -145,7 +145,7 @@ _TEX = {"\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "_": r"\_", "±": r"$
 
 
 def _tex(text: str) -> str:
-    """``text`` with what LaTeX takes for commands escaped, and bold as LaTeX has it."""
+    """``text`` with LaTeX's special characters escaped and Markdown bold converted."""
     bold = text.startswith("**") and text.endswith("**")
     escaped = "".join(_TEX.get(letter, letter) for letter in (text.strip("*") if bold else text))
     return rf"\textbf{{{escaped}}}" if bold else escaped
