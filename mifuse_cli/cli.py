@@ -140,7 +140,7 @@ def _config_option(config_type: type[configs.Config]) -> Any:
 
 
 @command("prepare", "mifuse prepare iemocap IEMOCAP_full_release data/iemocap")
-def _(result) -> str:
+def _(result: Any) -> str:
     classes = list(result.classes)
     general = console.describe(
         {
@@ -169,7 +169,7 @@ def _(result) -> str:
 @command(
     "train-source", "mifuse train-source --manifest emodb/metadata.csv --encoder logmel --out exp/source"
 )
-def _(result) -> str:
+def _(result: Any) -> str:
     return console.describe(
         {
             "checkpoint": result.out,
@@ -187,7 +187,7 @@ def _(result) -> str:
     "query-lalm",
     "mifuse query-lalm --wav-dir ravdess/audio --n-samples 5 --model gpt-audio --out lalm.h5 --yes",
 )
-def _(result) -> str:
+def _(result: Any) -> str:
     if result.volume and not result.statuses:
         return _estimated(result)
     text = console.describe(
@@ -211,7 +211,7 @@ def _answers(summary: Mapping[str, Any], now: str = "") -> dict[str, Any]:
     }
 
 
-def _estimated(result) -> str:
+def _estimated(result: Any) -> str:
     """Table of the requests, tokens, cost and time that a dry run or a pilot projects."""
     volume, guess = result.volume, result.estimate
     total = console.describe(
@@ -237,7 +237,7 @@ def _estimated(result) -> str:
 @command(
     "sample-source", "mifuse sample-source --model exp/source --manifest ravdess/metadata.csv --out source.h5"
 )
-def _(result) -> str:
+def _(result: Any) -> str:
     return console.describe(
         {
             "artifact": result.out,
@@ -250,7 +250,7 @@ def _(result) -> str:
 
 
 @command("fuse", "mifuse fuse --lalm lalm.h5 --source source.h5 --out fused.h5")
-def _(result) -> str:
+def _(result: Any) -> str:
     several = len(result.without_answer) > 1
     return console.describe(
         {
@@ -272,7 +272,7 @@ def _(result) -> str:
     "train",
     "mifuse train --fused fused.h5 --model exp/source --manifest ravdess/metadata.csv --out exp/student",
 )
-def _(result) -> str:
+def _(result: Any) -> str:
     return console.describe(
         {
             "checkpoint": result.out,
@@ -286,7 +286,7 @@ def _(result) -> str:
 
 
 @command("evaluate", "mifuse evaluate --model exp/student --manifest ravdess/metadata.csv --out eval.h5")
-def _(result) -> str:
+def _(result: Any) -> str:
     m = result.metrics
     scores = console.describe(
         {
@@ -315,7 +315,7 @@ def _(result) -> str:
 
 
 @command("compare", "mifuse compare --data exp/data --models exp/models --lalm exp/lalm --out exp/compare")
-def _(result) -> str:
+def _(result: Any) -> str:
     found = result.results
     columns = [*found["transfers"], "average"]
     rows = [
@@ -338,7 +338,7 @@ def _(result) -> str:
 
 
 @command("show", "mifuse show fused.h5")
-def _(result) -> str:
+def _(result: Any) -> str:
     general = console.describe(
         {
             "file": result.file,
@@ -365,7 +365,7 @@ def _(result) -> str:
 
 
 @command("validate", "mifuse validate data/iemocap lalm.h5 exp/source")
-def _(result) -> str:
+def _(result: Any) -> str:
     lines = []
     for one in result.findings:
         state = f"faults {len(one.faults)}" if one.faults else "ok"

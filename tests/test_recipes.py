@@ -255,8 +255,9 @@ class TestRun:
         (conf / "fuse.yaml").write_text("tau: 0.2")
         (conf / "query-lalm.yaml").write_text("base_url: http://127.0.0.1/v1\nmodel: m")
         stub.run("--conf", "conf", "--encoder", "E", "--weighting", "z-mi", "--lalm-options", "--rpm 5 --yes")
-        calls = {call[0]: call for call in stub.calls}
-        weighed, crossed = (call for call in stub.calls[:20] if call[0] == "fuse")
+        made = stub.calls
+        calls = {call[0]: call for call in made}
+        weighed, crossed, *_ = (call for call in made if call[0] == "fuse")
         assert value(weighed, "--config") == "conf/fuse.yaml" and value(weighed, "--weighting") == "z-mi"
         assert "--config" not in crossed and value(crossed, "--weighting") == "cross-fit"
         assert value(calls["query-lalm"], "--rpm") == "5" and "--model" not in calls["query-lalm"]

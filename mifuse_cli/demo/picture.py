@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def draw(path: Path, scores: dict[str, Evaluation], students: dict[str, Path]) -
     plt.close(figure)
 
 
-def _confusion(axes, name: str, score: Evaluation, *, first: bool) -> None:
+def _confusion(axes: Any, name: str, score: Evaluation, *, first: bool) -> None:
     counts = score.confusion[:, : len(score.header.classes)]
     shares = counts / score.confusion.sum(axis=1, keepdims=True).clip(1)
     axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
@@ -66,7 +67,7 @@ def _confusion(axes, name: str, score: Evaluation, *, first: bool) -> None:
     axes.set_title(f"{name}\nUA {100 * score.header.parameters['metrics']['ua']:.1f} %", fontsize=11)
 
 
-def _bars(axes, scores: dict[str, Evaluation]) -> None:
+def _bars(axes: Any, scores: dict[str, Evaluation]) -> None:
     metrics = [score.header.parameters["metrics"] for score in scores.values()]
     ua = np.array([100 * m["ua"] for m in metrics])
     bounds = np.array([[100 * m["ua_low"], 100 * m["ua_high"]] for m in metrics]).T

@@ -52,7 +52,7 @@ class Encoder(nn.Module, ABC):
         with self.autocast():
             return self.states(samples)
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[object]:
         """Context with the encoder's precision; within one, trained weights are converted only once."""
         if self.precision == "fp32":
             return nullcontext()
@@ -182,7 +182,7 @@ class LogMelEncoder(Encoder):
         _write_json(directory / "preprocessor_config.json", {"sampling_rate": RATE})
 
 
-def _exact(device: str) -> AbstractContextManager:
+def _exact(device: str) -> AbstractContextManager[object]:
     """Context that computes spectra in float32, whatever the precision of the network."""
     return torch.autocast(device, enabled=False)
 

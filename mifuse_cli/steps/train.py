@@ -11,7 +11,15 @@ import numpy as np
 
 from mifuse_cli import artifacts, lineage, provenance
 from mifuse_cli.artifacts import Fused, Parent, Predictions, Training
-from mifuse_cli.config import Progress, above_zero, one_of, option, target_problems, tune_problems
+from mifuse_cli.config import (
+    Progress,
+    above_zero,
+    one_of,
+    option,
+    settings,
+    target_problems,
+    tune_problems,
+)
 from mifuse_cli.errors import ArtifactError
 from mifuse_cli.fusion import FusionSettings
 from mifuse_cli.manifest import Clip, clips_of
@@ -168,7 +176,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
     student, inputs = _model_and_inputs(config, source, clips, normalize, device, progress)
     partial = config.out.with_name(config.out.name + ".partial")
     identity = provenance.text_digest(
-        repr((sorted(lineage.settings(config).items()), [(p.role, p.sha256) for p in parents]))
+        repr((sorted(settings(config).items()), [(p.role, p.sha256) for p in parents]))
     )
     made = adapt(
         student,
@@ -213,8 +221,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
 def teachers_of(fused: Fused) -> Teachers:
     """The teachers' distributions and labels in an artifact of fuse."""
     how = fused.header.parameters
-    settings = FusionSettings.of(how)
-    return Teachers(fused.probs, fused.mean, fused.mi, settings, passes=how["source_samples"])
+    return Teachers(fused.probs, fused.mean, fused.mi, FusionSettings.of(how), passes=how["source_samples"])
 
 
 def _fused(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,8 @@ from mifuse_cli.model.hub import LOGMEL, find_encoder
 from mifuse_cli.model.shape import PRECISIONS, Shape
 
 if TYPE_CHECKING:
+    import torch
+
     from mifuse_cli.model.classifier import Classifier, Features, Waveforms
 
 
@@ -202,7 +204,7 @@ def _train(
         seed=config.seed,
     )
 
-    def told(what: str):
+    def told(what: str) -> Callable[[loop.State], None]:
         return lambda state: progress(what, state.epoch, config.epochs) if progress else None
 
     epochs, temperature, history = config.epochs, 1.0, np.empty((0, 3))
@@ -254,7 +256,7 @@ def _model_and_inputs(
     classes: tuple[str, ...],
     labelled: list[LabelledClip],
     encoder_dir: Path | None,
-    device,
+    device: torch.device,
     progress: Progress | None,
 ) -> tuple[Classifier, Features | Waveforms, Shape]:
     import torch

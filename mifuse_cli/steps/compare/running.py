@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ class _World:
         )
         self.lalm = Lalm.load(task.lalm).probs.astype(float)
         self.speakers = [clip.speaker for clip in task.clips]
-        self.fused: dict[tuple, Teachers] = {}
+        self.fused: dict[tuple[Any, ...], Teachers] = {}
         self.parts = [(np.arange(len(task.clips)),) * 2]
         if task.folds:
             rng = provenance.rng(task.options.seed, "speaker folds")
