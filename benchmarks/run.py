@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from mifuse_cli import audio
-from mifuse_cli.lalm.clips import Rule
-from mifuse_cli.lalm.journal import Journal, Utterance
-from mifuse_cli.lalm.plan import Form, Plan
-from mifuse_cli.lalm.prompts import Wording
-from mifuse_cli.lalm.survey import Survey
+from mifuse_cli.lalm.journal.journal import Journal, Utterance
+from mifuse_cli.lalm.questions.clips import Rule
+from mifuse_cli.lalm.questions.plan import Form, Plan
+from mifuse_cli.lalm.questions.prompts import Wording
+from mifuse_cli.lalm.service.survey import Survey
 from mifuse_cli.lineage import digest
 from mifuse_cli.manifest import scan
 from mifuse_cli.model.classifier import Classifier, Features, Head, predict, sample

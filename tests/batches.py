@@ -4,12 +4,12 @@ import asyncio
 import sqlite3
 from contextlib import closing
 
-from mifuse_cli.lalm.batch import Counts, Money, run_batches
-from mifuse_cli.lalm.budget import Budget
-from mifuse_cli.lalm.client import Client
-from mifuse_cli.lalm.journal import Journal
-from mifuse_cli.lalm.parsing import Status
-from mifuse_cli.lalm.plan import Question
+from mifuse_cli.lalm.answers.parsing import Status
+from mifuse_cli.lalm.cost.budget import Budget
+from mifuse_cli.lalm.journal.journal import Journal
+from mifuse_cli.lalm.questions.plan import Question
+from mifuse_cli.lalm.service.batch import Counts, Money, run_batches
+from mifuse_cli.lalm.service.client import Client
 
 KEY = "sk-test-0123456789abcdef"
 WORST, ACTUAL = 0.01, 0.004

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from mifuse_cli.lalm.asking import Asking
-from mifuse_cli.lalm.budget import Budget, Meter
-from mifuse_cli.lalm.client import Client
-from mifuse_cli.lalm.elicit import read_answer
-from mifuse_cli.lalm.journal import Journal
-from mifuse_cli.lalm.pacing import Pacer
-from mifuse_cli.lalm.parsing import Status
-from mifuse_cli.lalm.plan import Question
-from mifuse_cli.lalm.pricing import Price
-from mifuse_cli.lalm.stopping import on_signal
+from mifuse_cli.lalm.answers.elicitation import read_answer
+from mifuse_cli.lalm.answers.parsing import Status
+from mifuse_cli.lalm.cost.budget import Budget, Meter
+from mifuse_cli.lalm.cost.prices import Price
+from mifuse_cli.lalm.journal.journal import Journal
+from mifuse_cli.lalm.questions.plan import Question
+from mifuse_cli.lalm.service.breaker import on_signal
+from mifuse_cli.lalm.service.client import Client
+from mifuse_cli.lalm.service.live import Asking
+from mifuse_cli.lalm.service.pacing import Pacer
 
 KEY = "sk-test-0123456789abcdef"
 USAGE = {"prompt_tokens": 120, "completion_tokens": 40, "total_tokens": 160}

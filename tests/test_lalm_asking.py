@@ -20,13 +20,13 @@ from scripted import (
 )
 
 from mifuse_cli.errors import RemoteError
-from mifuse_cli.lalm import asking as asking_module
-from mifuse_cli.lalm import stopping
-from mifuse_cli.lalm.budget import Meter
-from mifuse_cli.lalm.journal import Journal
-from mifuse_cli.lalm.parsing import Status
-from mifuse_cli.lalm.pricing import cost_of
-from mifuse_cli.lalm.replies import content_of
+from mifuse_cli.lalm.answers.parsing import Status
+from mifuse_cli.lalm.answers.response import content_of
+from mifuse_cli.lalm.cost.budget import Meter
+from mifuse_cli.lalm.cost.prices import cost_of
+from mifuse_cli.lalm.journal.journal import Journal
+from mifuse_cli.lalm.service import breaker as stopping
+from mifuse_cli.lalm.service import live as asking_module
 
 OOPS = (500, error("oops"))
 

@@ -7,11 +7,11 @@ from batches import ACTUAL, KEY, WORST, Runs, question, questions
 from llmock.routers import batch as provider
 
 from mifuse_cli.errors import InputError, RemoteError
-from mifuse_cli.lalm.budget import Budget
-from mifuse_cli.lalm.client import Client
-from mifuse_cli.lalm.faults import Fault, RequestFailed
-from mifuse_cli.lalm.journal import Journal
-from mifuse_cli.lalm.replies import content_of
+from mifuse_cli.lalm.answers.response import content_of
+from mifuse_cli.lalm.cost.budget import Budget
+from mifuse_cli.lalm.journal.journal import Journal
+from mifuse_cli.lalm.service.client import Client
+from mifuse_cli.lalm.service.failures import Fault, RequestFailed
 
 
 @pytest.fixture(autouse=True)

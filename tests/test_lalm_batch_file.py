@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mifuse_cli.lalm.batch_file import BatchFile, asked_for, custom_id, line
-from mifuse_cli.lalm.parsing import Status
-from mifuse_cli.lalm.plan import Question
+from mifuse_cli.lalm.answers.parsing import Status
+from mifuse_cli.lalm.questions.plan import Question
+from mifuse_cli.lalm.service.batch_file import BatchFile, asked_for, custom_id, line
 
 KEY = "0123456789abcdef" * 2
 

@@ -1,8 +1,8 @@
 import pytest
 
-from mifuse_cli.lalm import stopping
-from mifuse_cli.lalm.faults import Fault, RequestFailed
-from mifuse_cli.lalm.stopping import Breaker
+from mifuse_cli.lalm.service import breaker as stopping
+from mifuse_cli.lalm.service.breaker import Breaker
+from mifuse_cli.lalm.service.failures import Fault, RequestFailed
 
 FAILURE = RequestFailed(Fault.TRANSIENT, 500, "oops")
 

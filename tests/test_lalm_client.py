@@ -7,8 +7,8 @@ import pytest
 from scripted import GOOD, KEY, error, serving
 
 from mifuse_cli.errors import UsageError
-from mifuse_cli.lalm.client import Client
-from mifuse_cli.lalm.faults import Fault, RequestFailed
+from mifuse_cli.lalm.service.client import Client
+from mifuse_cli.lalm.service.failures import Fault, RequestFailed
 
 MESSAGES = [{"role": "user", "content": "Which emotion?"}]
 

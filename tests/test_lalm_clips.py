@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mifuse_cli import audio
 from mifuse_cli.audio import RATE
 from mifuse_cli.errors import InputError
-from mifuse_cli.lalm.clips import RULES, Rule
+from mifuse_cli.lalm.questions.clips import RULES, Rule
 
 ALL_RULES = [Rule(limit, long, kind) for limit in (1.0, 30.0) for long in RULES for kind in ("wav", "mp3")]
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import completion, keep
 
-from mifuse_cli.lalm.collect import USAGE, collect
-from mifuse_cli.lalm.journal import Journal, Utterance
-from mifuse_cli.lalm.parsing import Status
-from mifuse_cli.lalm.plan import Form, Plan
-from mifuse_cli.lalm.prompts import Wording
+from mifuse_cli.lalm.answers.parsing import Status
+from mifuse_cli.lalm.arrays import USAGE, collect
+from mifuse_cli.lalm.journal.journal import Journal, Utterance
+from mifuse_cli.lalm.questions.plan import Form, Plan
+from mifuse_cli.lalm.questions.prompts import Wording
 
 CLASSES = ("neutral", "angry", "sad", "happy")
 FORM = Form("api.example", "m-1", Wording(), CLASSES)

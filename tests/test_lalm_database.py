@@ -17,11 +17,11 @@ from scripted import GOOD, keep
 
 import mifuse_cli
 from mifuse_cli.errors import ArtifactError, InputError
-from mifuse_cli.lalm import tables
-from mifuse_cli.lalm.journal import Journal, Utterance
-from mifuse_cli.lalm.lock import network_filesystem
-from mifuse_cli.lalm.tables import SCHEMA_VERSION, durable_mode
-from mifuse_cli.lalm.writer import Writer
+from mifuse_cli.lalm.journal import tables
+from mifuse_cli.lalm.journal.journal import Journal, Utterance
+from mifuse_cli.lalm.journal.lock import network_filesystem
+from mifuse_cli.lalm.journal.tables import SCHEMA_VERSION, durable_mode
+from mifuse_cli.lalm.journal.writer import Writer
 
 ROOT = Path(mifuse_cli.__file__).parents[1]
 THREADS = 8
@@ -29,7 +29,7 @@ THREADS = 8
 # Many at once, each waiting for its own commits; a line leaves in one piece.
 PROGRAM = """
 import os, sys, threading
-from mifuse_cli.lalm.journal import Journal
+from mifuse_cli.lalm.journal.journal import Journal
 
 first, threads = int(sys.argv[2]), int(sys.argv[3])
 

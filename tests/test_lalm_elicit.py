@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mifuse_cli.errors import UsageError
-from mifuse_cli.lalm.elicit import MODES, read_answer, request_fields
-from mifuse_cli.lalm.parsing import Status, parse_answer
-from mifuse_cli.lalm.prompts import LETTERS, label_order
-from mifuse_cli.lalm.replies import content_of
+from mifuse_cli.lalm.answers.elicitation import MODES, read_answer, request_fields
+from mifuse_cli.lalm.answers.parsing import Status, parse_answer
+from mifuse_cli.lalm.answers.response import content_of
+from mifuse_cli.lalm.questions.prompts import LETTERS, label_order
 
 CLASSES = ("angry", "happy", "neutral", "sad")
 ORDER = (2, 0, 3, 1)

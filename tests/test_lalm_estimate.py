@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mifuse_cli.lalm.estimate import Observation, Tally, calibrated, estimate, hours_at
-from mifuse_cli.lalm.pricing import Price, cost_of
+from mifuse_cli.lalm.cost.estimate import Observation, Tally, calibrated, estimate, hours_at
+from mifuse_cli.lalm.cost.prices import Price, cost_of
 
 PRICE = Price(
     model="m", text_in=2.5, audio_in=32.0, out=10.0, date="2026-01-31", source="s", audio_tokens_per_second=10

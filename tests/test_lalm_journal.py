@@ -5,8 +5,8 @@ import pytest
 from scripted import completion, keep
 
 from mifuse_cli.errors import InputError
-from mifuse_cli.lalm import journal as journal_module
-from mifuse_cli.lalm.journal import Journal, Utterance
+from mifuse_cli.lalm.journal import journal as journal_module
+from mifuse_cli.lalm.journal.journal import Journal, Utterance
 
 
 @pytest.fixture

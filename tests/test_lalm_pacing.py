@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mifuse_cli.lalm.pacing import Outcome, Pacer
+from mifuse_cli.lalm.service.pacing import Outcome, Pacer
 
 
 class Clockwork(selectors.SelectSelector):

@@ -9,12 +9,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scripted import completion, keep
 
-from mifuse_cli.lalm.clips import Rule
-from mifuse_cli.lalm.journal import Journal, Utterance
-from mifuse_cli.lalm.parsing import Status
-from mifuse_cli.lalm.plan import LONGER, Form, Plan
-from mifuse_cli.lalm.prompts import DEFAULT_SYSTEM, DEFAULT_TEMPLATE, Wording
-from mifuse_cli.lalm.survey import Survey
+from mifuse_cli.lalm.answers.parsing import Status
+from mifuse_cli.lalm.journal.journal import Journal, Utterance
+from mifuse_cli.lalm.questions.clips import Rule
+from mifuse_cli.lalm.questions.plan import LONGER, Form, Plan
+from mifuse_cli.lalm.questions.prompts import DEFAULT_SYSTEM, DEFAULT_TEMPLATE, Wording
+from mifuse_cli.lalm.service.survey import Survey
 
 CLASSES = ("neutral", "angry", "sad", "happy")
 FORM = Form("api.example:80", "m-1", Wording(), CLASSES)

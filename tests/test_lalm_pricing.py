@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mifuse_cli.errors import InputError
-from mifuse_cli.lalm.pricing import AUDIO_RATE, Price, cost_of, price_of, read_prices
+from mifuse_cli.lalm.cost.prices import AUDIO_RATE, Price, cost_of, price_of, read_prices
 
 PRICES = read_prices()
 GPT_AUDIO = PRICES["gpt-audio"]

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mifuse_cli.audio import RATE
-from mifuse_cli.lalm.client import Client, Reply
-from mifuse_cli.lalm.faults import Fault, RequestFailed
-from mifuse_cli.lalm.probe import probe, unsupported
+from mifuse_cli.lalm.service.client import Client, Reply
+from mifuse_cli.lalm.service.failures import Fault, RequestFailed
+from mifuse_cli.lalm.service.probe import probe, unsupported
 
 KEY = "sk-test-0123456789abcdef"
 ALL = ("n", "logprobs", "json_schema", "seed", "long_audio")

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from mifuse_cli.lalm.faults import Fault, fault_of, wait_of
-from mifuse_cli.lalm.replies import content_of
+from mifuse_cli.lalm.answers.response import content_of
+from mifuse_cli.lalm.service.failures import Fault, fault_of, wait_of
 
 
 def test_fault_of_tells_a_rate_limit_from_an_empty_account():

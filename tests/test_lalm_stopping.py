@@ -23,12 +23,12 @@ from scripted import (
 )
 
 from mifuse_cli.errors import InputError, RemoteError
-from mifuse_cli.lalm import asking as asking_module
-from mifuse_cli.lalm.asking import BudgetReached
-from mifuse_cli.lalm.budget import Meter
-from mifuse_cli.lalm.journal import Journal
-from mifuse_cli.lalm.pricing import cost_of
-from mifuse_cli.lalm.replies import content_of
+from mifuse_cli.lalm.answers.response import content_of
+from mifuse_cli.lalm.cost.budget import Meter
+from mifuse_cli.lalm.cost.prices import cost_of
+from mifuse_cli.lalm.journal.journal import Journal
+from mifuse_cli.lalm.service import live as asking_module
+from mifuse_cli.lalm.service.live import BudgetReached
 
 BAD = (400, error("bad audio."))
 MUTE = (200, completion("I cannot tell."))

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mifuse_cli.lalm.client import Client
-from mifuse_cli.lalm.faults import Fault, RequestFailed
-from mifuse_cli.lalm.replies import choices_of, content_of, json_of
+from mifuse_cli.lalm.answers.response import choices_of, content_of, json_of
+from mifuse_cli.lalm.service.client import Client
+from mifuse_cli.lalm.service.failures import Fault, RequestFailed
 
 KEY = "sk-test-0123456789abcdef"
 MESSAGES = [{"role": "user", "content": "Which emotion?"}]

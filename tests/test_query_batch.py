@@ -17,7 +17,7 @@ import mifuse_cli as m
 from mifuse_cli import console
 from mifuse_cli.artifacts import Lalm
 from mifuse_cli.errors import InputError
-from mifuse_cli.lalm import session
+from mifuse_cli.lalm.service import run as session
 from mifuse_cli.steps.query_lalm import journal_path
 
 CLIPS = 24

@@ -10,10 +10,10 @@ from scripted import completion
 
 from mifuse_cli.artifacts import Lalm
 from mifuse_cli.errors import RemoteError, UsageError
-from mifuse_cli.lalm import session
-from mifuse_cli.lalm.address import check_address, host_of
-from mifuse_cli.lalm.journal import Journal
-from mifuse_cli.lalm.session import Ended
+from mifuse_cli.lalm.journal.journal import Journal
+from mifuse_cli.lalm.service import run as session
+from mifuse_cli.lalm.service.address import check_address, host_of
+from mifuse_cli.lalm.service.run import Ended
 from mifuse_cli.steps import query_lalm as step
 from mifuse_cli.steps.query_lalm import journal_path
 
@@ -168,7 +168,7 @@ class TestEnd:
 
 def test_calls_of_unknown_outcome_are_named_with_their_time(query, good, monkeypatch):
     query.found(good.url)
-    monkeypatch.setattr("mifuse_cli.lalm.journal.time.time", lambda: 1_790_000_000.5)
+    monkeypatch.setattr("mifuse_cli.lalm.journal.journal.time.time", lambda: 1_790_000_000.5)
     with Journal(journal_path(query.out)) as journal:
         for name in ("a, sample 1", "b, sample 2"):
             journal.begin("key", 1, asked=name).result()

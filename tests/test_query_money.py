@@ -14,9 +14,9 @@ from querying import GOOD, Query, heard, seconds_of
 from scripted import completion, error
 
 from mifuse_cli.artifacts import Lalm
-from mifuse_cli.lalm.journal import Journal
-from mifuse_cli.lalm.pricing import cost_of, read_prices
-from mifuse_cli.lalm.replies import content_of
+from mifuse_cli.lalm.answers.response import content_of
+from mifuse_cli.lalm.cost.prices import cost_of, read_prices
+from mifuse_cli.lalm.journal.journal import Journal
 from mifuse_cli.steps.query_lalm import journal_path
 
 CLIPS = 24

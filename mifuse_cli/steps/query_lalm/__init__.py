@@ -16,22 +16,22 @@ from mifuse_cli.config import Progress
 from mifuse_cli.errors import ArtifactError, InputError, RemoteError, UsageError
 from mifuse_cli.files import check_place, remove_leftovers
 from mifuse_cli.labels import parse_classes
-from mifuse_cli.lalm.address import check_address, host_of, is_local
-from mifuse_cli.lalm.clips import Rule
-from mifuse_cli.lalm.estimate import Volume, calibrated
-from mifuse_cli.lalm.journal import Journal
-from mifuse_cli.lalm.parsing import PARSER_VERSION
-from mifuse_cli.lalm.plan import Form, Plan
-from mifuse_cli.lalm.pricing import Price, price_of, read_prices
-from mifuse_cli.lalm.prompts import read_wording
-from mifuse_cli.lalm.survey import Survey
+from mifuse_cli.lalm.answers.parsing import PARSER_VERSION
+from mifuse_cli.lalm.cost.estimate import Volume, calibrated
+from mifuse_cli.lalm.cost.prices import Price, price_of, read_prices
+from mifuse_cli.lalm.journal.journal import Journal
+from mifuse_cli.lalm.questions.clips import Rule
+from mifuse_cli.lalm.questions.plan import Form, Plan
+from mifuse_cli.lalm.questions.prompts import read_wording
+from mifuse_cli.lalm.service.address import check_address, host_of, is_local
+from mifuse_cli.lalm.service.survey import Survey
 from mifuse_cli.manifest import Clips
 from mifuse_cli.steps.query_lalm.config import QueryLalmConfig, QueryLalmResult
 from mifuse_cli.steps.query_lalm.reading import context_of, dry_run, priced, read_clips, volume_of
 from mifuse_cli.steps.query_lalm.saving import journal_path, parents_of, save_artifact, summary_of
 
 if TYPE_CHECKING:
-    from mifuse_cli.lalm.session import Ended
+    from mifuse_cli.lalm.service.run import Ended
 
 __all__ = ["QueryLalmConfig", "QueryLalmResult", "journal_path", "query_lalm"]
 
@@ -244,7 +244,7 @@ def _ask(
     save: Callable[[], QueryLalmResult],
     progress: Progress | None,
 ) -> Ended:
-    from mifuse_cli.lalm.session import Service, run
+    from mifuse_cli.lalm.service.run import Service, run
 
     host, rounds = survey.plan.form.host, max(config.reask, config.reask_refused)
     what = _amount(config, volume) if volume.requests else "questions to ask again"

@@ -9,9 +9,9 @@ from pathlib import Path
 from mifuse_cli.config import StepConfig, above_zero, at_least, one_of, option, target_problems
 from mifuse_cli.errors import UsageError
 from mifuse_cli.labels import CLASSES, parse_classes
-from mifuse_cli.lalm.clips import RULES
-from mifuse_cli.lalm.elicit import MODES
-from mifuse_cli.lalm.estimate import Estimate, Volume
+from mifuse_cli.lalm.answers.elicitation import MODES
+from mifuse_cli.lalm.cost.estimate import Estimate, Volume
+from mifuse_cli.lalm.questions.clips import RULES
 
 _CLIPS, _QUESTIONS, _SERVICE, _MONEY, _JOURNAL = "Clips", "Questions", "Service", "Money", "Journal"
 

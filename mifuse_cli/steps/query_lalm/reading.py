@@ -10,12 +10,12 @@ from itertools import islice
 from mifuse_cli import audio
 from mifuse_cli.config import Progress
 from mifuse_cli.errors import InputError
-from mifuse_cli.lalm.aliases import resolver
-from mifuse_cli.lalm.clips import Rule
-from mifuse_cli.lalm.estimate import Tally, Volume, estimate
-from mifuse_cli.lalm.journal import CLIPS_AT_A_TIME, Journal
-from mifuse_cli.lalm.plan import Plan
-from mifuse_cli.lalm.pricing import Price
+from mifuse_cli.lalm.answers.emotion_words import resolver
+from mifuse_cli.lalm.cost.estimate import Tally, Volume, estimate
+from mifuse_cli.lalm.cost.prices import Price
+from mifuse_cli.lalm.journal.journal import CLIPS_AT_A_TIME, Journal
+from mifuse_cli.lalm.questions.clips import Rule
+from mifuse_cli.lalm.questions.plan import Plan
 from mifuse_cli.manifest import Clip, Clips
 from mifuse_cli.steps.query_lalm.config import QueryLalmConfig, QueryLalmResult
 from mifuse_cli.steps.query_lalm.saving import journal_path

@@ -14,10 +14,10 @@ import numpy as np
 
 from mifuse_cli import artifacts, fusion, lineage, manifest
 from mifuse_cli.artifacts import Lalm, Parent
-from mifuse_cli.lalm.collect import USAGE, collect
-from mifuse_cli.lalm.parsing import PARSER_VERSION, Status
-from mifuse_cli.lalm.pricing import Price
-from mifuse_cli.lalm.survey import Survey
+from mifuse_cli.lalm.answers.parsing import PARSER_VERSION, Status
+from mifuse_cli.lalm.arrays import USAGE, collect
+from mifuse_cli.lalm.cost.prices import Price
+from mifuse_cli.lalm.service.survey import Survey
 from mifuse_cli.steps.query_lalm.config import QueryLalmConfig, QueryLalmResult
 
 _CLIPS_AT_A_TIME = 2000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mifuse_cli.lalm.pricing import Price, cost_of, prompt_and_answer
+from mifuse_cli.lalm.cost.prices import Price, cost_of, prompt_and_answer
 
 MARGIN = 1.25  # reserved above the dearest prompt seen, as a share of it
 BYTES_PER_TOKEN = 2  # of text; fewer than in any usual language and tokenizer
@@ -126,7 +126,7 @@ class Meter:
         """USD that an answered request cost; its worst case if the server sent no usage.
 
         Args:
-            usage: tokens as of `mifuse_cli.lalm.replies.content_of`.
+            usage: tokens as of `mifuse_cli.lalm.answers.response.content_of`.
             seconds: as given to `worst`.
             text_bytes: as given to `worst`.
             choices: as given to `worst`.

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from mifuse_cli.lalm.plan import Question
+from mifuse_cli.lalm.questions.plan import Question
 
 
 def line(question: Question, model: str) -> bytes:

@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from mifuse_cli.errors import InputError
-from mifuse_cli.lalm.lock import hold
-from mifuse_cli.lalm.tables import prepare
-from mifuse_cli.lalm.writer import Work, Writer
+from mifuse_cli.lalm.journal.lock import hold
+from mifuse_cli.lalm.journal.tables import prepare
+from mifuse_cli.lalm.journal.writer import Work, Writer
 
 _KEYS_PER_QUERY = 1000
 _CACHE_KIB = 64 * 1024

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from mifuse_cli.lalm.aliases import fold, named, refuses, resolver
-from mifuse_cli.lalm.repair import listings, repair, visible
+from mifuse_cli.lalm.answers.emotion_words import fold, named, refuses, resolver
+from mifuse_cli.lalm.answers.repair import listings, repair, visible
 
 PARSER_VERSION = 2
 

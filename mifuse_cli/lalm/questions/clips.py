@@ -10,7 +10,7 @@ import numpy as np
 
 from mifuse_cli import audio
 from mifuse_cli.errors import InputError
-from mifuse_cli.lalm.journal import Utterance
+from mifuse_cli.lalm.journal.journal import Utterance
 
 RULES = ("stop", "skip", "crop", "chunk")
 

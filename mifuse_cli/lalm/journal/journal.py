@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
-from mifuse_cli.lalm.database import Database
-from mifuse_cli.lalm.replies import choices_of, content_of
-from mifuse_cli.lalm.spec import canonical_json, spec_hash
+from mifuse_cli.lalm.answers.response import choices_of, content_of
+from mifuse_cli.lalm.journal.database import Database
+from mifuse_cli.lalm.questions.spec import canonical_json, spec_hash
 
 CLIPS_AT_A_TIME = 200
 _UTTERANCE = ("utt_id", "sha256", "duration", "sr", "bytes", "path", "file_sha256", "context")
@@ -89,7 +89,7 @@ class Journal(Database):
     # What is asked about
 
     def add_spec(self, spec: Mapping[str, Any]) -> str:
-        """Store what is asked, once; return its hash, see `mifuse_cli.lalm.spec.spec_hash`."""
+        """Store what is asked, once; return its hash, see `mifuse_cli.lalm.questions.spec.spec_hash`."""
         row = (spec_hash(spec), canonical_json(spec))
         self.execute("INSERT OR IGNORE INTO spec VALUES (?, ?)", row).result()
         return row[0]

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from mifuse_cli.audio import RATE
-from mifuse_cli.lalm.client import Reply
-from mifuse_cli.lalm.faults import Fault, RequestFailed
-from mifuse_cli.lalm.replies import choices_of, content_of
+from mifuse_cli.lalm.answers.response import choices_of, content_of
+from mifuse_cli.lalm.service.client import Reply
+from mifuse_cli.lalm.service.failures import Fault, RequestFailed
 
 ATTEMPTS = 4  # requests for one test, rate limits not counted
 PATIENCE = 120.0  # seconds of waiting in one test
@@ -64,7 +64,7 @@ async def probe(
     ``json_schema``, and two or three for ``long_audio``; refused ones come on top.
 
     Args:
-        ask: sends one request, see `mifuse_cli.lalm.client.Client.ask`.
+        ask: sends one request, see `mifuse_cli.lalm.service.client.Client.ask`.
         messages: builds the messages about audio (S,) at 16 kHz; the text is the same each time.
         clip: a short clip of the user's, since some servers take only certain audio. Tones are sent for
             ``long_audio`` alone.

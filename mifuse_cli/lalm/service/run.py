@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from mifuse_cli.errors import InputError, RemoteError
-from mifuse_cli.lalm.asking import Asking, BudgetReached
-from mifuse_cli.lalm.batch import Counts, Money, run_batches
-from mifuse_cli.lalm.budget import Budget, Meter
-from mifuse_cli.lalm.client import Client
-from mifuse_cli.lalm.faults import RequestFailed
-from mifuse_cli.lalm.features import find_out
-from mifuse_cli.lalm.pacing import Pacer
-from mifuse_cli.lalm.parsing import Status
-from mifuse_cli.lalm.plan import Question
-from mifuse_cli.lalm.pricing import Price, cost_of
-from mifuse_cli.lalm.stopping import on_signal
-from mifuse_cli.lalm.survey import Survey, saved_now_and_then
+from mifuse_cli.lalm.answers.parsing import Status
+from mifuse_cli.lalm.cost.budget import Budget, Meter
+from mifuse_cli.lalm.cost.prices import Price, cost_of
+from mifuse_cli.lalm.questions.plan import Question
+from mifuse_cli.lalm.service.batch import Counts, Money, run_batches
+from mifuse_cli.lalm.service.breaker import on_signal
+from mifuse_cli.lalm.service.client import Client
+from mifuse_cli.lalm.service.failures import RequestFailed
+from mifuse_cli.lalm.service.find_out import find_out
+from mifuse_cli.lalm.service.live import Asking, BudgetReached
+from mifuse_cli.lalm.service.pacing import Pacer
+from mifuse_cli.lalm.service.survey import Survey, saved_now_and_then
 
 _log = logging.getLogger("mifuse")
 
@@ -39,7 +39,7 @@ class Service:
         price: of the model, None if not known.
         usd, requests: caps over all runs, None for none.
         max_unreadable: share of the last answers that may be unreadable.
-        needed: features that the options rely on, see `mifuse_cli.lalm.probe`.
+        needed: features that the options rely on, see `mifuse_cli.lalm.service.probe`.
         probed: features to find out about before anything is asked.
         batch: through the provider's batches; looked at every ``poll_seconds``.
     """

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mifuse_cli.lalm.pricing import AUDIO_RATE, Price, cost_of
+from mifuse_cli.lalm.cost.prices import AUDIO_RATE, Price, cost_of
 
 CONFIDENCE = 0.95
 

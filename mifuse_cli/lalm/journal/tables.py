@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from mifuse_cli.errors import ArtifactError
-from mifuse_cli.lalm.lock import network_filesystem
+from mifuse_cli.lalm.journal.lock import network_filesystem
 
 SCHEMA_VERSION = 2
 

@@ -13,15 +13,15 @@ from itertools import islice
 from typing import Any
 
 from mifuse_cli.errors import MifuseError, RemoteError
-from mifuse_cli.lalm.budget import Budget, Meter
-from mifuse_cli.lalm.client import Client
-from mifuse_cli.lalm.faults import Fault, RequestFailed
-from mifuse_cli.lalm.journal import Journal
-from mifuse_cli.lalm.pacing import Outcome, Pacer, Turn
-from mifuse_cli.lalm.parsing import Status
-from mifuse_cli.lalm.plan import Question
-from mifuse_cli.lalm.replies import choices_of, content_of, json_of
-from mifuse_cli.lalm.stopping import Breaker
+from mifuse_cli.lalm.answers.parsing import Status
+from mifuse_cli.lalm.answers.response import choices_of, content_of, json_of
+from mifuse_cli.lalm.cost.budget import Budget, Meter
+from mifuse_cli.lalm.journal.journal import Journal
+from mifuse_cli.lalm.questions.plan import Question
+from mifuse_cli.lalm.service.breaker import Breaker
+from mifuse_cli.lalm.service.client import Client
+from mifuse_cli.lalm.service.failures import Fault, RequestFailed
+from mifuse_cli.lalm.service.pacing import Outcome, Pacer, Turn
 
 ATTEMPTS = 8  # requests for one question, rate limits not counted
 LOST = 3  # of them, those that may have been billed though nothing came back

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mifuse_cli.lalm.elicit import Answered, read_answer, request_fields
-from mifuse_cli.lalm.journal import Journal, Utterance
-from mifuse_cli.lalm.parsing import Status
-from mifuse_cli.lalm.prompts import Wording, label_order
-from mifuse_cli.lalm.spec import KEY_VERSION, question_key, spec_hash
+from mifuse_cli.lalm.answers.elicitation import Answered, read_answer, request_fields
+from mifuse_cli.lalm.answers.parsing import Status
+from mifuse_cli.lalm.journal.journal import Journal, Utterance
+from mifuse_cli.lalm.questions.prompts import Wording, label_order
+from mifuse_cli.lalm.questions.spec import KEY_VERSION, question_key, spec_hash
 
 UNREADABLE = frozenset(
     {Status.LABEL_ONLY, Status.INCOMPLETE, Status.BAD_SUM, Status.UNPARSED, Status.EMPTY, Status.TRUNCATED}
@@ -27,7 +27,7 @@ class Form:
         host, model: who is asked.
         wording: texts of the prompt.
         classes: K names in the order of every probability; what is asked does not depend on their order.
-        elicit, temperature, max_tokens, json_schema: see `mifuse_cli.lalm.elicit.request_fields`.
+        elicit, temperature, max_tokens, json_schema: see `mifuse_cli.lalm.answers.elicitation.request_fields`.
         choices: answers a request.
         seed: for the sampling of the server, None to send none.
         audio_format: "wav" or "mp3".

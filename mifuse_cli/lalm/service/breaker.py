@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from mifuse_cli.errors import RemoteError
-from mifuse_cli.lalm.faults import RequestFailed
+from mifuse_cli.lalm.service.failures import RequestFailed
 
 PATIENCE = 900.0  # seconds without any answer after which failures and rate limits end the run
 HOPELESS = 5  # questions without an answer, and none with one

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 import openai
 
 from mifuse_cli.errors import UsageError
-from mifuse_cli.lalm.faults import Fault, RequestFailed, fault_of, message_of, wait_of
+from mifuse_cli.lalm.service.failures import Fault, RequestFailed, fault_of, message_of, wait_of
 
 _CONNECT_SECONDS = 10.0
 _RAW = {"X-Stainless-Raw-Response": "true"}  # tells the library to hand the response out as it is

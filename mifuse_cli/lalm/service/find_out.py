@@ -11,13 +11,13 @@ import numpy as np
 
 from mifuse_cli import audio
 from mifuse_cli.errors import UsageError
-from mifuse_cli.lalm.asking import BudgetReached
-from mifuse_cli.lalm.budget import Budget, Meter
-from mifuse_cli.lalm.client import Client, Reply
-from mifuse_cli.lalm.faults import RequestFailed
-from mifuse_cli.lalm.probe import probe, unsupported
-from mifuse_cli.lalm.replies import content_of
-from mifuse_cli.lalm.survey import Survey
+from mifuse_cli.lalm.answers.response import content_of
+from mifuse_cli.lalm.cost.budget import Budget, Meter
+from mifuse_cli.lalm.service.client import Client, Reply
+from mifuse_cli.lalm.service.failures import RequestFailed
+from mifuse_cli.lalm.service.live import BudgetReached
+from mifuse_cli.lalm.service.probe import probe, unsupported
+from mifuse_cli.lalm.service.survey import Survey
 
 
 async def find_out(

@@ -18,12 +18,12 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from mifuse_cli.errors import InputError, RemoteError
-from mifuse_cli.lalm.batch_file import BatchFile, asked_for, line
-from mifuse_cli.lalm.client import BatchState, Client
-from mifuse_cli.lalm.faults import Fault, RequestFailed, fault_of
-from mifuse_cli.lalm.journal import Journal, Waiting
-from mifuse_cli.lalm.plan import Question
-from mifuse_cli.lalm.replies import choices_of, content_of, json_of
+from mifuse_cli.lalm.answers.response import choices_of, content_of, json_of
+from mifuse_cli.lalm.journal.journal import Journal, Waiting
+from mifuse_cli.lalm.questions.plan import Question
+from mifuse_cli.lalm.service.batch_file import BatchFile, asked_for, line
+from mifuse_cli.lalm.service.client import BatchState, Client
+from mifuse_cli.lalm.service.failures import Fault, RequestFailed, fault_of
 
 MAX_REQUESTS = 50_000  # of a batch
 MAX_BYTES = 200_000_000
@@ -63,7 +63,7 @@ class Money:
         cost: most USD that a question can cost.
         reserve: sets that aside; False if it would pass the budget.
         settle: replaces a reservation by what was spent; told, too, whether the request left at all.
-        price: USD for tokens as of `mifuse_cli.lalm.replies.content_of`, None to let the reservation stand.
+        price: USD for tokens as of `mifuse_cli.lalm.answers.response.content_of`, None to let the reservation stand.
     """
 
     cost: Callable[[Question], float]

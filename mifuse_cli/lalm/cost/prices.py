@@ -82,7 +82,7 @@ def cost_of(usage: Mapping[str, int], price: Price, *, seconds: float, batch: bo
     Tokens from a cache are taken for text as far as there is text, since audio would save more.
 
     Args:
-        usage: tokens as of `mifuse_cli.lalm.replies.content_of`.
+        usage: tokens as of `mifuse_cli.lalm.answers.response.content_of`.
         price: of the model.
         seconds: audio sent.
         batch: whether it was sent in batch mode.

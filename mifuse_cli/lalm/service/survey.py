@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mifuse_cli.errors import MifuseError
-from mifuse_cli.lalm import prompts
-from mifuse_cli.lalm.clips import Rule
-from mifuse_cli.lalm.collect import USAGE, collect
-from mifuse_cli.lalm.estimate import Observation, Tally, Volume
-from mifuse_cli.lalm.journal import Journal, Utterance
-from mifuse_cli.lalm.plan import LONGER, Ask, Plan, Question
-from mifuse_cli.lalm.pricing import Price, cost_of
-from mifuse_cli.lalm.stopping import on_signal
+from mifuse_cli.lalm.arrays import USAGE, collect
+from mifuse_cli.lalm.cost.estimate import Observation, Tally, Volume
+from mifuse_cli.lalm.cost.prices import Price, cost_of
+from mifuse_cli.lalm.journal.journal import Journal, Utterance
+from mifuse_cli.lalm.questions import prompts
+from mifuse_cli.lalm.questions.clips import Rule
+from mifuse_cli.lalm.questions.plan import LONGER, Ask, Plan, Question
+from mifuse_cli.lalm.service.breaker import on_signal
 
 if TYPE_CHECKING:
-    from mifuse_cli.lalm.asking import Asking
+    from mifuse_cli.lalm.service.live import Asking
 
 _CLIPS_IN_MEMORY = 64  # whose bytes are kept for their next sample
 

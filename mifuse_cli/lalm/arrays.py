@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mifuse_cli.lalm.elicit import Answered
-from mifuse_cli.lalm.journal import Journal, Utterance
-from mifuse_cli.lalm.parsing import Status
-from mifuse_cli.lalm.plan import Plan
+from mifuse_cli.lalm.answers.elicitation import Answered
+from mifuse_cli.lalm.answers.parsing import Status
+from mifuse_cli.lalm.journal.journal import Journal, Utterance
+from mifuse_cli.lalm.questions.plan import Plan
 
 USAGE = ("prompt", "completion", "total", "audio", "cached")
 

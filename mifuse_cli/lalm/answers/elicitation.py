@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mifuse_cli.errors import UsageError
-from mifuse_cli.lalm.parsing import EXACT_SUM, Parsed, Status, parse_answer, parse_label
-from mifuse_cli.lalm.prompts import LETTERS
-from mifuse_cli.lalm.replies import content_of, json_of
+from mifuse_cli.lalm.answers.parsing import EXACT_SUM, Parsed, Status, parse_answer, parse_label
+from mifuse_cli.lalm.answers.response import content_of, json_of
+from mifuse_cli.lalm.questions.prompts import LETTERS
 
 MODES = ("verbalized", "label", "logprob")
 
