@@ -10,11 +10,10 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from mifuse_cli.errors import UsageError
+from mifuse_cli.errors import UsageError, did_you_mean
 
 Progress = Callable[..., None]
 """Called with what is being done, how many pieces are done, how many there are, and perhaps facts by name."""
@@ -108,9 +107,7 @@ def one_of(flag: str, value: str, allowed: Iterable[str]) -> Iterable[str]:
     """A problem sentence if ``value`` is not allowed, with the nearest allowed name."""
     names = list(allowed)
     if value not in names:
-        near = get_close_matches(value, names, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        yield f"{flag} {value!r}: expected one of {', '.join(names)}{hint}"
+        yield f"{flag} {value!r}: expected one of {', '.join(names)}{did_you_mean(value, names)}"
 
 
 def at_least(flag: str, value: float, lowest: float) -> Iterable[str]:
@@ -161,10 +158,7 @@ def read_yaml(path: Path, config_type: type[Config]) -> dict[str, Any]:
         raise UsageError(f"--config {path}: expected a mapping of option names to values")
     known = {field.name: field for field in dataclasses.fields(config_type)}
     values = {str(key).replace("-", "_"): value for key, value in values.items()}
-    unknown = []
-    for key in sorted(values.keys() - known):
-        near = get_close_matches(key, known, n=1)
-        unknown.append(f"{key!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    unknown = [f"{key!r}{did_you_mean(key, known)}" for key in sorted(values.keys() - known)]
     if unknown:
         raise UsageError(f"--config {path}: unknown option {', '.join(unknown)}")
     return {key: _as_given(value, is_repeatable(known[key])) for key, value in values.items()}

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mifuse_cli.lalm.answers.parsing import Status, _read, parse_answer, parse_label
-from mifuse_cli.lalm.answers.repair import visible
+from mifuse_cli.lalm.answers.parsing import Status, parse_answer, parse_label, visible
+from mifuse_cli.lalm.cost.prices import _read
 
 CLASSES = ("angry", "happy", "neutral", "sad")
 

@@ -9,16 +9,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mifuse_cli.lalm.answers.elicitation import Answered
+from mifuse_cli.lalm.answers.elicitation import Answer
 from mifuse_cli.lalm.answers.parsing import Status
-from mifuse_cli.lalm.journal.journal import Journal, Utterance
-from mifuse_cli.lalm.questions.plan import Plan
+from mifuse_cli.lalm.cost.estimate import Observation
+from mifuse_cli.lalm.cost.prices import Price, cost_of
+from mifuse_cli.lalm.journal.open_questions import OpenQuestions
+from mifuse_cli.lalm.questions.clips import AskedClip
+from mifuse_cli.lalm.questions.plan import first_questions
 
 USAGE = ("prompt", "completion", "total", "audio", "cached")
 
 
 @dataclass(frozen=True)
-class Block:
+class AnswerArrays:
     """Answers about U clips, N samples each, K classes.
 
     Attributes:
@@ -43,40 +46,43 @@ class Block:
     rejection: str
 
 
-def collect(utterances: Sequence[Utterance], plan: Plan, journal: Journal) -> Block:
-    """Read every answer about these clips.
+def answer_arrays(clips: Sequence[AskedClip], questions: OpenQuestions) -> AnswerArrays:
+    """Read all that the journal holds on these clips.
 
     A sample of a clip in pieces is the mean of its pieces' distributions, weighted by their length; it has
     none if one of them has none. Of a question asked again the first readable answer counts.
+
+    Args:
+        clips: U clips of the journal.
+        questions: about them.
     """
-    u, n, k = len(utterances), plan.n_samples, len(plan.form.classes)
-    asks = list(plan.asks(utterances))
-    answers = plan.answers(asks, journal)
-    lacking = (ask.key for ask in asks if any((ask.key, c) not in answers for c in range(ask.choices)))
-    rejected = journal.rejected(lacking)
+    u, n, k = len(clips), questions.options.n_samples, len(questions.options.classes)
+    asked = list(first_questions(questions.options, clips))
+    answers = questions.answers(asked)
+    lacking = (one.key for one in asked if any((one.key, c) not in answers for c in range(one.choices)))
+    rejected = questions.journal.rejected(lacking)
     flags: Counter[str] = Counter()
-    place = {one.utt_id: number * n for number, one in enumerate(utterances)}
-    cells = [_MISSING if one.pieces else _SKIPPED for one in utterances for _ in range(n)]
+    place = {clip.utt_id: number * n for number, clip in enumerate(clips)}
+    cells = [_MISSING if clip.pieces else _SKIPPED for clip in clips for _ in range(n)]
     orders = [(0,) * k] * (u * n)
     pieces: dict[int, list[tuple[float, _Cell]]] = {}
-    for ask in asks:
-        utterance = ask.utterance
-        start = place[utterance.utt_id] + ask.first
-        for choice in range(ask.choices):
-            orders[start + choice] = ask.order
-            tries = answers.get((ask.key, choice))
-            nothing = _REJECTED if ask.key in rejected else _MISSING
+    for question in asked:
+        start = place[question.clip.utt_id] + question.first
+        for choice in range(question.choices):
+            orders[start + choice] = question.order
+            tries = answers.get((question.key, choice))
+            nothing = _REJECTED if question.key in rejected else _MISSING
             cell = _cell(tries, flags) if tries else nothing
-            if len(utterance.pieces) == 1:
+            if len(question.clip.pieces) == 1:
                 cells[start + choice] = cell
             else:
-                pieces.setdefault(start + choice, []).append((ask.seconds, cell))
+                pieces.setdefault(start + choice, []).append((question.seconds, cell))
     for number, parts in pieces.items():
         cells[number] = _joined(parts)
     unknown = (np.nan,) * k
     probs = np.array([unknown if cell.probs is None else cell.probs for cell in cells], dtype=np.float32)
     texts = [cell.text for cell in cells]
-    return Block(
+    return AnswerArrays(
         probs=probs.reshape(u, n, k),
         status=np.array([cell.status for cell in cells], dtype=np.uint8).reshape(u, n),
         order=np.array(orders, dtype=np.uint8).reshape(u, n, k),
@@ -86,6 +92,28 @@ def collect(utterances: Sequence[Utterance], plan: Plan, journal: Journal) -> Bl
         models=Counter(one.model for tries in answers.values() for one in tries),
         rejection=next(iter(rejected.values()), ""),
     )
+
+
+def observations(questions: OpenQuestions, price: Price | None, *, batch: bool = False) -> list[Observation]:
+    """What clips took so far; those of which the service does not tell are left out.
+
+    Args:
+        questions: about the clips.
+        price: of the model, None if not known.
+        batch: whether batch mode is used.
+    """
+    found = []
+    for block in questions.clips():
+        for clip in block:
+            usage = answer_arrays([clip], questions).usage[0]
+            sent = usage[usage[:, 0] != 0]  # further choices of a response count with its first
+            if not len(sent) or (sent[:, :2] < 0).any():
+                continue
+            seconds = sum(clip.pieces) * len(sent)
+            tokens = dict(zip(USAGE, map(int, sent.sum(axis=0)), strict=True))
+            usd = cost_of(tokens, price, seconds=seconds, batch=batch) if price else None
+            found.append(Observation(seconds, tokens["prompt"], tokens["completion"], usd))
+    return found
 
 
 class _Cell(NamedTuple):
@@ -103,7 +131,7 @@ _REJECTED = _Cell(Status.REJECTED, None, b"", _UNKNOWN)
 _SKIPPED = _Cell(Status.SKIPPED, None, b"", _UNKNOWN)
 
 
-def _cell(tries: list[Answered], flags: Counter[str]) -> _Cell:
+def _cell(tries: list[Answer], flags: Counter[str]) -> _Cell:
     shown = tries[0]
     usage: Sequence[int] = tuple(shown.usage.values())
     if len(tries) > 1:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any
 
 from mifuse_cli.lalm.answers.emotion_words import fold, named, refuses, resolver
-from mifuse_cli.lalm.answers.repair import listings, repair, visible
 
 PARSER_VERSION = 2
 
@@ -46,7 +48,8 @@ class Status(IntEnum):
     SKIPPED = 10  # left out by the rule for long clips
 
 
-class Parsed(NamedTuple):
+@dataclass(frozen=True)
+class Parsed:
     """One answer as read.
 
     Attributes:
@@ -67,8 +70,8 @@ class Parsed(NamedTuple):
     label: str | None = None
 
 
-def parse_answer(text: str, classes: tuple[str, ...]) -> Parsed:
-    """Read one answer, most explicit form first.
+def parse_answer(text: str, classes: Sequence[str]) -> Parsed:
+    """Read the text of one answer, most explicit form first.
 
     Thoughts and code fences are removed. The first bracketed piece that holds a class name with a value is
     read as JSON, if need be after one repair; else ``label: number`` lines; else the answer is a refusal, a
@@ -77,12 +80,16 @@ def parse_answer(text: str, classes: tuple[str, ...]) -> Parsed:
     other labels are dropped up to 0.05, sums of 0.5..1.5 are renormalised.
 
     Args:
-        text: content of the answer; any string.
-        classes: K class names.
+        text: what the model wrote; any string.
+        classes: K different class names.
 
     Returns:
         The distribution, shape (K,) in the order of ``classes``, or the reason why there is none.
+
+    Raises:
+        ValueError: ``text`` is no string, or ``classes`` are no names that differ.
     """
+    classes = _checked(text, classes)
     values = _plain(text, classes)
     if values:
         written = sum(values.values())
@@ -95,18 +102,41 @@ def parse_answer(text: str, classes: tuple[str, ...]) -> Parsed:
     return _read(visible(text), classes)
 
 
-def parse_label(text: str, classes: tuple[str, ...]) -> Parsed:
-    """Read an answer that should be one label.
+def parse_label(text: str, classes: Sequence[str]) -> Parsed:
+    """Read the text of an answer that should be one label.
 
     Args:
-        text: content of the answer; any string.
-        classes: K class names.
+        text: what the model wrote; any string.
+        classes: K different class names.
 
     Returns:
         LABEL_ONLY if one class is named and not denied, else EMPTY, REFUSED or UNPARSED.
+
+    Raises:
+        ValueError: ``text`` is no string, or ``classes`` are no names that differ.
     """
+    classes = _checked(text, classes)
     text = visible(text)
     return _unread(text) or _lone_label(text, [value for value, _ in _structures(text)], classes)
+
+
+def _checked(text: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes as a tuple, if both arguments are what they should be."""
+    if not isinstance(text, str):
+        raise ValueError(f"text is {type(text).__name__}, expected a string")
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        raise ValueError(f"classes are {classes!r}, expected several names such as ('angry', 'sad')")
+    names = tuple(classes)
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"classes are {names!r}, expected strings")
+    _check_names(names)
+    return names
+
+
+@lru_cache(maxsize=32)
+def _check_names(names: tuple[str, ...]) -> None:
+    if not names or "" in names or len(set(names)) < len(names):
+        raise ValueError(f"classes are {names!r}, expected different names, none of them empty")
 
 
 def _read(text: str, classes: tuple[str, ...]) -> Parsed:
@@ -135,13 +165,13 @@ def _plain(text: str, classes: tuple[str, ...]) -> dict[str, float] | None:
     if not _PLAIN.fullmatch(text) or text.count('"') != 2 * len(classes):
         return None
     try:
-        values = json.loads(text)
+        values: dict[str, float] = json.loads(text)
     except (ValueError, RecursionError):
         return None
     if len(values) != len(classes):
         return None
     for name in classes:
-        value = values.get(name)
+        value: Any = values.get(name)
         if type(value) not in (int, float) or not 0 <= value <= 1000:
             return None
     return values
@@ -199,7 +229,7 @@ def _chosen(structures: list[Any], classes: tuple[str, ...]) -> set[str]:
 _OPENING = re.compile(r"[{\[]")
 
 
-class _Pairs(list):
+class _Pairs(list[Any]):
     """Items of a JSON object in order; unlike a dict it keeps repeated names."""
 
 
@@ -379,3 +409,133 @@ def _within(mass: float, bounds: tuple[float, float]) -> bool:
 
 def _sorted(flags: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(flags))
+
+
+# --- text without thoughts and fences ----------------------------------------------------------------------
+
+_THOUGHT = re.compile(
+    r"<(/?)(?:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratchpad)>|[\[◁](/?)think[\]▷]",
+    re.IGNORECASE,
+)
+_CHANNEL = re.compile(r"<\|channel\|>[ \t]{0,4}(\w{1,20})")
+_FENCE = re.compile(r"```(?:[ \t]*\w{0,10}[ \t]*(?=\n))?")
+_PER_CENT = re.compile(r"(?<=\d)[ \t]{0,2}(?:per ?cent|pour ?cent|prozent|por ciento)\b", re.IGNORECASE)
+_ARABIC = str.maketrans("٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹٪٫،؛", "01234567890123456789%.,;")
+
+
+def visible(text: str) -> str:
+    """What an answer says once thinking is done.
+
+    Removed are blocks of thought (``<think>``, ``<reasoning>``, ``[THINK]`` and their kin, all channels but
+    the final one), byte order mark and code fences; an answer that is all thought becomes empty. Characters
+    take their compatibility form, Arabic digits and signs their Latin one, "percent" becomes ``%``.
+    """
+    text = _outside_thoughts(_final_channel(text))
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text).replace("\ufeff", "").translate(_ARABIC)
+    return _PER_CENT.sub("%", _FENCE.sub("\n", text)).strip()
+
+
+def _final_channel(text: str) -> str:
+    channels = list(_CHANNEL.finditer(text)) if "<|channel|>" in text else []
+    if not channels:
+        return text
+    last = channels[-1]
+    return text[last.end() :].partition("<|message|>")[2] if last[1] == "final" else ""
+
+
+def _outside_thoughts(text: str) -> str:
+    kept: list[str] = []
+    depth = position = 0
+    for tag in _THOUGHT.finditer(text):
+        if not depth:
+            kept.append(text[position : tag.start()])
+        position = tag.end()
+        if not (tag[1] or tag[2]):
+            depth += 1
+        elif depth:
+            depth -= 1
+        else:
+            # A closing tag alone: the chat template had opened the block, all so far is thought.
+            kept.clear()
+    if not depth:
+        kept.append(text[position:])
+    return "".join(kept)
+
+
+# --- numbers outside JSON ----------------------------------------------------------------------------------
+
+_NAME = r"[^\W\d_]{1,30}(?:[ _-][^\W\d_]{1,30}){0,2}"
+_SHARE = r"[~≈]?\d+(?:[.,]\d+)?[ \t]?%"
+_LINE = re.compile(
+    rf"(?<![^\W\d_])({_NAME})[\"'*_` \t]{{0,6}}(?:[:=→]|\bis\b|([|(]|[ \t][-–—][ \t]))"
+    r"[\"'*_` \t]{0,6}([~≈]?[+-]?\d+(?:[.,]\d+)?[ \t]?%?)"
+)
+# Without a sign between name and number only a list of nothing but shares tells which belongs to which.
+_LISTED = re.compile(
+    rf"(?:^|[,;|\n])[ \t*•>-]{{0,6}}(?:({_NAME})[ \t*]{{1,4}}({_SHARE})|({_SHARE})[ \t*]{{1,4}}({_NAME}))"
+    r"[ \t*.]{0,6}(?=$|[,;|\n])"
+)
+
+
+def listings(text: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Names with numbers outside JSON: those like ``name: 0.7``, then those like ``name 70%`` or ``70% name``."""
+    # In "70% sad | 30% angry" the bar stands between two pairs, not within one.
+    signed = [
+        (found[1], found[3])
+        for found in _LINE.finditer(text)
+        if not (found[2] and "%" in text[max(found.start() - 2, 0) : found.start()])
+    ]
+    listed = [(found[1] or found[4], found[2] or found[3]) for found in _LISTED.finditer(text)]
+    return signed, listed
+
+
+# --- the usual faults of JSON ------------------------------------------------------------------------------
+
+_QUOTES = str.maketrans({**dict.fromkeys("“”„‟«»", '"'), **dict.fromkeys("‘’‚‛", "'")})
+# A string that is never closed runs to the end: without that, each quote in it would be tried as a start.
+_DOUBLE_QUOTED = r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)'
+_STRING = re.compile(f"({_DOUBLE_QUOTED})", re.DOTALL)
+_ANY_STRING = re.compile(rf"({_DOUBLE_QUOTED})|'([^'\"\\\n]*)'", re.DOTALL)
+_TRAILING_COMMA = re.compile(r",\s*(?=[}\]])")
+_BARE_KEY = re.compile(r"([{,]\s*)([^\W\d][\w /-]{0,40}?)(?=\s{0,9}:)")
+_PERCENT = re.compile(r"(?<![\w.,])([+-]?\d+(?:[.,]\d+)?\s{0,3}%)")
+_DECIMAL = re.compile(r"(:\s*)([+-]?(?:\d+[.,]\d+|[.,]\d+|\d+\.|\+\d+))(?=\s*(?:[,}\]]|\Z))")
+_NOT_A_NUMBER = re.compile(r"(:\s*)[+-]?(?:nan|inf|infinity|none|null|n/a)\b", re.IGNORECASE)
+
+
+def repair(piece: str) -> str:
+    """JSON text with the usual faults mended; it may still not be JSON.
+
+    Mended are smart and single quotes, trailing commas, keys without quotes, percent signs and decimal
+    commas (such numbers become strings), NaN and its kin (null), and missing closing brackets.
+
+    Args:
+        piece: text that starts at an opening bracket.
+    """
+    piece = piece.translate(_QUOTES)
+    piece = _ANY_STRING.sub(lambda found: found[1] or f'"{found[2]}"', piece)
+    # The parts at odd positions are strings and stay as they are.
+    parts = _STRING.split(piece)
+    parts[::2] = [_mended(part) for part in parts[::2]]
+    mended = "".join(parts)
+    return _TRAILING_COMMA.sub("", mended + _missing(_STRING.split(mended)[::2]))
+
+
+def _mended(code: str) -> str:
+    """Text between strings with keys and odd numbers in quotes."""
+    code = _NOT_A_NUMBER.sub(r"\1null", code)
+    code = _PERCENT.sub(r'"\1"', code)
+    code = _DECIMAL.sub(r'\1"\2"', code)
+    return _BARE_KEY.sub(r'\1"\2"', code)
+
+
+def _missing(parts: list[str]) -> str:
+    """Closing brackets that the text between strings lacks, innermost first."""
+    expected: list[str] = []
+    for char in "".join(parts):
+        if char in "{[":
+            expected.append("}" if char == "{" else "]")
+        elif char in "}]" and expected:
+            expected.pop()
+    return "".join(reversed(expected))

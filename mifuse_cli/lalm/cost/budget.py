@@ -85,6 +85,8 @@ class Budget:
 class Meter:
     """The most that a request can cost, before it is sent, corrected by what others did cost.
 
+    Without a price nothing is known to cost anything.
+
     The first guess is a high one: a token per two bytes of text, the audio rate of the price, and every
     answer as long as it may be. If a prompt turns out dearer, all later guesses are raised so that they
     would have covered it with a quarter to spare; the same holds for answers of a server that does not keep
@@ -94,11 +96,11 @@ class Meter:
     and no more than that one can cost more than its reservation.
 
     Args:
-        price: of the model.
+        price: of the model, None if it is not known.
         max_tokens: cap on the tokens of one answer.
     """
 
-    def __init__(self, price: Price, *, max_tokens: int) -> None:
+    def __init__(self, price: Price | None, *, max_tokens: int) -> None:
         self._price = price
         self._max_tokens = max_tokens
         self._prompt_scale = 1.0
@@ -108,29 +110,37 @@ class Meter:
 
     @property
     def calibrated(self) -> bool:
-        """Whether a usage was seen, or the server keeps sending none, so that waiting for one is idle."""
-        return self._seen or self._blind >= BLIND
+        """Whether a usage was seen, or there is no reason to wait for one: no price, or no answer with a usage."""
+        return self._price is None or self._seen or self._blind >= BLIND
 
-    def worst(self, seconds: float, text_bytes: int, choices: int = 1) -> float:
+    def worst(self, seconds: float, text_bytes: int, choices: int = 1, *, batch: bool = False) -> float:
         """USD to reserve for one request.
 
         Args:
             seconds: audio sent.
             text_bytes: all text sent, in UTF-8.
             choices: answers asked for.
+            batch: whether it is sent in batch mode.
         """
-        prompt, answer = self._guess(seconds, text_bytes, choices)
-        return self._prompt_scale * prompt + self._answer_scale * answer
+        if self._price is None:
+            return 0.0
+        prompt, answer = self._guess(self._price, seconds, text_bytes, choices)
+        live = self._prompt_scale * prompt + self._answer_scale * answer
+        return live * self._price.batch_factor if batch else live
 
-    def observe(self, usage: Mapping[str, int], seconds: float, text_bytes: int, choices: int = 1) -> float:
-        """USD that an answered request cost; its worst case if the server sent no usage.
+    def observe(
+        self, usage: Mapping[str, int], seconds: float, text_bytes: int, choices: int = 1
+    ) -> float | None:
+        """USD that an answered request cost; its worst case if the service sent no usage; None without a price.
 
         Args:
-            usage: tokens as of `mifuse_cli.lalm.answers.response.content_of`.
+            usage: tokens of the response, see `response.Response`.
             seconds: as given to `worst`.
             text_bytes: as given to `worst`.
             choices: as given to `worst`.
         """
+        if self._price is None:
+            return None
         cost = cost_of(usage, self._price, seconds=seconds)
         if cost is None:
             self._blind += 1
@@ -138,7 +148,7 @@ class Meter:
         # The next prompt may not be in the cache.
         parts = prompt_and_answer({**usage, "cached": 0}, self._price, seconds)
         assert parts is not None
-        prompt, answer = self._guess(seconds, text_bytes, choices)
+        prompt, answer = self._guess(self._price, seconds, text_bytes, choices)
         if prompt:
             self._prompt_scale = max(self._prompt_scale, MARGIN * parts[0] / prompt)
         if answer and parts[1] > answer:
@@ -146,8 +156,17 @@ class Meter:
         self._seen = True
         return cost
 
-    def _guess(self, seconds: float, text_bytes: int, choices: int) -> tuple[float, float]:
-        price = self._price
+    def cost_in_batch(self, usage: Mapping[str, int]) -> float | None:
+        """USD that a request in batch mode cost; None, to let its reservation stand, where that is a guess.
+
+        Args:
+            usage: tokens of the response; without the number of audio tokens the cost is not known.
+        """
+        if self._price is None or usage["audio"] <= 0:
+            return None
+        return cost_of(usage, self._price, seconds=0.0, batch=True)
+
+    def _guess(self, price: Price, seconds: float, text_bytes: int, choices: int) -> tuple[float, float]:
         text = text_bytes / BYTES_PER_TOKEN + FRAME_TOKENS
         prompt = text * price.text_in + seconds * price.audio_rate * price.audio_in
         return prompt / 1e6, self._max_tokens * choices * price.out / 1e6

@@ -17,7 +17,7 @@ _ANSWER = ((2, 4), (5, 7))  # tokens around the labels, tokens per label with it
 
 @dataclass(frozen=True)
 class Volume:
-    """What has to be sent, summed over all requests.
+    """What has to be sent, summed over all requests; volumes can be added.
 
     Attributes:
         clips: different clips to ask about.
@@ -28,52 +28,38 @@ class Volume:
         text_bytes: prompt text in UTF-8.
     """
 
-    clips: int
-    requests: int
-    answers: int
-    seconds: float
-    upload_bytes: int
-    text_bytes: int
+    clips: int = 0
+    requests: int = 0
+    answers: int = 0
+    seconds: float = 0.0
+    upload_bytes: int = 0
+    text_bytes: int = 0
 
-
-class Tally:
-    """A `Volume` in the making: one `add` per clip, memory of one."""
-
-    def __init__(self) -> None:
-        self._clips = self._requests = self._answers = 0
-        self._seconds = 0.0
-        self._upload_bytes = self._text_bytes = 0
-
-    def add(
-        self, seconds: float, *, requests: int, answers: int, upload_bytes: int = 0, text_bytes: int = 0
-    ) -> None:
-        """Count one clip.
+    @classmethod
+    def of_clip(
+        cls, seconds: float, *, requests: int, answers: int, upload_bytes: int = 0, text_bytes: int = 0
+    ) -> Volume:
+        """What one clip comes to; nothing if no request is to be made for it.
 
         Args:
             seconds: its duration as sent.
-            requests: requests that are still to be made for it; a clip without any is not counted.
+            requests: requests that are still to be made for it.
             answers: answers that they ask for together.
             upload_bytes: audio of one request.
             text_bytes: text of one request.
         """
         if not requests:
-            return
-        self._clips += 1
-        self._requests += requests
-        self._answers += answers
-        self._seconds += seconds * requests
-        self._upload_bytes += upload_bytes * requests
-        self._text_bytes += text_bytes * requests
+            return cls()
+        return cls(1, requests, answers, seconds * requests, upload_bytes * requests, text_bytes * requests)
 
-    def volume(self) -> Volume:
-        """All clips so far."""
+    def __add__(self, other: Volume) -> Volume:
         return Volume(
-            clips=self._clips,
-            requests=self._requests,
-            answers=self._answers,
-            seconds=self._seconds,
-            upload_bytes=self._upload_bytes,
-            text_bytes=self._text_bytes,
+            self.clips + other.clips,
+            self.requests + other.requests,
+            self.answers + other.answers,
+            self.seconds + other.seconds,
+            self.upload_bytes + other.upload_bytes,
+            self.text_bytes + other.text_bytes,
         )
 
 

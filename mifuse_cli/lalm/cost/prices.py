@@ -7,11 +7,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from mifuse_cli.errors import InputError
+from mifuse_cli.errors import InputError, did_you_mean
 
 AUDIO_RATE = 50.0  # tokens per second of audio where nobody knows; above every rate known
 
@@ -82,7 +81,7 @@ def cost_of(usage: Mapping[str, int], price: Price, *, seconds: float, batch: bo
     Tokens from a cache are taken for text as far as there is text, since audio would save more.
 
     Args:
-        usage: tokens as of `mifuse_cli.lalm.answers.response.content_of`.
+        usage: tokens of a response, see `response.Response`.
         price: of the model.
         seconds: audio sent.
         batch: whether it was sent in batch mode.
@@ -129,8 +128,7 @@ def _price(path: Path, model: str, entry: Any) -> Price:
         raise InputError(f"{path}, {model}: found {entry!r}, expected a mapping with {', '.join(_FIELDS)}.")
     for name in entry:
         if name not in _FIELDS:
-            near = get_close_matches(str(name), _FIELDS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(_FIELDS)}."
+            hint = did_you_mean(name, _FIELDS, "did you mean {}?") or f"expected {', '.join(_FIELDS)}."
             raise InputError(f"{path}, {model}: unknown field {name!r}; {hint}")
     given = {"source": str(path)} | entry
     for name, field in _FIELDS.items():

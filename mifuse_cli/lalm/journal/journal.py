@@ -7,72 +7,46 @@ been paid for in vain.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
-from mifuse_cli.lalm.answers.response import choices_of, content_of
-from mifuse_cli.lalm.journal.database import Database
-from mifuse_cli.lalm.questions.spec import canonical_json, spec_hash
+from mifuse_cli.lalm.answers.response import Response, decode
+from mifuse_cli.lalm.journal.database import Database, Rows
+from mifuse_cli.lalm.questions.clips import AskedClip
+from mifuse_cli.lalm.questions.question_options import canonical_json, spec_hash
 
 CLIPS_AT_A_TIME = 200
-_UTTERANCE = ("utt_id", "sha256", "duration", "sr", "bytes", "path", "file_sha256", "context")
-
-Outcome = Literal["ok", "unusable"]
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """A clip as it is asked about.
-
-    Attributes:
-        utt_id, path: its name and its file.
-        sha256, bytes: of the 16-bit WAV that holds what is asked about; it stands for the audio in every key.
-        duration, sr: in seconds and Hz.
-        file_sha256: of the file as it lies on the disk.
-        context: what the prompt tells of the clip, "" if nothing.
-        pieces: seconds of each piece that is asked about on its own; one, none for a clip that is left out.
-        twin: another clip with the same audio and context is asked instead.
-    """
-
-    utt_id: str
-    sha256: str
-    duration: float
-    sr: int
-    bytes: int
-    path: str
-    file_sha256: str = ""
-    context: str = ""
-    pieces: tuple[float, ...] = ()
-    twin: bool = False
+_COLUMNS = ("utt_id", "sha256", "duration", "sr", "bytes", "path", "file_sha256", "context")
+_CLIP = f"{', '.join(_COLUMNS)}, pieces, twin"
+_PAIRS_AT_A_TIME = 5000
 
 
-class Answer(NamedTuple):
-    """A stored answer.
+class StoredAnswer(NamedTuple):
+    """An answer in the journal.
 
     Attributes:
-        key, choice: of the question.
-        raw: body of the response, and ``position``, where in its list of choices the answer stands.
-        tokens: `usage` as JSON.
-        outcome: "ok", "unusable" (nothing in it; asked again), or None: received, never read.
+        raw: body of the response as it came.
+        response: the body, decoded.
+        position: where in its choices the answer stands.
+        outcome: "ok", "unusable" (the body has no choices, so the question is asked again), or None if it was
+            received but never read.
     """
 
-    key: str
-    choice: int
     raw: bytes
+    response: Response
     position: int
-    tokens: str | None
-    outcome: Outcome | None
+    outcome: Literal["ok", "unusable"] | None
 
 
 class Waiting(NamedTuple):
-    """An intent in a batch: its id, what it asks in words, and the USD reserved for it."""
+    """A request in a batch: id of its intent, what it asks in words, and the USD reserved for it."""
 
     intent: int
     asked: str
@@ -89,72 +63,54 @@ class Journal(Database):
     # What is asked about
 
     def add_spec(self, spec: Mapping[str, Any]) -> str:
-        """Store what is asked, once; return its hash, see `mifuse_cli.lalm.questions.spec.spec_hash`."""
+        """Store what is asked, once; return its hash, see `question_options.spec_hash`."""
         row = (spec_hash(spec), canonical_json(spec))
         self.execute("INSERT OR IGNORE INTO spec VALUES (?, ?)", row).result()
         return row[0]
 
     def new_run(self) -> int:
         """Number of a further run, whose clips take the place of those of the last one."""
-        return self.read("SELECT ifnull(max(run), 0) + 1 FROM utt")[0][0]
+        number: int = self.read("SELECT ifnull(max(run), 0) + 1 FROM utt")[0][0]
+        return number
 
-    def add_utterances(self, run: int, utterances: Iterable[Utterance]) -> None:
+    def add_clips(self, run: int, clips: Iterable[AskedClip]) -> None:
         """Store clips of a run, in one transaction; a clip of the same id is replaced."""
-        rows = [
-            (u.utt_id, u.sha256, u.duration, u.sr, u.bytes, u.path, u.file_sha256, u.context,
-             json.dumps(u.pieces), run)
-            for u in utterances
-        ]  # fmt: skip
-        sql = f"INSERT OR REPLACE INTO utt ({', '.join(_UTTERANCE)}, pieces, run) VALUES ({'?, ' * 9}?)"
+        rows = [(*(getattr(clip, name) for name in _COLUMNS), json.dumps(clip.pieces), run) for clip in clips]
+        sql = f"INSERT OR REPLACE INTO utt ({', '.join(_COLUMNS)}, pieces, run) VALUES ({'?, ' * 9}?)"
         self.submit(lambda db: db.executemany(sql, rows)).result()
 
     def mark_twins(self, run: int) -> None:
-        """Of the clips of a run with the same audio and context, leave one to be asked."""
+        """Of the clips of a run with the same audio and context, leave one to be asked about."""
         first = "SELECT min(utt_id) FROM utt WHERE run = ? GROUP BY sha256, context"
         sql = f"UPDATE utt SET twin = 1 WHERE run = ? AND utt_id NOT IN ({first})"
         self.execute(sql, (run, run)).result()
 
-    def utterances(self, at_a_time: int = CLIPS_AT_A_TIME) -> Iterator[list[Utterance]]:
-        """Clips of the last run in the order of their ids, so many at a time."""
-        after = ""
-        while True:
-            found = self._utterances(
-                "run = (SELECT max(run) FROM utt) AND utt_id > ? ORDER BY utt_id LIMIT ?",
-                (after, at_a_time),
-            )
-            if not found:
-                return
-            yield found
-            after = found[-1].utt_id
+    def clips(self, at_a_time: int = CLIPS_AT_A_TIME) -> Iterator[list[AskedClip]]:
+        """Clips of the last run in the order of their ids, ``at_a_time`` at a time."""
+        for rows in self._last_run(_CLIP, at_a_time):
+            yield [_clip(row) for row in rows]
 
     def pairs(self, column: Literal["file_sha256", "context"]) -> Iterator[tuple[str, str]]:
         """Ids of the clips of the last run in order, each with one thing that is known of it."""
+        for rows in self._last_run(f"utt_id, {column}", _PAIRS_AT_A_TIME):
+            yield from rows
+
+    def known(self, utt_ids: Sequence[str]) -> dict[str, AskedClip]:
+        """Clips of any run by id."""
+        places = ",".join("?" * len(utt_ids))
+        sql = f"SELECT {_CLIP} FROM utt WHERE pieces IS NOT NULL AND utt_id IN ({places})"
+        return {row[0]: _clip(row) for row in self.read(sql, utt_ids)}
+
+    def _last_run(self, columns: str, at_a_time: int) -> Iterator[Rows]:
+        """Rows of the clips of the last run, of which the first column is the id."""
         after = ""
         while rows := self.read(
-            f"SELECT utt_id, {column} FROM utt WHERE run = (SELECT max(run) FROM utt) AND utt_id > ? "
-            "ORDER BY utt_id LIMIT 5000",
-            (after,),
+            f"SELECT {columns} FROM utt WHERE run = (SELECT max(run) FROM utt) AND utt_id > ? "
+            "ORDER BY utt_id LIMIT ?",
+            (after, at_a_time),
         ):
-            yield from rows
+            yield rows
             after = rows[-1][0]
-
-    def known(self, utt_ids: Sequence[str]) -> dict[str, Utterance]:
-        """Clips of any run by id."""
-        found = self._utterances(
-            f"pieces IS NOT NULL AND utt_id IN ({','.join('?' * len(utt_ids))})", utt_ids
-        )
-        return {one.utt_id: one for one in found}
-
-    def _utterances(self, condition: str, values: Sequence[Any]) -> list[Utterance]:
-        rows = self.read(f"SELECT {', '.join(_UTTERANCE)}, pieces, twin FROM utt WHERE {condition}", values)
-        return [
-            Utterance(
-                **dict(zip(_UTTERANCE, row, strict=False)),
-                pieces=tuple(json.loads(row[-2])),
-                twin=bool(row[-1]),
-            )
-            for row in rows
-        ]
 
     # Requests and answers
 
@@ -210,24 +166,24 @@ class Journal(Database):
         self,
         intent_id: int,
         key: str,
+        response: Response,
         *,
-        outcome: Outcome,
         choices: Sequence[int] = (0,),
-        usage: Mapping[str, int] | None = None,
         cost: float | None = None,
     ) -> Future[None]:
-        """Note what the stored answer turned out to be; an unusable one no longer counts as answered.
+        """Note what a stored answer turned out to be; one without choices no longer counts as answered.
 
         Args:
-            intent_id: of the request.
-            key: of the question.
-            outcome: what it is.
-            choices: those that the body answers, in its order; the first is the one it was stored under.
-            usage: tokens of the whole response.
-            cost: of it in USD, None to let the reserved cost stand.
+            intent_id: id of the request.
+            key: name of the question.
+            response: the stored body.
+            choices: the choices that were asked for, in the order of the body; the first is the one that the
+                body was stored under.
+            cost: of the response in USD, None to let the reserved cost stand.
         """
-        first, *others = choices
-        tokens = json.dumps(usage) if usage else None
+        first, *others = choices[: len(response.choices) or 1]
+        outcome = "ok" if response.choices else "unusable"
+        tokens = json.dumps(response.usage)
 
         def work(db: sqlite3.Connection) -> None:
             changed = db.execute(
@@ -280,22 +236,23 @@ class Journal(Database):
             found.setdefault(key, []).append(choice)
         return found
 
-    def answers(self, keys: Iterable[str]) -> dict[tuple[str, int], Answer]:
+    def answers(self, keys: Iterable[str]) -> dict[tuple[str, int], StoredAnswer]:
         """Stored answers to these questions by key and choice, unusable ones among them."""
-        rows = self.read_keys("SELECT key, choice, intent_id, raw, usage, outcome FROM answer WHERE", keys)
-        found: dict[tuple[str, int], Answer] = {}
-        bodies: dict[tuple[str, int], tuple[bytes, int]] = {}
+        rows = self.read_keys("SELECT key, choice, intent_id, raw, outcome FROM answer WHERE", keys)
+        found: dict[tuple[str, int], StoredAnswer] = {}
+        bodies: dict[tuple[str, int], tuple[bytes, Response, int]] = {}
         with self.translating():
             if any(row[1] for row in rows):
                 rows.sort(key=itemgetter(0, 1))
-            for key, choice, intent, packed, usage, outcome in rows:
+            for key, choice, intent, packed, outcome in rows:
                 if packed:
-                    raw, position = zlib.decompress(packed), 0
+                    raw = zlib.decompress(packed)
+                    response, position = decode(raw), 0
                 else:
                     # A further choice of the body that stands with the first one.
-                    raw, position = bodies[key, intent]
-                bodies[key, intent] = raw, position + 1
-                found[key, choice] = Answer(key, choice, raw, position, usage, outcome)
+                    raw, response, position = bodies[key, intent]
+                bodies[key, intent] = raw, response, position + 1
+                found[key, choice] = StoredAnswer(raw, response, position, outcome)
         return found
 
     def settle_unread(self) -> None:
@@ -304,15 +261,9 @@ class Journal(Database):
             "SELECT intent_id, key, choice, raw FROM answer WHERE outcome IS NULL"
         ):
             with self.translating():
-                raw = zlib.decompress(packed)
-            got = len(choices_of(raw))
-            self.settle(
-                intent,
-                key,
-                outcome="ok" if got else "unusable",
-                choices=range(choice, choice + max(got, 1)),
-                usage=content_of(raw, 0)[1],
-            ).result()
+                response = decode(zlib.decompress(packed))
+            choices = range(choice, choice + max(len(response.choices), 1))
+            self.settle(intent, key, response, choices=choices).result()
 
     def has_answers(self) -> bool:
         """Whether any question was ever answered."""
@@ -388,3 +339,16 @@ class Journal(Database):
         """Keep what was found out."""
         row = (host, model, time.time(), json.dumps(found))
         self.execute("INSERT OR REPLACE INTO probe VALUES (?, ?, ?, ?)", row).result()
+
+
+async def committed(*futures: Future[Any]) -> Any:
+    """Wait for commits and return the result of the last; whoever is cancelled meanwhile does not undo them."""
+    result = None
+    for future in futures:
+        result = await asyncio.shield(asyncio.wrap_future(future))
+    return result
+
+
+def _clip(row: Sequence[Any]) -> AskedClip:
+    columns = dict(zip(_COLUMNS, row, strict=False))
+    return AskedClip(**columns, pieces=tuple(json.loads(row[-2])), twin=bool(row[-1]))

@@ -7,12 +7,12 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mifuse_cli.errors import UsageError
+from mifuse_cli.errors import UsageError, did_you_mean
+from mifuse_cli.lalm.answers.elicitation import LETTERS
 
 DEFAULT_SYSTEM = (
     "You are a listener in a speech perception study. You judge how a voice sounds: pitch, loudness, tempo, "
@@ -50,9 +50,6 @@ _REFUSED = (
     "in the form asked for."
 )
 
-LETTERS = "ABCDEFGHJKLMNOPQRSTU"
-"""Names of the labels in mode ``logprob``; without I, with which a refusal begins."""
-
 
 @dataclass(frozen=True)
 class Wording:
@@ -81,7 +78,7 @@ def read_wording(path: Path | None, elicit: str, *, context: bool = False) -> Wo
 
     Args:
         path: YAML file with any of the keys ``system``, ``template`` and ``refused``, or None.
-        elicit: mode of asking, one of `elicit.MODES`.
+        elicit: mode of asking, one of `elicitation.MODES`.
         context: whether questions carry a transcript. A template in the file must then have a field
             ``{context}``, and otherwise must not; the built-in one gets a sentence with it.
 
@@ -113,8 +110,7 @@ def _texts(path: Path) -> dict[str, str]:
         raise UsageError(f"--prompt {path}: expected a mapping with any of the keys {', '.join(known)}.")
     for name, value in values.items():
         if name not in known:
-            near = get_close_matches(str(name), known, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else f", expected any of {', '.join(known)}"
+            hint = did_you_mean(name, known) or f", expected any of {', '.join(known)}"
             raise UsageError(f"--prompt {path}: unknown key {name!r}{hint}.")
         if not isinstance(value, str):
             raise UsageError(

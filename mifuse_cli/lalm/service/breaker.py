@@ -1,16 +1,13 @@
-"""When a run of questions has to stop: because it leads nowhere, or because somebody says so."""
+"""When a run of questions has to stop because it leads nowhere."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import signal
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from mifuse_cli.errors import RemoteError
 from mifuse_cli.lalm.service.failures import RequestFailed
+from mifuse_cli.lalm.service.service_options import ServiceOptions
 
 PATIENCE = 900.0  # seconds without any answer after which failures and rate limits end the run
 HOPELESS = 5  # questions without an answer, and none with one
@@ -24,19 +21,16 @@ class Breaker:
     """Looks at what becomes of requests, and says when to stop and why.
 
     Args:
-        host: whom the messages speak of.
-        concurrency: most requests under way.
-        max_unreadable: share of the last `JUDGED` answers that may hold no distribution.
+        service: whom the messages speak of; its ``max_unreadable`` is the share of the last `JUDGED` answers
+            that may hold no distribution.
         resumed: whether an earlier run got answers; clips that are rejected may then be all that it left over.
         now: clock in seconds.
     """
 
-    def __init__(
-        self, host: str, *, concurrency: int, max_unreadable: float, resumed: bool, now: Callable[[], float]
-    ) -> None:
-        self._host = host
-        self._concurrency = concurrency
-        self._max_unreadable = max_unreadable
+    def __init__(self, service: ServiceOptions, *, resumed: bool, now: Callable[[], float]) -> None:
+        self._host = service.host
+        self._concurrency = service.concurrency
+        self._max_unreadable = service.max_unreadable
         self._resumed = resumed
         self._now = now
         self._last_answer = now()
@@ -68,7 +62,7 @@ class Breaker:
         if silence <= PATIENCE:
             return None
         return RemoteError(
-            f"{self._host} limits the rate: {_sentence(failure)} The next request would go out in {wait:.0f} s, "
+            f"{self._host} limits the rate: {failure.sentence} The next request would go out in {wait:.0f} s, "
             f"{silence:.0f} s after the last answer or the start. Run the command again later."
         )
 
@@ -83,7 +77,7 @@ class Breaker:
         else:
             return None
         return RemoteError(
-            f"{self._host}: {why}. The last failure: {_sentence(failure)} Run the command again later."
+            f"{self._host}: {why}. The last failure: {failure.sentence} Run the command again later."
         )
 
     def given_up(self, failure: RequestFailed) -> RemoteError | None:
@@ -95,7 +89,7 @@ class Breaker:
             return None
         return RemoteError(
             f"{self._host}: {self._given_up} questions in a row got no answer, the last one because of: "
-            f"{_sentence(failure)} Run the command again later."
+            f"{failure.sentence} Run the command again later."
         )
 
     def rejected(self, clip: str, failure: RequestFailed) -> RemoteError | None:
@@ -109,7 +103,7 @@ class Breaker:
         if len(self._rejected) < REJECTED_IN_A_ROW:
             return None
         return RemoteError(
-            f"{self._host} rejected {len(self._rejected)} clips in a row, the last one with: {_sentence(failure)} "
+            f"{self._host} rejected {len(self._rejected)} clips in a row, the last one with: {failure.sentence} "
             "Check the audio and the model."
         )
 
@@ -118,43 +112,5 @@ class Breaker:
             return None
         return RemoteError(
             f"{self._host}: the first {self._given_up} questions got no answer, the last one because of: "
-            f"{_sentence(failure)} Check the address, the model and the audio, then run again."
+            f"{failure.sentence} Check the address, the model and the audio, then run again."
         )
-
-
-@contextmanager
-def on_signal(interrupt: Callable[[], None]) -> Iterator[None]:
-    """Call ``interrupt`` at the first SIGINT or SIGTERM; a second one does what it did before.
-
-    Only the main thread may handle signals; elsewhere whoever owns it decides, and nothing is changed.
-    """
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-    handled = False
-
-    def release() -> None:
-        nonlocal handled
-        if handled:
-            for number in numbers:
-                loop.remove_signal_handler(number)
-                signal.signal(number, before[number])
-        handled = False
-
-    def first() -> None:
-        release()
-        interrupt()
-
-    # Only the main thread may handle signals, and not on every platform.
-    with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
-        for number in numbers:
-            loop.add_signal_handler(number, first)
-        handled = True
-    try:
-        yield
-    finally:
-        release()
-
-
-def _sentence(failure: RequestFailed) -> str:
-    return failure.message.rstrip(".") + "."

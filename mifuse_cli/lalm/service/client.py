@@ -8,13 +8,15 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, BinaryIO
-from urllib.parse import quote, urlsplit
-
-import openai
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import quote
 
 from mifuse_cli.errors import UsageError
-from mifuse_cli.lalm.service.failures import Fault, RequestFailed, fault_of, message_of, wait_of
+from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed, failure_kind, message_of, wait_of
+from mifuse_cli.lalm.service.service_options import ServiceOptions, check_address
+
+if TYPE_CHECKING:
+    import openai
 
 _CONNECT_SECONDS = 10.0
 _RAW = {"X-Stainless-Raw-Response": "true"}  # tells the library to hand the response out as it is
@@ -64,48 +66,31 @@ class Client:
     """A model behind an OpenAI-compatible endpoint; used as an async context manager.
 
     Args:
-        base_url: address up to and with ``/v1``.
-        model: name of the model.
-        api_key: sent in the header; it appears in no message and no stored answer.
-        timeout: seconds for one request; for a file, without a sign of life.
-        stream: let the server send answers piece by piece, as some demand; they are read as a whole
-            nevertheless.
+        service: its address and name, the key, and how long to wait for it.
 
     Raises:
         UsageError: the key cannot be sent in a header, or the address is no URL.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        model: str,
-        api_key: str,
-        *,
-        timeout: float = 120.0,
-        stream: bool = False,
-    ) -> None:
-        if not re.fullmatch(r"[!-~]+", api_key):
+    def __init__(self, service: ServiceOptions) -> None:
+        if not re.fullmatch(r"[!-~]+", service.api_key):
             raise UsageError(
                 "the API key is empty or holds spaces, line breaks or non-ASCII characters. Check the "
                 "variable that it comes from; for a server that needs none, any word will do."
             )
-        url = urlsplit(base_url)
-        self._api_key = api_key
-        self.host = url.netloc.rpartition("@")[2]
-        if url.scheme not in ("http", "https") or not self.host:
-            raise UsageError(
-                f"the address of the model {self.redacted(base_url)!r} is no URL. "
-                "Expected one like https://api.openai.com/v1."
-            )
-        self.model = model
-        self._timeout = timeout
-        self._extra: dict[str, Any] = _STREAM if stream else {}
+        import openai
+
+        check_address(service.base_url)
+        self.host, self.model = service.host, service.model
+        self._api_key = service.api_key
+        self._timeout = service.timeout
+        self._extra: dict[str, Any] = _STREAM if service.stream else {}
         # Retries of the library would be invisible to the journal and to the bill.
         self._openai = openai.AsyncOpenAI(
-            base_url=base_url,
-            api_key=api_key,
+            base_url=service.base_url,
+            api_key=service.api_key,
             max_retries=0,
-            timeout=openai.Timeout(timeout, connect=min(timeout / 2, _CONNECT_SECONDS)),
+            timeout=openai.Timeout(service.timeout, connect=min(service.timeout / 2, _CONNECT_SECONDS)),
         )
 
     def __repr__(self) -> str:
@@ -130,7 +115,7 @@ class Client:
             request_key: names the request, so that a server that heeds it does not bill it twice.
 
         Raises:
-            RequestFailed: no 200 response; its fault tells what to do.
+            RequestFailed: no 200 response; its kind tells what to do.
         """
         body = {"model": self.model, "messages": messages, **fields, **self._extra}
         headers = _RAW if request_key is None else {**_RAW, "Idempotency-Key": request_key}
@@ -218,7 +203,7 @@ class Client:
                         break
                     except Exception as error:  # the library lets errors of the one below through here
                         message = self.redacted(f"connection lost: {error}")
-                        raise RequestFailed(Fault.TRANSIENT, None, message) from None
+                        raise RequestFailed(FailureKind.TRANSIENT, None, message) from None
                     *lines, rest = (rest + chunk).split(b"\n")
                     for line in lines:
                         yield self.without_key(line)
@@ -256,31 +241,35 @@ class Client:
     def _expected(value: Any, thing: str, said: str = "") -> str:
         if isinstance(value, str) and value:
             return value
-        raise RequestFailed(Fault.FATAL, 200, f"found no id of a {thing} in the answer, expected one. {said}")
+        raise RequestFailed(
+            FailureKind.FATAL, 200, f"found no id of a {thing} in the answer, expected one. {said}"
+        )
 
     @contextmanager
     def _translating(self) -> Iterator[None]:
         """Turn errors of the library into `RequestFailed`."""
+        import openai
+
         # Raised "from None": those of the library hold the request with its headers.
         try:
             yield
         except openai.APIStatusError as error:
-            fault = fault_of(error.status_code, error.body)
+            kind = failure_kind(error.status_code, error.body)
             message = self.said(error.body) or f"HTTP {error.status_code}"
             headers = error.response.headers
-            raise RequestFailed(fault, error.status_code, message, wait_of(headers), dict(headers)) from None
+            raise RequestFailed(kind, error.status_code, message, wait_of(headers), dict(headers)) from None
         except openai.APITimeoutError as error:
             raise self._unreachable(error, "no answer in time") from None
         except openai.APIConnectionError as error:
             raise self._unreachable(error, f"connection failed: {error.__cause__}") from None
         except openai.OpenAIError as error:
-            raise RequestFailed(Fault.FATAL, 0, self.redacted(str(error))) from None
+            raise RequestFailed(FailureKind.FATAL, 0, self.redacted(str(error))) from None
         except TimeoutError:
-            raise RequestFailed(Fault.TRANSIENT, None, "no answer in time") from None
+            raise RequestFailed(FailureKind.TRANSIENT, None, "no answer in time") from None
 
     def _unreachable(self, error: openai.APIConnectionError, message: str) -> RequestFailed:
         left = type(error.__cause__).__name__ not in _LEFT_NOTHING
-        return RequestFailed(Fault.TRANSIENT, None if left else 0, self.redacted(message))
+        return RequestFailed(FailureKind.TRANSIENT, None if left else 0, self.redacted(message))
 
     def said(self, body: Any) -> str:
         """What an error body says, without the API key and at most 400 characters of it."""

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any
 
 
-class Fault(Enum):
+class FailureKind(Enum):
     """Kinds of failure, by what has to happen next."""
 
     FATAL = "every further request would fail alike"
@@ -24,7 +24,7 @@ class RequestFailed(Exception):
     """A request without a usable answer.
 
     Attributes:
-        fault: what has to happen next.
+        kind: what has to happen next.
         http_status: status of the response; 0 if the request never left, None if nothing came back.
         message: the server's own words, free of the API key.
         wait: seconds that the server asks to wait, or None.
@@ -33,18 +33,33 @@ class RequestFailed(Exception):
 
     def __init__(
         self,
-        fault: Fault,
+        kind: FailureKind,
         http_status: int | None,
         message: str,
         wait: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.fault = fault
+        self.kind = kind
         self.http_status = http_status
         self.message = message
         self.wait = wait
         self.headers = headers or {}
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.kind in (FailureKind.THROTTLED, FailureKind.TRANSIENT)
+
+    @property
+    def sentence(self) -> str:
+        """The message with one full stop at its end."""
+        return self.message.rstrip(".") + "."
+
+
+def backoff(attempt: int, first: float, longest: float) -> float:
+    """Seconds to wait after the ``attempt``-th failure, from 1: they double from ``first`` up to ``longest``."""
+    return min(longest, first * 2.0 ** min(attempt - 1, 64))
 
 
 _NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
@@ -70,7 +85,7 @@ _BAD_REQUEST_WORDS = re.compile(
 )
 
 
-def fault_of(status: int, body: Any) -> Fault:
+def failure_kind(status: int, body: Any) -> FailureKind:
     """Kind of failure of an HTTP response.
 
     A 429 is fatal only if its code says that the credit is used up: the words of an ordinary rate limit
@@ -83,13 +98,13 @@ def fault_of(status: int, body: Any) -> Fault:
     """
     codes = _codes(body)
     if status == 429:
-        return Fault.FATAL if codes & _NO_CREDIT else Fault.THROTTLED
+        return FailureKind.FATAL if codes & _NO_CREDIT else FailureKind.THROTTLED
     if status in (408, 409) or status >= 500:
-        return Fault.TRANSIENT
+        return FailureKind.TRANSIENT
     if status in (400, 413, 422):
         fatal = codes & (_BAD_REQUEST | _NO_CREDIT) or _BAD_REQUEST_WORDS.search(message_of(body))
-        return Fault.FATAL if fatal else Fault.REJECTED
-    return Fault.FATAL
+        return FailureKind.FATAL if fatal else FailureKind.REJECTED
+    return FailureKind.FATAL
 
 
 def message_of(body: Any) -> str:

@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from mifuse_cli.lalm.service.failures import backoff
+from mifuse_cli.lalm.service.service_options import ServiceOptions
+
 _FIRST_LIMIT = 8  # requests in flight
 _CUT_SECONDS = 5.0  # between two cuts of that limit
 _SHORTEST_PAUSE = 0.05
@@ -30,7 +33,7 @@ _SMALLEST_STEP = 0.005
 _DURATION = re.compile(r"(?=[\d.])(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+\.?\d*|\.\d+)(?:s|$))?(?:(\d+\.?\d*)ms)?")
 
 
-class Outcome(Enum):
+class TurnResult(Enum):
     """What became of a request, as far as the pace is concerned."""
 
     ANSWERED = "the server dealt with it, even if by refusing the clip"
@@ -58,9 +61,7 @@ class Pacer:
     a rate that proves too high, whether the server counts requests or tokens.
 
     Args:
-        concurrency: most requests in flight, at least 1.
-        rpm: requests per minute, above 0; used in full.
-        tpm: tokens per minute, above 0; used in full.
+        service: its ``concurrency`` is the most requests in flight; ``rpm`` and ``tpm`` are used in full.
         now: clock of the event loop, in seconds.
 
     Attributes:
@@ -69,20 +70,14 @@ class Pacer:
         throttled: requests that got a 429 so far.
     """
 
-    def __init__(
-        self,
-        *,
-        concurrency: int,
-        rpm: float | None = None,
-        tpm: float | None = None,
-        now: Callable[[], float],
-    ) -> None:
+    def __init__(self, service: ServiceOptions, now: Callable[[], float]) -> None:
+        rpm, tpm = service.rpm, service.tpm
         self.running = 0
         self.answered = 0
         self.throttled = 0
         self._now = now
-        self._concurrency = concurrency
-        self._limit = float(min(_FIRST_LIMIT, concurrency))
+        self._concurrency = service.concurrency
+        self._limit = float(min(_FIRST_LIMIT, service.concurrency))
         self._next_cut = -math.inf
         self._resume_at = now()
         self._pauses = 0  # in a row, without an answer to a request sent after one
@@ -118,13 +113,13 @@ class Pacer:
             return await future
         except asyncio.CancelledError:
             if not future.cancelled() and (turn := future.result()):
-                self.leave(turn, Outcome.FAILED, tokens=0.0)
+                self.leave(turn, TurnResult.FAILED, tokens=0.0)
             raise
 
     def leave(
         self,
         turn: Turn,
-        outcome: Outcome,
+        result: TurnResult,
         *,
         tokens: float | None = None,
         headers: Mapping[str, str] | None = None,
@@ -134,7 +129,7 @@ class Pacer:
 
         Args:
             turn: what `enter` returned.
-            outcome: what became of the request.
+            result: what became of the request.
             tokens: used by it; None if unknown: then the estimate stands, or nothing for a 429.
             headers: of the response, with names in lower case or of any case if the mapping does not mind.
             wait: seconds that a 429 asks to wait, if it does.
@@ -144,11 +139,11 @@ class Pacer:
         """
         now = self._now()
         self.running -= 1
-        if outcome is Outcome.THROTTLED:
+        if result is TurnResult.THROTTLED:
             self.throttled += 1
             self._pause(turn, wait, now)
             tokens = tokens or 0.0
-        elif outcome is Outcome.ANSWERED:
+        elif result is TurnResult.ANSWERED:
             self.answered += 1
             self._grow(turn, now)
         if headers:
@@ -206,7 +201,7 @@ class Pacer:
         if now >= self._resume_at:
             self._pauses += 1  # once for all the requests that the same limit hit
         if wait is None:
-            wait = random.uniform(0.5, 1) * min(_LONGEST_PAUSE, 2.0 ** min(self._pauses, 10) / 2)
+            wait = random.uniform(0.5, 1) * backoff(self._pauses, 1.0, _LONGEST_PAUSE)
         if now >= self._next_cut:
             self._limit = max(self._limit * 0.7, 1.0)
             self._next_cut = now + max(wait, _CUT_SECONDS)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from mifuse_cli import evaluation
 from mifuse_cli.config import at_least, one_of, option
+from mifuse_cli.errors import did_you_mean
 from mifuse_cli.methods.training import TrainingConfig
 from mifuse_cli.steps.compare.systems import GROUPS, SYSTEMS
 
@@ -63,8 +63,7 @@ class CompareConfig(TrainingConfig):
         yield from _once("--seeds", words(self.seeds))
         for name in system_names(self.systems):
             if name not in ("main", *GROUPS, *SYSTEMS):
-                near = get_close_matches(name, [*GROUPS, *SYSTEMS], n=1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                hint = did_you_mean(name, [*GROUPS, *SYSTEMS])
                 yield f"--systems {name!r}: no system or group is called so{hint}; groups: main, {', '.join(GROUPS)}"
         if not words(self.systems):
             yield "--systems: expected at least one"

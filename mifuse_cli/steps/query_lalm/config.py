@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
+from mifuse_cli import lalm
 from mifuse_cli.config import StepConfig, above_zero, at_least, one_of, option, target_problems
 from mifuse_cli.errors import UsageError
 from mifuse_cli.labels import CLASSES, parse_classes
-from mifuse_cli.lalm.answers.elicitation import MODES
-from mifuse_cli.lalm.cost.estimate import Estimate, Volume
-from mifuse_cli.lalm.questions.clips import RULES
+
+Options = TypeVar("Options")
 
 _CLIPS, _QUESTIONS, _SERVICE, _MONEY, _JOURNAL = "Clips", "Questions", "Service", "Money", "Journal"
 
@@ -32,7 +33,9 @@ class QueryLalmConfig(StepConfig):
     max_seconds: float = option(
         30.0, "Longest audio to send: many models hear no more, and do not say so.", panel=_CLIPS
     )
-    long_clips: str = option("stop", f"What to do with longer clips: {', '.join(RULES)}.", panel=_CLIPS)
+    long_clips: str = option(
+        "stop", f"What to do with longer clips: {', '.join(lalm.LONG_CLIPS)}.", panel=_CLIPS
+    )
     upload: str = option("wav", "Send audio as wav or mp3.", panel=_CLIPS)
     out: Path = option(help="Artifact to write.")
 
@@ -40,7 +43,7 @@ class QueryLalmConfig(StepConfig):
     classes: str = option(
         ",".join(CLASSES), "Emotion classes, in the order of every probability.", panel=_QUESTIONS
     )
-    elicit: str = option("verbalized", f"How to ask: {', '.join(MODES)}.", panel=_QUESTIONS)
+    elicit: str = option("verbalized", f"How to ask: {', '.join(lalm.MODES)}.", panel=_QUESTIONS)
     temperature: float = option(
         1.0, "Sampling temperature of the model; at 0 there is no uncertainty to measure.", panel=_QUESTIONS
     )
@@ -135,8 +138,8 @@ class QueryLalmConfig(StepConfig):
             parse_classes(self.classes)
         except UsageError as error:
             yield str(error)
-        yield from one_of("--elicit", self.elicit, MODES)
-        yield from one_of("--long-clips", self.long_clips, RULES)
+        yield from one_of("--elicit", self.elicit, lalm.MODES)
+        yield from one_of("--long-clips", self.long_clips, lalm.LONG_CLIPS)
         yield from one_of("--transport", self.transport, ("live", "batch"))
         yield from one_of("--probe", self.probe, ("auto", "all", "off"))
         if self.stream and self.transport == "batch":
@@ -160,6 +163,12 @@ class QueryLalmConfig(StepConfig):
         for name in ("timeout", "max_seconds", "save_minutes", "poll_seconds", "rpm", "tpm"):
             value = getattr(self, name)
             yield from above_zero(f"--{name.replace('_', '-')}", 1 if value is None else value)
+
+
+def options_of(config: QueryLalmConfig, kind: type[Options], **others: Any) -> Options:
+    """Options of an engine: those with the names of configuration fields from there, and ``others``."""
+    names = {one.name for one in fields(kind)} - others.keys()  # type: ignore[arg-type]
+    return kind(**{name: getattr(config, name) for name in names}, **others)
 
 
 @dataclass(frozen=True)
@@ -195,7 +204,7 @@ class QueryLalmResult:
     requests: dict[str, int] = field(default_factory=dict)
     spent_usd: float | None = None
     unresolved: tuple[str, ...] = ()
-    volume: Volume | None = None
-    estimate: Estimate | None = None
+    volume: lalm.Volume | None = None
+    estimate: lalm.Estimate | None = None
     up_to_date: bool = False
     notes: tuple[str, ...] = ()

@@ -23,12 +23,12 @@ from scripted import (
 )
 
 from mifuse_cli.errors import InputError, RemoteError
-from mifuse_cli.lalm.answers.response import content_of
-from mifuse_cli.lalm.cost.budget import Meter
+from mifuse_cli.lalm.answers.response import decode
+from mifuse_cli.lalm.cost.budget import Budget, Meter
 from mifuse_cli.lalm.cost.prices import cost_of
 from mifuse_cli.lalm.journal.journal import Journal
 from mifuse_cli.lalm.service import live as asking_module
-from mifuse_cli.lalm.service.live import BudgetReached
+from mifuse_cli.lalm.service.run_state import BudgetReached
 
 BAD = (400, error("bad audio."))
 MUTE = (200, completion("I cannot tell."))
@@ -52,7 +52,7 @@ def stored(journal):
 
 def bill(body):
     """What a response costs by its usage."""
-    return cost_of(content_of(json.dumps(body).encode(), 0)[1], PRICE, seconds=SECONDS)
+    return cost_of(decode(json.dumps(body).encode()).usage, PRICE, seconds=SECONDS)
 
 
 def crowd(number, line):
@@ -96,14 +96,15 @@ class TestBudget:
 
         worst = Meter(PRICE, max_tokens=MAX_TOKENS).worst(SECONDS, TEXT_BYTES)
         cap = 200 * worst
+        budget = Budget(usd=cap, requests=None)
         server = play(*[some] * 90, *crowd(64, some), some)
-        asked = ask(server.url, journal, 2000, concurrency=64, price=PRICE, usd=cap)
+        asked = ask(server.url, journal, 2000, concurrency=64, price=PRICE, budget=budget)
         assert isinstance(asked.error, BudgetReached)
         # Of those that were dropped nobody knows whether they were billed.
         assert sum(billed) <= asked.spent <= cap
         assert asked.spent > cap - 2 * worst
         assert journal.accounts()["spent"] == pytest.approx(asked.spent)
-        assert asked.budget.in_flight == asked.budget.reserved == 0
+        assert budget.in_flight == budget.reserved == 0
         assert max(one.running for one in server.requests) == 64
 
     def test_before_the_first_price_one_request_goes_out_alone(self, play, journal):
@@ -225,7 +226,7 @@ class TestFatal:
             return 200, GOOD
 
         async def beside(asking):
-            await until(lambda: asking.error)
+            await until(lambda: asking.state.error)
             stopped.set()
 
         def revoked(request):
@@ -263,7 +264,7 @@ class TestInterrupted:
         async def beside(asking):
             await until(lambda: len(server.requests) == 3)
             os.kill(os.getpid(), number)
-            await until(lambda: asking.interrupted)
+            await until(lambda: asking.state.interrupted)
             released.set()
 
         released = threading.Event()
@@ -289,7 +290,7 @@ class TestInterrupted:
 
     def test_a_pause_does_not_hold_it_up(self, play, journal):
         async def beside(asking):
-            await until(lambda: asking.limited)
+            await until(lambda: asking.state.limited)
             os.kill(os.getpid(), signal.SIGINT)
 
         limit = (429, error("slow down"), {"Retry-After": "600"})

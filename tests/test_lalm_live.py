@@ -21,7 +21,7 @@ from scripted import (
 
 from mifuse_cli.errors import RemoteError
 from mifuse_cli.lalm.answers.parsing import Status
-from mifuse_cli.lalm.answers.response import content_of
+from mifuse_cli.lalm.answers.response import decode
 from mifuse_cli.lalm.cost.budget import Meter
 from mifuse_cli.lalm.cost.prices import cost_of
 from mifuse_cli.lalm.journal.journal import Journal
@@ -98,10 +98,10 @@ class TestAnswered:
         assert found == [("q0", "clip q0", None)]
 
     def test_the_body_is_stored_before_it_is_read(self, play, journal):
-        def broken(raw, position):
+        def broken(response, position):
             raise RuntimeError("a bug in reading")
 
-        questions = [question(f"q{i}", judge=broken) for i in range(3)]  # of which two wait for the price
+        questions = [question(f"q{i}", read=broken) for i in range(3)]  # of which two wait for the price
         asked = ask(play((200, GOOD)).url, journal, questions, concurrency=3, price=PRICE)
         assert str(asked.error) == "a bug in reading"
         journal.execute("SELECT 1").result()  # behind all that was handed in before
@@ -140,7 +140,7 @@ class TestChoices:
         ]
         found = journal.answers(["q"])
         assert list(found) == [("q", 2), ("q", 3), ("q", 4)]
-        assert [content_of(one.raw, one.position)[0] for one in found.values()] == texts[:3]
+        assert [one.response.choice(one.position).text for one in found.values()] == texts[:3]
         assert journal.answered(["q"]) == {"q": [2, 3, 4]}
 
     def test_the_rest_has_all_its_attempts(self, play, journal):
@@ -191,7 +191,7 @@ class TestFaults:
         assert len(server.requests) == 6 and len(journal.unresolved()) == 3
         # Each of them may have cost all that was set aside for it; the failures cost nothing.
         worst = Meter(PRICE, max_tokens=MAX_TOKENS).worst(SECONDS, TEXT_BYTES)
-        paid = cost_of(content_of(json.dumps(GOOD).encode(), 0)[1], PRICE, seconds=SECONDS)
+        paid = cost_of(decode(json.dumps(GOOD).encode()).usage, PRICE, seconds=SECONDS)
         assert asked.spent == pytest.approx(3 * worst + paid)
         assert journal.accounts()["spent"] == pytest.approx(asked.spent)
 

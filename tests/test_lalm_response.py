@@ -4,16 +4,19 @@ import json
 
 import pytest
 
-from mifuse_cli.lalm.answers.response import content_of
-from mifuse_cli.lalm.service.failures import Fault, fault_of, wait_of
+from mifuse_cli.lalm.answers.response import decode
+from mifuse_cli.lalm.service.failures import FailureKind, failure_kind, wait_of
 
 
 def test_fault_of_tells_a_rate_limit_from_an_empty_account():
     words = "You exceeded your current quota, please check your plan and billing details."
-    assert fault_of(429, [{"error": {"message": words, "status": "RESOURCE_EXHAUSTED"}}]) is Fault.THROTTLED
-    assert fault_of(429, {"message": words, "type": "insufficient_quota"}) is Fault.FATAL
-    assert fault_of(400, {"message": "audio longer than the context"}) is Fault.REJECTED
-    assert fault_of(418, "teapot") is Fault.FATAL
+    assert (
+        failure_kind(429, [{"error": {"message": words, "status": "RESOURCE_EXHAUSTED"}}])
+        is FailureKind.THROTTLED
+    )
+    assert failure_kind(429, {"message": words, "type": "insufficient_quota"}) is FailureKind.FATAL
+    assert failure_kind(400, {"message": "audio longer than the context"}) is FailureKind.REJECTED
+    assert failure_kind(418, "teapot") is FailureKind.FATAL
 
 
 def test_wait_of_reads_every_form():
@@ -36,28 +39,28 @@ def test_wait_of_reads_every_form():
         (None, ""),
     ],
 )
-def test_content_of_finds_the_text(message, text):
+def test_a_response_gives_the_text(message, text):
     raw = json.dumps({"choices": [{}, {"message": message}]}).encode()
-    assert content_of(raw, 1) == (
+    assert (decode(raw).choice(1).text, decode(raw).usage) == (
         text,
         dict.fromkeys(("prompt", "completion", "total", "audio", "cached"), -1),
     )
-    assert content_of(raw, 0)[0] == content_of(raw, 2)[0] == content_of(raw, -1)[0] == ""
+    assert decode(raw).choice(0).text == decode(raw).choice(2).text == decode(raw).choice(-1).text == ""
 
 
-def test_content_of_reads_the_token_numbers():
+def test_a_response_gives_the_token_numbers():
     details = {"audio_tokens": 60, "cached_tokens": 5}
     usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3, "prompt_tokens_details": details}
     expected = {"prompt": 1, "completion": 2, "total": 3, "audio": 60, "cached": 5}
-    assert content_of(json.dumps({"usage": usage}).encode(), 0)[1] == expected
+    assert decode(json.dumps({"usage": usage}).encode()).usage == expected
     usage["prompt_tokens_details"] = {"multimodal_tokens": {"audio": 60}, "cached_tokens": True}
-    assert content_of(json.dumps({"usage": usage}).encode(), 0)[1] == {**expected, "cached": -1}
+    assert decode(json.dumps({"usage": usage}).encode()).usage == {**expected, "cached": -1}
 
 
 @pytest.mark.parametrize(
     "raw", [b"", b"\xff", b"null", b"[]", b'{"choices": 3}', b'{"usage": []}', b"[" * 99999]
 )
-def test_content_of_never_raises(raw):
-    text, usage = content_of(raw, 0)
+def test_decode_never_raises(raw):
+    text, usage = decode(raw).choice(0).text, decode(raw).usage
     assert text == ""
     assert set(usage.values()) == {-1}

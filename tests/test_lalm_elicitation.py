@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mifuse_cli.errors import UsageError
-from mifuse_cli.lalm.answers.elicitation import MODES, read_answer, request_fields
+from mifuse_cli.lalm.answers.elicitation import LETTERS, MODES, read_answer
 from mifuse_cli.lalm.answers.parsing import Status, parse_answer
-from mifuse_cli.lalm.answers.response import content_of
-from mifuse_cli.lalm.questions.prompts import LETTERS, label_order
+from mifuse_cli.lalm.answers.response import decode
+from mifuse_cli.lalm.questions.prompts import Wording, label_order
+from mifuse_cli.lalm.questions.question_options import QuestionOptions
 
 CLASSES = ("angry", "happy", "neutral", "sad")
 ORDER = (2, 0, 3, 1)
@@ -29,9 +30,8 @@ def body(text="", *, finish="stop", message=None, logprobs=None):
 
 
 def read(mode, text="", *, accept_label_only=False, **parts):
-    return read_answer(
-        mode, body(text, **parts), 1, CLASSES, ORDER, accept_label_only=accept_label_only
-    ).parsed
+    response = decode(body(text, **parts))
+    return read_answer(mode, response, 1, CLASSES, ORDER, accept_label_only=accept_label_only).parsed
 
 
 def alternatives(tokens, drawn=None):
@@ -44,23 +44,27 @@ def letters(tokens, **parts):
     return read("logprob", "A", finish="length", logprobs=alternatives(tokens, **parts))
 
 
+def fields_of(mode, classes, **options):
+    return QuestionOptions("h", "m", Wording(), tuple(classes), elicit=mode, **options).fields()
+
+
 # --- requests ---------------------------------------------------------------------------------------------
 
 
 def test_fields_of_each_mode():
     plain = {"temperature": 1.0, "max_completion_tokens": 256}
-    assert request_fields("verbalized", CLASSES, temperature=1.0) == plain
-    assert request_fields("label", CLASSES, temperature=1.0) == plain
-    fields = request_fields("logprob", CLASSES, temperature=0.5)
+    assert fields_of("verbalized", CLASSES, temperature=1.0) == plain
+    assert fields_of("label", CLASSES, temperature=1.0) == plain
+    fields = fields_of("logprob", CLASSES, temperature=0.5)
     assert fields == {"temperature": 0.5, "max_completion_tokens": 1, "logprobs": True, "top_logprobs": 20}
     for mode in MODES:
-        fields = request_fields(mode, CLASSES, temperature=1.0, max_tokens=4000)
+        fields = fields_of(mode, CLASSES, temperature=1.0, max_tokens=4000)
         assert fields["max_completion_tokens"] == 4000
 
 
 def test_a_schema_admits_what_the_parser_reads():
     def schema(mode):
-        form = request_fields(mode, CLASSES, temperature=1, json_schema=True)["response_format"]
+        form = fields_of(mode, CLASSES, temperature=1, json_schema=True)["response_format"]
         assert form["type"] == "json_schema" and form["json_schema"]["strict"] is True
         one = form["json_schema"]["schema"]
         assert one["additionalProperties"] is False and one["required"] == list(one["properties"])
@@ -75,20 +79,20 @@ def test_a_schema_admits_what_the_parser_reads():
 
 def test_logprob_has_its_limits():
     names = [f"emotion {k}" for k in range(len(LETTERS) + 1)]
-    assert request_fields("logprob", names[:-1], temperature=1)
+    assert fields_of("logprob", names[:-1], temperature=1)
     with pytest.raises(UsageError, match="21 classes"):
-        request_fields("logprob", names, temperature=1)
+        fields_of("logprob", names, temperature=1)
     with pytest.raises(UsageError, match="json-schema"):
-        request_fields("logprob", CLASSES, temperature=1, json_schema=True)
+        fields_of("logprob", CLASSES, temperature=1, json_schema=True)
 
 
 # --- answers ----------------------------------------------------------------------------------------------
 
 
 def test_a_verbalized_answer_is_parsed():
-    answered = read_answer("verbalized", body(FULL), 1, CLASSES, ORDER)
+    answered = read_answer("verbalized", decode(body(FULL)), 1, CLASSES, ORDER)
     assert answered.parsed == parse_answer(FULL, CLASSES)
-    assert (answered.text, answered.usage) == content_of(body(FULL), 1)
+    assert (answered.text, answered.usage["prompt"], answered.usage["total"]) == (FULL, 90, -1)
 
 
 @pytest.mark.parametrize("mode", ["verbalized", "label"])
@@ -154,7 +158,7 @@ def test_probabilities_of_letters_go_to_their_classes(weights, sample, mass):
     probs = [weight / sum(weights) for weight in weights]
     tokens = {LETTERS[i]: probs[k] * mass for i, k in enumerate(order)}
     raw = body(logprobs=alternatives(tokens), finish="length")
-    answer = read_answer("logprob", raw, 1, CLASSES, order).parsed
+    answer = read_answer("logprob", decode(raw), 1, CLASSES, order).parsed
     assert (answer.status, answer.flags) == (Status.OK, ())
     assert answer.probs == pytest.approx(probs)
     assert answer.total == pytest.approx(mass)
@@ -235,8 +239,9 @@ TOKENS = st.lists(
     st.integers(-1, 2),
 )
 def test_no_body_makes_it_raise(mode, raw, choice):
-    answered = read_answer(mode, raw, choice, CLASSES, ORDER)
-    assert (answered.text, answered.usage) == content_of(raw, choice)
+    response = decode(raw)
+    answered = read_answer(mode, response, choice, CLASSES, ORDER)
+    assert (answered.text, answered.usage) == (response.choice(choice).text, response.usage)
     parsed = answered.parsed
     assert (parsed.status is Status.OK) == (parsed.probs is not None)
     if parsed.probs is not None:
