@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mifuse_cli.errors import UsageError, did_you_mean
+from mifuse_cli.errors import MifuseError, UsageError, did_you_mean
 
 Progress = Callable[..., None]
 """Called with what is being done, how many pieces are done, how many there are, and perhaps facts by name."""
@@ -146,12 +146,7 @@ def read_yaml(path: Path, config_type: type[Config]) -> dict[str, Any]:
     Raises:
         UsageError: unreadable file, not a mapping, or keys that the step does not know (all are named).
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"--config {path}: cannot be read as YAML: {error}") from None
+    values = load_yaml(path, f"--config {path}")
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -162,6 +157,25 @@ def read_yaml(path: Path, config_type: type[Config]) -> dict[str, Any]:
     if unknown:
         raise UsageError(f"--config {path}: unknown option {', '.join(unknown)}")
     return {key: _as_given(value, is_repeatable(known[key])) for key, value in values.items()}
+
+
+def load_yaml(path: Path, name: str, kind: type[MifuseError] = UsageError) -> Any:
+    """Decoded content of a YAML file.
+
+    Args:
+        path: of the file.
+        name: what an error message calls it.
+        kind: of the error.
+
+    Raises:
+        MifuseError: of that kind; the file cannot be read, or is no YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise kind(f"{name}: cannot be read as YAML: {error}") from None
 
 
 def _as_given(value: Any, repeatable: bool) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mifuse_cli.config import load_yaml
 from mifuse_cli.errors import InputError, did_you_mean
 
 AUDIO_RATE = 50.0  # tokens per second of audio where nobody knows; above every rate known
@@ -112,48 +113,40 @@ def prompt_and_answer(usage: Mapping[str, int], price: Price, seconds: float) ->
 
 
 def _read(path: Path) -> dict[str, Price]:
-    import yaml
-
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read as YAML: {error}") from None
+    entries = load_yaml(path, str(path), InputError)
     if not isinstance(entries, dict):
         raise InputError(f"{path}: found {type(entries).__name__}, expected a mapping of models to prices.")
     return {str(model): _price(path, str(model), entry) for model, entry in entries.items()}
 
 
 def _price(path: Path, model: str, entry: Any) -> Price:
+    where = f"{path}, {model}"
     if not isinstance(entry, dict):
-        raise InputError(f"{path}, {model}: found {entry!r}, expected a mapping with {', '.join(_FIELDS)}.")
+        raise InputError(f"{where}: found {entry!r}, expected a mapping with {', '.join(_FIELDS)}.")
     for name in entry:
         if name not in _FIELDS:
             hint = did_you_mean(name, _FIELDS, "did you mean {}?") or f"expected {', '.join(_FIELDS)}."
-            raise InputError(f"{path}, {model}: unknown field {name!r}; {hint}")
+            raise InputError(f"{where}: unknown field {name!r}; {hint}")
     given = {"source": str(path)} | entry
     for name, field in _FIELDS.items():
         if name not in given and field.default is MISSING:
-            raise InputError(f"{path}, {model}: no {name}. Add it; prices are in USD per million tokens.")
-    return Price(model=model, **{name: _value(path, model, name, value) for name, value in given.items()})
+            raise InputError(f"{where}: no {name}. Add it; prices are in USD per million tokens.")
+    return Price(model=model, **{name: _checked(where, name, value) for name, value in given.items()})
 
 
-def _value(path: Path, model: str, name: str, value: Any) -> Any:
-    """Value of one field, checked."""
+def _checked(where: str, name: str, value: Any) -> Any:
+    """Value of one field, if it may have it."""
     if name == "date":
-        return _date(path, model, value)
+        try:
+            return datetime.date.fromisoformat(str(value)).isoformat()
+        except ValueError:
+            raise InputError(f"{where}: date {value!r}, expected one like 2026-01-31.") from None
     if name == "source":
         if isinstance(value, str) and value:
             return value
-        raise InputError(f"{path}, {model}: source {value!r}, expected a text.")
+        raise InputError(f"{where}: source {value!r}, expected a text.")
     if value is None and _FIELDS[name].default is None:
         return None
     if type(value) not in (int, float) or not 0 <= value < math.inf:
-        raise InputError(f"{path}, {model}: {name} {value!r}, expected a number of 0 or more.")
+        raise InputError(f"{where}: {name} {value!r}, expected a number of 0 or more.")
     return float(value)
-
-
-def _date(path: Path, model: str, value: Any) -> str:
-    try:
-        return datetime.date.fromisoformat(str(value)).isoformat()
-    except ValueError:
-        raise InputError(f"{path}, {model}: date {value!r}, expected one like 2026-01-31.") from None

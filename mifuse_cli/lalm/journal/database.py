@@ -163,20 +163,14 @@ class GroupCommit:
 
     def _run(self) -> None:
         try:
-            while True:
-                item = self._queue.get()
-                if item is None:
-                    return
-                group, last = [item], False
+            closed = False
+            while not closed:
+                group = [self._queue.get()]
                 while len(group) < _LARGEST_GROUP and not self._queue.empty():
-                    item = self._queue.get()
-                    if item is None:
-                        last = True
-                        break
-                    group.append(item)
-                self._commit(group)
-                if last:
-                    return
+                    group.append(self._queue.get())
+                closed = None in group
+                if work := [item for item in group if item]:
+                    self._commit(work)
         finally:
             self._db.close()
 

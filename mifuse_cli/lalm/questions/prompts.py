@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mifuse_cli.config import load_yaml
 from mifuse_cli.errors import UsageError, did_you_mean
 from mifuse_cli.lalm.answers.elicitation import LETTERS
 
@@ -99,12 +100,7 @@ def read_wording(path: Path | None, elicit: str, *, context: bool = False) -> Wo
 
 
 def _texts(path: Path) -> dict[str, str]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"--prompt {path}: cannot be read as YAML: {error}") from None
+    values = load_yaml(path, f"--prompt {path}")
     known = [field.name for field in fields(Wording)]
     if not isinstance(values, dict):
         raise UsageError(f"--prompt {path}: expected a mapping with any of the keys {', '.join(known)}.")

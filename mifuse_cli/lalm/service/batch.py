@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -22,13 +23,11 @@ from typing import Any, TypeVar
 
 from mifuse_cli.errors import InputError, RemoteError
 from mifuse_cli.lalm.answers.response import Response, decode_json, member
-from mifuse_cli.lalm.cost.budget import Budget, Meter
-from mifuse_cli.lalm.journal.journal import Journal, Waiting, committed
+from mifuse_cli.lalm.journal.journal import Waiting, committed
 from mifuse_cli.lalm.questions.plan import Request
-from mifuse_cli.lalm.service.client import BatchState, Client
+from mifuse_cli.lalm.service.client import BatchState
 from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed, backoff, failure_kind
-from mifuse_cli.lalm.service.run_state import RunState
-from mifuse_cli.lalm.service.service_options import ServiceOptions
+from mifuse_cli.lalm.service.run_state import Sender
 
 MAX_REQUESTS = 50_000  # of a batch
 MAX_BYTES = 200_000_000
@@ -41,43 +40,24 @@ _AT_A_TIME = 256  # answers that wait for their commit
 Result = TypeVar("Result")
 
 
-class BatchRun:
+@dataclass(eq=False)
+class BatchRun(Sender):
     """Requests sent in batches; what earlier runs left with the provider is collected with them.
 
-    A run that is cancelled loses nothing: the next one collects its batches.
+    A run that is cancelled loses nothing: the next one collects its batches. It reports after every look at
+    the batches. What earlier runs sent is not settled with the budget.
 
-    Args:
-        client: where to ask.
-        journal: where intents and answers go.
-        service: how often to look at the batches.
-        budget: whether a request may be made; what earlier runs sent is not settled with it.
-        meter: what it may cost.
-        report: called after every look.
+    Attributes:
         max_requests: most requests in a file.
         max_bytes: most bytes in a file.
         sleep: waits.
-
-    Attributes:
-        state: how far it is, right whenever the run ends.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        journal: Journal,
-        service: ServiceOptions,
-        budget: Budget,
-        meter: Meter,
-        report: Callable[[RunState], None],
-        *,
-        max_requests: int = MAX_REQUESTS,
-        max_bytes: int = MAX_BYTES,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self.state = RunState()
-        self._client, self._journal, self._budget, self._meter = client, journal, budget, meter
-        self._poll_seconds, self._report, self._sleep = service.poll_seconds, report, sleep
-        self._max_requests, self._max_bytes = max_requests, max_bytes
+    max_requests: int = MAX_REQUESTS
+    max_bytes: int = MAX_BYTES
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+    def __post_init__(self) -> None:
         self._broken = ""  # why a batch failed as a whole
         self._tags: set[str] = set()  # of this run: their money is in the budget
 
@@ -106,11 +86,11 @@ class BatchRun:
                     break
         except RequestFailed as failure:
             raise RemoteError(
-                f"{self._client.host}: {failure.sentence} Batches under way are collected by the next run."
+                f"{self.client.host}: {failure.sentence} Batches under way are collected by the next run."
             ) from None
         if self._broken:
             raise RemoteError(
-                f"{self._client.host}: a batch failed: {self._broken.rstrip('.')}. {self.state.answered} answers "
+                f"{self.client.host}: a batch failed: {self._broken.rstrip('.')}. {self.state.answered} answers "
                 "came in and are kept. Correct the cause, or wait if it is a limit on batches, then run again."
             )
         self.state.over_budget = held is not None
@@ -119,15 +99,13 @@ class BatchRun:
         """Find the batches of which a run that died did not learn whether they were made."""
 
         async def find() -> None:
-            lost = {
-                tag for tag, batch_id in self._journal.open_batches(self._client.host) if batch_id is None
-            }
+            lost = {tag for tag, batch_id in self.journal.open_batches(self.client.host) if batch_id is None}
             if not lost:
                 return
-            async with aclosing(self._client.batches()) as states:
+            async with aclosing(self.client.batches()) as states:
                 async for state in states:
                     if state.tag in lost:
-                        self._journal.add_batch(state.tag, state.id)
+                        self.journal.add_batch(state.tag, state.id)
                         lost.remove(state.tag)
                     if not lost:
                         return
@@ -141,28 +119,28 @@ class BatchRun:
         file: BatchFile | None = None
         try:
             for request in requests:
-                text = await asyncio.to_thread(line, request, self._client.model)
-                if len(text) > self._max_bytes:
+                text = await asyncio.to_thread(line, request, self.client.model)
+                if len(text) > self.max_bytes:
                     raise InputError(
-                        f"{request.name}: takes {len(text)} bytes of a batch, which may have {self._max_bytes}. "
+                        f"{request.name}: takes {len(text)} bytes of a batch, which may have {self.max_bytes}. "
                         "Send shorter audio or mp3."
                     )
                 if file and not file.takes(request.key, text):
                     await self._send(file)
                     file = None
-                cost = self._meter.worst(
+                cost = self.meter.worst(
                     request.seconds,
                     request.text_bytes,
                     len(request.choices) * request.length,
                     batch=True,
                 )
-                if not self._budget.reserve(cost):
+                if not self.budget.reserve(cost):
                     break
                 if file is None:
-                    file = BatchFile(self._journal.path.parent, self._max_requests, self._max_bytes)
-                    self._journal.plan_batch(file.tag, self._client.host)
+                    file = BatchFile(self.journal.path.parent, self.max_requests, self.max_bytes)
+                    self.journal.plan_batch(file.tag, self.client.host)
                     self._tags.add(file.tag)
-                begun = self._journal.begin(request.key, 1, asked=request.name, cost=cost, batch=file.tag)
+                begun = self.journal.begin(request.key, 1, asked=request.name, cost=cost, batch=file.tag)
                 file.add(request.key, text, begun)
             else:
                 request = None
@@ -177,13 +155,13 @@ class BatchRun:
                     self._drop(file.tag, "the batch was never made")
             if isinstance(error, OSError):
                 raise InputError(
-                    f"{self._journal.path.parent}: no batch file can be written ({error.strerror}). Make room."
+                    f"{self.journal.path.parent}: no batch file can be written ({error.strerror}). Make room."
                 ) from None
             raise
 
     async def _collect(self) -> None:
         """Wait until all batches are over, and store their answers."""
-        while batches := self._journal.open_batches(self._client.host):
+        while batches := self.journal.open_batches(self.client.host):
             self.state.waiting = len(batches)
             for tag, batch_id in batches:
                 assert batch_id, "adopted or dropped before"
@@ -191,9 +169,9 @@ class BatchRun:
                 if state.over:
                     await self._close(tag, state)
                     self.state.waiting -= 1
-            self._report(self.state)
+            self.report(self.state)
             if self.state.waiting:
-                await self._sleep(self._poll_seconds)
+                await self.sleep(self.service.poll_seconds)
 
     async def _send(self, file: BatchFile) -> None:
         """Upload a file and have a batch made of it."""
@@ -202,36 +180,36 @@ class BatchRun:
 
             async def upload() -> str:
                 file.content.seek(0)
-                return await self._client.upload(file.content)
+                return await self.client.upload(file.content)
 
             input_file = await self._patiently(upload)
 
             async def create() -> str:
                 if file.left:
                     # The answer to the last try was lost; the batch may be there.
-                    async with aclosing(self._client.batches()) as states:
+                    async with aclosing(self.client.batches()) as states:
                         async for state in states:
                             if state.tag == file.tag:
                                 return state.id
                 before, file.left = file.left, True
                 try:
-                    return await self._client.create_batch(input_file, file.tag)
+                    return await self.client.create_batch(input_file, file.tag)
                 except RequestFailed as failure:
                     refused = failure.kind is not FailureKind.TRANSIENT and failure.http_status != 200
                     file.left = before or not (refused or failure.http_status == 0)
                     raise
 
             batch_id = await self._patiently(create)
-        self._journal.add_batch(file.tag, batch_id)
+        self.journal.add_batch(file.tag, batch_id)
         self.state.sent += len(file.intents)
 
     async def _state(self, batch_id: str) -> BatchState:
         try:
-            return await self._client.batch_state(batch_id)
+            return await self.client.batch_state(batch_id)
         except RequestFailed as failure:
             if failure.http_status == 404:
                 raise RemoteError(
-                    f"{self._client.host} does not know the batch {batch_id}, which holds paid questions: "
+                    f"{self.client.host} does not know the batch {batch_id}, which holds paid questions: "
                     f"{failure.sentence} Use the API key that it was sent with."
                 ) from None
             raise
@@ -248,12 +226,12 @@ class BatchRun:
         if state.input_file:
             # Voices need not stay there; the provider forgets them some day in any case.
             with suppress(RequestFailed):
-                await self._client.delete(state.input_file)
+                await self.client.delete(state.input_file)
 
     async def _read(self, tag: str, file_id: str) -> None:
-        waiting = self._journal.in_batch(tag)
+        waiting = self.journal.in_batch(tag)
         commits: list[Future[None]] = []
-        async with aclosing(self._client.lines(file_id)) as lines:
+        async with aclosing(self.client.lines(file_id)) as lines:
             async for text in lines:
                 commits += self._take(decode_json(text), waiting, mine=tag in self._tags)
                 if len(commits) >= _AT_A_TIME:
@@ -273,23 +251,23 @@ class BatchRun:
         body, status = member(http, "body"), member(http, "status_code")
         status = status if type(status) is int else 0
         if status != 200:
-            message = self._client.said(body if body else member(entry, "error")) or f"HTTP {status}"
+            message = self.client.said(body if body else member(entry, "error")) or f"HTTP {status}"
             rejected = status != 0 and failure_kind(status, body) is FailureKind.REJECTED
             (self.state.rejected if rejected else self.state.failed)[name] = message
             if mine:
-                self._budget.settle(reserved, 0.0, left=status != 0)
-            return [self._journal.fail(intent, status, message, rejected=rejected)]
+                self.budget.settle(reserved, 0.0, left=status != 0)
+            return [self.journal.fail(intent, status, message, rejected=rejected)]
         response = Response.of(body)
-        cost = self._meter.cost_in_batch(response.usage)
+        cost = self.meter.cost_in_batch(response.usage)
         got = min(len(response.choices), len(choices))
         self.state.answered += got
         if not got:
-            self.state.failed[name] = f"an answer without choices: {self._client.said(body)}"
+            self.state.failed[name] = f"an answer without choices: {self.client.said(body)}"
         if mine:
-            self._budget.settle(reserved, reserved if cost is None else cost)
+            self.budget.settle(reserved, reserved if cost is None else cost)
         request_id = member(http, "request_id")
         return [
-            self._journal.store(
+            self.journal.store(
                 intent,
                 key,
                 json.dumps(body).encode(),
@@ -297,17 +275,17 @@ class BatchRun:
                 request_id=request_id if isinstance(request_id, str) else None,
                 choice=choices[0],
             ),
-            self._journal.settle(intent, key, response, choices=choices, cost=cost),
+            self.journal.settle(intent, key, response, choices=choices, cost=cost),
         ]
 
     def _drop(self, tag: str, message: str, state: str = "never made") -> list[str]:
         """Close a batch; what it holds without an answer was not billed. Return the names of that."""
-        left = list(self._journal.in_batch(tag).values())
+        left = list(self.journal.in_batch(tag).values())
         for intent, _, reserved in left:
-            self._journal.fail(intent, 0, message)
+            self.journal.fail(intent, 0, message)
             if tag in self._tags:
-                self._budget.settle(reserved, 0.0, left=False)
-        self._journal.close_batch(tag, state)
+                self.budget.settle(reserved, 0.0, left=False)
+        self.journal.close_batch(tag, state)
         return [name for _, name, _ in left]
 
     async def _patiently(self, call: Callable[[], Awaitable[Result]]) -> Result:
@@ -320,7 +298,7 @@ class BatchRun:
                 pause = max(backoff(attempt, _FIRST_DELAY, _LONGEST_DELAY), failure.wait or 0.0)
                 if not failure.passing or waited + pause > PATIENCE:
                     raise
-            await self._sleep(pause)
+            await self.sleep(pause)
             waited += pause
             attempt += 1
 

@@ -8,21 +8,19 @@ import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from mifuse_cli.errors import MifuseError, RemoteError
 from mifuse_cli.lalm.answers.parsing import Status
 from mifuse_cli.lalm.answers.response import Response, decode
-from mifuse_cli.lalm.cost.budget import Budget, Meter
-from mifuse_cli.lalm.journal.journal import Journal, committed
+from mifuse_cli.lalm.journal.journal import committed
 from mifuse_cli.lalm.questions.plan import Request
 from mifuse_cli.lalm.service.breaker import Breaker
-from mifuse_cli.lalm.service.client import Client
 from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed, backoff
 from mifuse_cli.lalm.service.pacing import Pacer, TurnResult
-from mifuse_cli.lalm.service.run_state import BudgetReached, RunState
-from mifuse_cli.lalm.service.service_options import ServiceOptions
+from mifuse_cli.lalm.service.run_state import BudgetReached, Sender
 
 ATTEMPTS = 8  # requests for one question, rate limits not counted
 LOST = 3  # of them, those that may have been billed though nothing came back
@@ -44,43 +42,21 @@ _ADVICE = {
 _log = logging.getLogger("mifuse")
 
 
-class LiveRun:
+@dataclass(eq=False)
+class LiveRun(Sender):
     """Workers that send requests, and share the pace, the budget and the decision to stop.
 
-    Made inside the event loop that it runs in.
-
-    Args:
-        client: where to ask.
-        journal: where intents and answers go.
-        service: how fast to ask, and how many unreadable answers are too many.
-        budget: whether a request may go out.
-        meter: what it may cost.
-        report: called after each question that is settled.
-
-    Attributes:
-        state: how far it is.
+    Made inside the event loop that it runs in; reports after each question that is settled.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        journal: Journal,
-        service: ServiceOptions,
-        budget: Budget,
-        meter: Meter,
-        report: Callable[[RunState], None] = lambda _: None,
-    ) -> None:
+    def __post_init__(self) -> None:
         now = asyncio.get_running_loop().time
-        self.state = RunState()
-        self._client, self._journal, self._budget, self._meter = client, journal, budget, meter
-        self._report = report
-        self._concurrency = service.concurrency
-        self._spent_before = budget.spent
+        self._spent_before = self.budget.spent
         self._stopped = asyncio.Event()
         self._interrupted = asyncio.Event()
         self._freed = asyncio.Event()
-        self._pacer = Pacer(service, now)
-        self._breaker = Breaker(service, resumed=journal.has_answers(), now=now)
+        self._pacer = Pacer(self.service, now)
+        self._breaker = Breaker(self.service, resumed=self.journal.has_answers(), now=now)
 
     async def ask(self, requests: Iterable[Request]) -> None:
         """Send all requests, unless the run has to stop; then its `state` tells why.
@@ -89,7 +65,7 @@ class LiveRun:
         thread. What was under way when the run stopped is waited for: it is paid for.
         """
         drawn = self._drawn(iter(requests))
-        workers = [asyncio.create_task(self._work(drawn)) for _ in range(self._concurrency)]
+        workers = [asyncio.create_task(self._work(drawn)) for _ in range(self.service.concurrency)]
         through: asyncio.Future[Any] = asyncio.gather(*workers, return_exceptions=True)
         interrupted = asyncio.create_task(self._interrupted.wait())
         try:
@@ -125,7 +101,9 @@ class LiveRun:
         async def draw() -> Request | None:
             async with lock:
                 if not ready:
-                    ready.extend(await asyncio.to_thread(lambda: list(islice(source, self._concurrency))))
+                    ready.extend(
+                        await asyncio.to_thread(lambda: list(islice(source, self.service.concurrency)))
+                    )
                 return ready.popleft() if ready else None
 
         return draw
@@ -173,7 +151,7 @@ class LiveRun:
                 delay = random.uniform(0, backoff(attempt, FIRST_DELAY, LONGEST_DELAY))
                 await self._rest(max(delay, min(failure.wait or 0, LONGEST_DELAY)))
                 attempt += 1
-        self._report(self.state)
+        self.report(self.state)
 
     async def _turn(
         self, request: Request, messages: list[dict[str, Any]], choices: tuple[int, ...], attempt: int
@@ -181,21 +159,21 @@ class LiveRun:
         """Send a request once: number of answers, or why there is none; None if the run stops before."""
         tokens = len(choices) * _ANSWER_TOKENS + request.text_bytes / 4 + request.seconds * _AUDIO_TOKENS
         about = request.seconds, request.text_bytes, len(choices) * request.length
-        cost = self._meter.worst(*about)
+        cost = self.meter.worst(*about)
         if not await self._reserve(cost):
             return None
         if not (turn := await self._pacer.enter(tokens)):
             self._free(cost, 0.0, left=False)
             return None
-        intent = await committed(self._journal.begin(request.key, attempt, asked=request.name, cost=cost))
+        intent = await committed(self.journal.begin(request.key, attempt, asked=request.name, cost=cost))
         self.state.sent += 1
         try:
             fields = _fields(request, choices)
-            reply = await self._client.ask(messages, fields, request_key=f"{request.key}-{intent}")
+            reply = await self.client.ask(messages, fields, request_key=f"{request.key}-{intent}")
         except RequestFailed as failure:
             rejected = failure.kind is FailureKind.REJECTED
             status = None if _is_lost(failure) else failure.http_status
-            await committed(self._journal.fail(intent, status, failure.message, rejected=rejected))
+            await committed(self.journal.fail(intent, status, failure.message, rejected=rejected))
             self._free(cost, cost if status is None else 0.0, left=status != 0)
             throttled = failure.kind is FailureKind.THROTTLED
             result = TurnResult.ANSWERED if rejected else TurnResult.FAILED
@@ -204,7 +182,7 @@ class LiveRun:
             if throttled:
                 self._throttled(failure, wait)
             return failure
-        stored = self._journal.store(
+        stored = self.journal.store(
             intent,
             request.key,
             reply.raw,
@@ -213,17 +191,17 @@ class LiveRun:
             choice=choices[0],
         )
         response = decode(reply.raw)
-        spent = self._meter.observe(response.usage, *about)
+        spent = self.meter.observe(response.usage, *about)
         got = min(len(response.choices), len(choices))
         self._read(request, response, got)
-        settled = self._journal.settle(intent, request.key, response, choices=choices, cost=spent)
+        settled = self.journal.settle(intent, request.key, response, choices=choices, cost=spent)
         self._free(cost, cost if spent is None else spent)
         result = TurnResult.ANSWERED if got else TurnResult.FAILED
         self._pacer.leave(turn, result, tokens=_total(response.usage), headers=reply.headers)
         await committed(stored, settled)
         if got:
             return got
-        said = self._client.said(response.error)
+        said = self.client.said(response.error)
         return RequestFailed(FailureKind.TRANSIENT, reply.http_status, f"an answer without choices: {said}")
 
     def _read(self, request: Request, response: Response, got: int) -> None:
@@ -241,20 +219,20 @@ class LiveRun:
     async def _reserve(self, cost: float) -> bool:
         """Set money aside for a request; False if the run stops, because of the budget or otherwise."""
         while not self._stopped.is_set():
-            known = self._meter.calibrated or not self._budget.in_flight
-            if known and self._budget.reserve(cost):
+            known = self.meter.calibrated or not self.budget.in_flight
+            if known and self.budget.reserve(cost):
                 return True
-            if not self._budget.in_flight:
+            if not self.budget.in_flight:
                 # Nothing under way will give any of it back.
-                self.stop(BudgetReached.after(self._budget, self.state.answered))
+                self.stop(BudgetReached.after(self.budget, self.state.answered))
                 break
             self._freed.clear()
             await self._freed.wait()
         return False
 
     def _free(self, reserved: float, spent: float, *, left: bool = True) -> None:
-        self._budget.settle(reserved, spent, left=left)
-        self.state.spent = self._budget.spent - self._spent_before
+        self.budget.settle(reserved, spent, left=left)
+        self.state.spent = self.budget.spent - self._spent_before
         self._freed.set()
 
     def _throttled(self, failure: RequestFailed, wait: float) -> None:
@@ -268,14 +246,14 @@ class LiveRun:
             failure.http_status or 0, "Check the address, the model and the parameters of the request."
         )
         return RemoteError(
-            f"{self._client.host} answered {failure.http_status}: {failure.sentence} {advice} {self._kept()}"
+            f"{self.client.host} answered {failure.http_status}: {failure.sentence} {advice} {self._kept()}"
         )
 
     def _with_kept(self, error: MifuseError) -> MifuseError:
         return RemoteError(f"{error} {self._kept()}")
 
     def _kept(self) -> str:
-        return f"{self.state.answered} answers of this run are kept in {self._journal.path.name}."
+        return f"{self.state.answered} answers of this run are kept in {self.journal.path.name}."
 
     async def _rest(self, seconds: float) -> None:
         """Sleep, but wake up when the run stops."""

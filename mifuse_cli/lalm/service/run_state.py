@@ -1,13 +1,17 @@
-"""How far a run is, by either way of sending, and the error that ends it when the budget is used up."""
+"""What both ways of sending share: how far a run is, what it is made of, and the error of a used-up budget."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mifuse_cli.errors import RemoteError
 from mifuse_cli.lalm.answers.parsing import Status
-from mifuse_cli.lalm.cost.budget import Budget
+from mifuse_cli.lalm.cost.budget import Budget, Meter
+from mifuse_cli.lalm.journal.journal import Journal
+from mifuse_cli.lalm.service.client import Client
+from mifuse_cli.lalm.service.service_options import ServiceOptions
 
 
 class BudgetReached(RemoteError):
@@ -56,3 +60,26 @@ class RunState:
     def done(self) -> int:
         """Questions that nothing more is expected of."""
         return self.answered + len(self.rejected) + len(self.failed)
+
+
+@dataclass(eq=False)
+class Sender:
+    """Sends requests, keeps what comes back, and counts; the parent of both ways of sending.
+
+    Attributes:
+        client: where to ask.
+        journal: where intents and answers go.
+        service: how fast to ask, and when to stop.
+        budget: whether a request may go out.
+        meter: what it may cost.
+        report: called as the state changes.
+        state: how far it is, right whenever the run ends.
+    """
+
+    client: Client
+    journal: Journal
+    service: ServiceOptions
+    budget: Budget
+    meter: Meter
+    report: Callable[[RunState], None] = lambda _: None
+    state: RunState = field(default_factory=RunState)
