@@ -1,4 +1,4 @@
-"""What the journal holds on a block of clips, as arrays."""
+"""From the answers in the journal to arrays: distributions, statuses, tokens and texts of some clips."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class AnswerArrays:
         usage: (U, N, 5) int32 tokens as in `USAGE`, -1 where not known. A response that holds several
             samples counts for the first of them; samples asked again count all that they took.
         texts: U x N raw answers as UTF-8.
-        flags: what had to be done to read the answers, with how often.
-        models: names by which the server called who answered, with how often.
-        rejection: a message by which the server rejected a question, "" if it rejected none.
+        flags: how often each flag of `Parsed` was needed to read an answer.
+        models: how many answers came from each model, by the name that the service gave it.
+        rejection: a message by which the service rejected a question, "" if it rejected none.
     """
 
     probs: np.ndarray

@@ -1,4 +1,4 @@
-"""Words by which models name an emotion, deny one or refuse, and the class that each name means."""
+"""Words for emotions in several languages, and the class that each means; words of denial and of refusal."""
 
 from __future__ import annotations
 

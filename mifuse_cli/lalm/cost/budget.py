@@ -1,4 +1,4 @@
-"""Caps on money and requests that hold with any number of requests under way."""
+"""Caps on money and on requests, which hold however many requests are under way at once."""
 
 from __future__ import annotations
 

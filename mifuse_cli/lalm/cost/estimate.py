@@ -1,4 +1,4 @@
-"""What a run will cost: guessed from the corpus alone, or projected from a pilot."""
+"""Tokens, cost and hours of a run: guessed from the corpus alone, or projected from a pilot."""
 
 from __future__ import annotations
 

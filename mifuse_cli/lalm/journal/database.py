@@ -29,7 +29,7 @@ Work = Callable[[sqlite3.Connection], Any]
 
 
 class Database:
-    """The file under the journal; errors of SQLite come out as errors to show.
+    """The SQLite file under the journal; its errors are raised as those of this package, with advice.
 
     Raises:
         InputError: the path cannot be opened, is damaged, or is held by another process.
@@ -99,7 +99,7 @@ class Database:
 
     @contextmanager
     def translating(self) -> Iterator[None]:
-        """Turn errors of SQLite and of compressed bytes into errors to show."""
+        """Raise errors of SQLite and of compressed bytes as errors of this package."""
         try:
             yield
         except (sqlite3.Error, zlib.error) as error:

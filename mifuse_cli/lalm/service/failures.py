@@ -1,4 +1,4 @@
-"""What a failed request means: wait, try again, skip the clip, or stop the run."""
+"""Failed requests: what kind of failure it is, what the service said, and how long to wait."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class FailureKind(Enum):
-    """Kinds of failure, by what has to happen next."""
+    """Kinds of failure, by what they mean for further requests."""
 
     FATAL = "every further request would fail alike"
     THROTTLED = "all requests have to wait"

@@ -78,7 +78,7 @@ class LiveRun(Sender):
             await asyncio.gather(interrupted, *workers, return_exceptions=True)
 
     def stop(self, error: Exception | None = None) -> None:
-        """Let no further request out; the first error is the one that counts."""
+        """Send no further request; of several errors the first one is kept in the state."""
         self.state.error = self.state.error or error
         self._stopped.set()
         self._pacer.stop()

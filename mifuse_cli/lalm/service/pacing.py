@@ -43,7 +43,7 @@ class TurnResult(Enum):
 
 @dataclass(frozen=True)
 class Turn:
-    """Leave to send one request: its number from 1, the tokens charged for it, and when, in seconds."""
+    """Permission to send one request: its number from 1, the tokens charged for it, and when, in seconds."""
 
     number: int
     tokens: float
@@ -155,7 +155,7 @@ class Pacer:
         return max(self._resume_at - now, 0.0)
 
     def stop(self) -> None:
-        """Send away all that wait and all that will come."""
+        """Give no further turn: whoever waits, or comes later, gets None."""
         self._stopped = True
         self._admit()
 
