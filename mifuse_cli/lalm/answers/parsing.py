@@ -124,17 +124,21 @@ def _checked(text: str, classes: Sequence[str]) -> tuple[str, ...]:
     """The classes as a tuple, if both arguments are what they should be."""
     if not isinstance(text, str):
         raise ValueError(f"text is {type(text).__name__}, expected a string")
-    if isinstance(classes, str) or not isinstance(classes, Sequence):
+    if not isinstance(classes, (tuple, list)):
         raise ValueError(f"classes are {classes!r}, expected several names such as ('angry', 'sad')")
     names = tuple(classes)
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError(f"classes are {names!r}, expected strings")
-    _check_names(names)
+    try:
+        _check_names(names)
+    except TypeError:  # one that cannot even be looked up
+        raise ValueError(f"classes are {names!r}, expected strings") from None
     return names
 
 
 @lru_cache(maxsize=32)
 def _check_names(names: tuple[str, ...]) -> None:
+    """Once for every class list, since all answers of a run have the same."""
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"classes are {names!r}, expected strings")
     if not names or "" in names or len(set(names)) < len(names):
         raise ValueError(f"classes are {names!r}, expected different names, none of them empty")
 

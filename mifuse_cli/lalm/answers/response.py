@@ -164,14 +164,15 @@ class _StreamedChoice:
 
 def _usage(body: Any) -> dict[str, int]:
     usage = member(body, "usage")
-    details = member(usage, "prompt_tokens_details")
+    counts = usage if isinstance(usage, dict) else {}
+    details = counts.get("prompt_tokens_details")
     audio = member(details, "audio_tokens")
     if audio is None:
         audio = member(member(details, "multimodal_tokens"), "audio")
     numbers = {
-        "prompt": member(usage, "prompt_tokens"),
-        "completion": member(usage, "completion_tokens"),
-        "total": member(usage, "total_tokens"),
+        "prompt": counts.get("prompt_tokens"),
+        "completion": counts.get("completion_tokens"),
+        "total": counts.get("total_tokens"),
         "audio": audio,
         "cached": member(details, "cached_tokens"),
     }
