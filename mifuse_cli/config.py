@@ -77,7 +77,7 @@ class StepConfig(Config):
     )
 
 
-def is_repeatable(field: dataclasses.Field) -> bool:
+def is_repeatable(field: dataclasses.Field[Any]) -> bool:
     """Whether the option may be given several times: its type is ``tuple[Path, ...]``."""
     return str(field.type).startswith("tuple")
 

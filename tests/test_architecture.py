@@ -277,6 +277,11 @@ def test_help_does_not_load_what_is_slow():
     assert "typer" in loaded and not loaded & slow
 
 
+def test_the_door_of_lalm_does_not_load_what_is_slow():
+    loaded = loaded_after("import mifuse_cli.lalm")
+    assert "mifuse_cli" in loaded and not loaded & ({"openai", "h5py", "scipy", "matplotlib"} | DEEP)
+
+
 def test_the_package_itself_loads_nothing():
     loaded = loaded_after("import mifuse_cli")
     assert "mifuse_cli" in loaded and not loaded & ({"numpy", "yaml"} | SCREEN | DEEP)

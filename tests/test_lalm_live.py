@@ -20,6 +20,7 @@ from scripted import (
 )
 
 from mifuse_cli.errors import RemoteError
+from mifuse_cli.lalm.answers import response
 from mifuse_cli.lalm.answers.parsing import Status
 from mifuse_cli.lalm.answers.response import decode
 from mifuse_cli.lalm.cost.budget import Meter
@@ -109,6 +110,17 @@ class TestAnswered:
         assert journal.answers(["q0"])["q0", 0].outcome is None
         journal.settle_unread()
         assert journal.answers(["q0"])["q0", 0].outcome == "ok"
+
+    def test_a_body_is_decoded_once(self, play, journal, monkeypatch):
+        def counted(raw):
+            bodies.append(raw)
+            return decode_json(raw)
+
+        bodies, decode_json = [], response.decode_json
+        monkeypatch.setattr(response, "decode_json", counted)
+        asked = ask(play((200, completion("sad", "angry"))).url, journal, [question("q", choices=(0, 1))])
+        assert asked.answered == 2 and len(bodies) == 1
+        assert len(journal.answers(["q"])) == 2 and len(bodies) == 2
 
     def test_every_attempt_has_a_name_of_its_own(self, play, journal):
         server = play(OOPS, OOPS, (200, GOOD))
