@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from mifuse_cli import audio
-from mifuse_cli.lalm.clips import Rule
-from mifuse_cli.lalm.journal import Journal, Utterance
-from mifuse_cli.lalm.plan import Form, Plan
-from mifuse_cli.lalm.prompts import Wording
-from mifuse_cli.lalm.survey import Survey
+from mifuse_cli.lalm import Journal, OpenQuestions, QuestionOptions
+from mifuse_cli.lalm.answers.response import decode
+from mifuse_cli.lalm.questions.clips import AskedClip
+from mifuse_cli.lalm.questions.plan import first_questions
+from mifuse_cli.lalm.questions.prompts import Wording
 from mifuse_cli.lineage import digest
 from mifuse_cli.manifest import scan
 from mifuse_cli.model.classifier import Classifier, Features, Head, predict, sample
@@ -89,7 +89,7 @@ def group_commit(directory: Path) -> float:
                 for key, intent in begun:
                     number = intent.result()
                     done.append(journal.store(number, key, BODY, http_status=200))
-                    done.append(journal.settle(number, key, outcome="ok"))
+                    done.append(journal.settle(number, key, decode(BODY)))
                 for one in done:
                     one.result()
 
@@ -98,27 +98,26 @@ def group_commit(directory: Path) -> float:
 
 def compaction(directory: Path, clips: int = 2000) -> float:
     """Cost of making the artifact from a journal, over that of decoding the JSON of its answers alone."""
-    form = Form("h", "m", Wording(), ("angry", "happy", "neutral", "sad"))
-    plan, rule = Plan(form, 5), Rule(30, "stop", "wav")
+    options = QuestionOptions("h", "m", Wording(), ("angry", "happy", "neutral", "sad"), n_samples=5)
     path = journal_path(directory / "lalm.h5")
     with Journal(path) as journal:
         found = [
-            Utterance(f"{i:06}", f"{i:064}", 2.0, audio.RATE, 64044, "", pieces=(2.0,)) for i in range(clips)
+            AskedClip(f"{i:06}", f"{i:064}", 2.0, audio.RATE, 64044, "", pieces=(2.0,)) for i in range(clips)
         ]
-        journal.add_utterances(journal.new_run(), found)
-        begun = [(ask.key, journal.begin(ask.key, 1)) for ask in plan.asks(found)]
+        journal.add_clips(journal.new_run(), found)
+        begun = [(one.key, journal.begin(one.key, 1)) for one in first_questions(options, found)]
         for key, intent in begun:
             journal.store(intent.result(), key, BODY, http_status=200)
-            last = journal.settle(intent.result(), key, outcome="ok")
+            last = journal.settle(intent.result(), key, decode(BODY))
         last.result()
         config = QueryLalmConfig(wav_dir=directory, out=directory / "lalm.h5", model="m")
-        survey = Survey(plan, rule, journal)
+        questions = OpenQuestions(options, journal)
 
-        def decode() -> None:
+        def decode_json() -> None:
             for _ in begun:
                 json.loads(json.loads(BODY)["choices"][0]["message"]["content"])
 
-        return seconds(lambda: save_artifact(config, directory, survey, None)) / seconds(decode)
+        return seconds(lambda: save_artifact(config, directory, questions, None)) / seconds(decode_json)
 
 
 def main() -> None:

@@ -1,42 +1,102 @@
 """mifuse: adapt a speech emotion model to unlabelled audio with the help of an audio-language model.
 
-Every command of the ``mifuse`` program is a function here, ``x(config: XConfig) -> XResult``::
+Every command of the ``mifuse`` program is a function here, ``x(config: XConfig) -> XResult``, that reads and writes
+files::
 
     from mifuse_cli import FuseConfig, fuse
 
     result = fuse(FuseConfig(lalm="lalm.h5", source="source.h5", out="fused.h5"))
 
+Functions over arrays need no files: `parse_answer`, `fuse_arrays`, `train_head`, `adapt_head`, `score_predictions`.
+
 Names are imported when first used, so that ``import mifuse_cli`` costs nothing.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_STEPS = {
-    "prepare": "Prepare",
-    "train_source": "TrainSource",
-    "query_lalm": "QueryLalm",
-    "sample_source": "SampleSource",
-    "fuse": "Fuse",
-    "train": "Train",
-    "evaluate": "Evaluate",
-    "compare": "Compare",
-    "show": "Show",
-    "validate": "Validate",
-}
+if TYPE_CHECKING:  # The same names for type checkers; a test compares both.
+    from mifuse_cli.arrays import Head as Head
+    from mifuse_cli.arrays import adapt_head as adapt_head
+    from mifuse_cli.arrays import fuse_arrays as fuse_arrays
+    from mifuse_cli.arrays import score_predictions as score_predictions
+    from mifuse_cli.arrays import train_head as train_head
+    from mifuse_cli.errors import ArtifactError as ArtifactError
+    from mifuse_cli.errors import DependencyError as DependencyError
+    from mifuse_cli.errors import InputError as InputError
+    from mifuse_cli.errors import MifuseError as MifuseError
+    from mifuse_cli.errors import RemoteError as RemoteError
+    from mifuse_cli.errors import UsageError as UsageError
+    from mifuse_cli.evaluation import Score as Score
+    from mifuse_cli.fusion import Fusion as Fusion
+    from mifuse_cli.fusion import FusionSettings as FusionSettings
+    from mifuse_cli.lalm.answers.parsing import Parsed as Parsed
+    from mifuse_cli.lalm.answers.parsing import parse_answer as parse_answer
+    from mifuse_cli.steps.compare import CompareConfig as CompareConfig
+    from mifuse_cli.steps.compare import CompareResult as CompareResult
+    from mifuse_cli.steps.compare import compare as compare
+    from mifuse_cli.steps.evaluate import EvaluateConfig as EvaluateConfig
+    from mifuse_cli.steps.evaluate import EvaluateResult as EvaluateResult
+    from mifuse_cli.steps.evaluate import evaluate as evaluate
+    from mifuse_cli.steps.fuse import FuseConfig as FuseConfig
+    from mifuse_cli.steps.fuse import FuseResult as FuseResult
+    from mifuse_cli.steps.fuse import fuse as fuse
+    from mifuse_cli.steps.prepare import PrepareConfig as PrepareConfig
+    from mifuse_cli.steps.prepare import PrepareResult as PrepareResult
+    from mifuse_cli.steps.prepare import prepare as prepare
+    from mifuse_cli.steps.query_lalm import QueryLalmConfig as QueryLalmConfig
+    from mifuse_cli.steps.query_lalm import QueryLalmResult as QueryLalmResult
+    from mifuse_cli.steps.query_lalm import query_lalm as query_lalm
+    from mifuse_cli.steps.sample_source import SampleSourceConfig as SampleSourceConfig
+    from mifuse_cli.steps.sample_source import SampleSourceResult as SampleSourceResult
+    from mifuse_cli.steps.sample_source import sample_source as sample_source
+    from mifuse_cli.steps.show import ShowConfig as ShowConfig
+    from mifuse_cli.steps.show import ShowResult as ShowResult
+    from mifuse_cli.steps.show import show as show
+    from mifuse_cli.steps.train import TrainConfig as TrainConfig
+    from mifuse_cli.steps.train import TrainResult as TrainResult
+    from mifuse_cli.steps.train import train as train
+    from mifuse_cli.steps.train_source import TrainSourceConfig as TrainSourceConfig
+    from mifuse_cli.steps.train_source import TrainSourceResult as TrainSourceResult
+    from mifuse_cli.steps.train_source import train_source as train_source
+    from mifuse_cli.steps.validate import ValidateConfig as ValidateConfig
+    from mifuse_cli.steps.validate import ValidateResult as ValidateResult
+    from mifuse_cli.steps.validate import validate as validate
+
 _HOME = {
-    name: f"mifuse_cli.steps.{step}"
-    for step, stem in _STEPS.items()
-    for name in (step, f"{stem}Config", f"{stem}Result")
+    "arrays": ("Head", "adapt_head", "fuse_arrays", "score_predictions", "train_head"),
+    "errors": (
+        "ArtifactError",
+        "DependencyError",
+        "InputError",
+        "MifuseError",
+        "RemoteError",
+        "UsageError",
+    ),
+    "evaluation": ("Score",),
+    "fusion": ("Fusion", "FusionSettings"),
+    "lalm.answers.parsing": ("Parsed", "parse_answer"),
+    "steps.compare": ("CompareConfig", "CompareResult", "compare"),
+    "steps.evaluate": ("EvaluateConfig", "EvaluateResult", "evaluate"),
+    "steps.fuse": ("FuseConfig", "FuseResult", "fuse"),
+    "steps.prepare": ("PrepareConfig", "PrepareResult", "prepare"),
+    "steps.query_lalm": ("QueryLalmConfig", "QueryLalmResult", "query_lalm"),
+    "steps.sample_source": ("SampleSourceConfig", "SampleSourceResult", "sample_source"),
+    "steps.show": ("ShowConfig", "ShowResult", "show"),
+    "steps.train": ("TrainConfig", "TrainResult", "train"),
+    "steps.train_source": ("TrainSourceConfig", "TrainSourceResult", "train_source"),
+    "steps.validate": ("ValidateConfig", "ValidateResult", "validate"),
 }
+_MODULE_OF = {name: f"mifuse_cli.{module}" for module, names in _HOME.items() for name in names}
 
-__all__ = ["__version__", *_HOME]
+__all__ = ["__version__", *_MODULE_OF]
 
 
-def __getattr__(name: str):
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(import_module(_MODULE_OF[name]), name)
     raise AttributeError(f"module 'mifuse_cli' has no attribute {name!r}")
 
 

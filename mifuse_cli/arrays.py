@@ -118,7 +118,9 @@ def fuse_arrays(
                 f"{teachers[0].shape[-1]}"
             )
     if np.isnan(teachers[-1]).any():
-        raise InputError(f"samples[{len(teachers) - 1}]: the source classifier, the last teacher, has missing samples")
+        raise InputError(
+            f"samples[{len(teachers) - 1}]: the source classifier, the last teacher, has missing samples"
+        )
     structure = None
     if not settings.is_weighted:
         if features is None:
@@ -227,7 +229,9 @@ def adapt_head(
         UsageError: ``refresh`` with labels of ``cross-fit``.
     """
     if method not in METHODS or method == "oracle":
-        raise InputError(f"method {method!r}: expected one of {', '.join(m for m in METHODS if m != 'oracle')}")
+        raise InputError(
+            f"method {method!r}: expected one of {', '.join(m for m in METHODS if m != 'oracle')}"
+        )
     classifier, inputs = head._ready(features)
     if fused.probs.shape != (len(inputs), head.classes):
         raise InputError(
@@ -285,7 +289,9 @@ def _structure(features: np.ndarray, source: np.ndarray, seed: int) -> Structure
 
     clips, _, width = features.shape
     if not ridge.fits(clips, width):
-        raise InputError(f"features: {clips} clips with {width} features, at most {ridge.LARGEST} of either fit")
+        raise InputError(
+            f"features: {clips} clips with {width} features, at most {ridge.LARGEST} of either fit"
+        )
     deviation = np.maximum(features.std(axis=0), 1e-5)
     return Structure(
         source=source.mean(axis=1),
@@ -315,7 +321,9 @@ def _distributions(probs: ArrayLike, name: str, axes: str) -> np.ndarray:
     """Distributions along the last axis, or NaN rows, in float64."""
     found = _numbers(probs, name)
     if found.ndim != len(axes.split()) or not found.size or found.shape[-1] < 2:
-        raise InputError(f"{name}: of shape {found.shape}, expected ({', '.join(axes.split())}) with 2 classes or more")
+        raise InputError(
+            f"{name}: of shape {found.shape}, expected ({', '.join(axes.split())}) with 2 classes or more"
+        )
     rows = found[~np.isnan(found).all(axis=-1)]
     if not np.isfinite(rows).all():
         raise InputError(f"{name}: NaN or infinity in a part of a row; a missing row is all NaN")
@@ -324,7 +332,9 @@ def _distributions(probs: ArrayLike, name: str, axes: str) -> np.ndarray:
     sums = rows.sum(axis=-1)
     if (np.abs(sums - 1) > _SUM_TOLERANCE).any():
         worst = sums[np.abs(sums - 1).argmax()]
-        raise InputError(f"{name}: rows do not sum to 1, one sums to {worst:.4g}; divide by the sums, or apply softmax")
+        raise InputError(
+            f"{name}: rows do not sum to 1, one sums to {worst:.4g}; divide by the sums, or apply softmax"
+        )
     return found
 
 
@@ -334,9 +344,13 @@ def _classes(truth: ArrayLike, clips: int, classes: int) -> np.ndarray:
     if found.shape != (clips,):
         raise InputError(f"truth: of shape {found.shape}, expected ({clips},)")
     if not np.issubdtype(found.dtype, np.integer):
-        raise InputError(f"truth: of type {found.dtype}, expected class indices, whole numbers from 0 to {classes - 1}")
+        raise InputError(
+            f"truth: of type {found.dtype}, expected class indices, whole numbers from 0 to {classes - 1}"
+        )
     if found.min() < 0 or found.max() >= classes:
-        raise InputError(f"truth: holds {found.min()} to {found.max()}, expected class indices from 0 to {classes - 1}")
+        raise InputError(
+            f"truth: holds {found.min()} to {found.max()}, expected class indices from 0 to {classes - 1}"
+        )
     return found.astype(np.int64)
 
 

@@ -10,12 +10,12 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from mifuse_cli.errors import UsageError
+from mifuse_cli.errors import MifuseError, UsageError, did_you_mean
 
+_Engine = TypeVar("_Engine")
 Progress = Callable[..., None]
 """Progress callback, called with: the name of the work, pieces done, their total, and optional facts by name."""
 
@@ -106,15 +106,15 @@ def settings(config: Config) -> dict[str, Any]:
     }
 
 
+def options_of(config: Config, kind: type[_Engine], **others: Any) -> _Engine:
+    """Options of an engine: fields of a configuration of the same names, and ``others``, which come first."""
+    names = {one.name for one in dataclasses.fields(cast(Any, kind)) if hasattr(config, one.name)}
+    return kind(**{name: getattr(config, name) for name in names - others.keys()}, **others)
+
+
 def words(text: str) -> list[str]:
     """Parts of ``text`` between commas, without spaces around them."""
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def did_you_mean(value: str, names: Iterable[str]) -> str:
-    """The nearest of the names in brackets, with a space before them; empty if none is near."""
-    near = get_close_matches(value, list(names), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def one_of(flag: str, value: str, allowed: Iterable[str]) -> Iterable[str]:
@@ -160,12 +160,7 @@ def read_yaml(path: Path, config_type: type[Config]) -> dict[str, Any]:
     Raises:
         UsageError: unreadable file, not a mapping, or keys that the step does not know (all are named).
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"--config {path}: cannot be read as YAML: {error}") from None
+    values = load_yaml(path, f"--config {path}")
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -176,6 +171,25 @@ def read_yaml(path: Path, config_type: type[Config]) -> dict[str, Any]:
     if unknown:
         raise UsageError(f"--config {path}: unknown option {', '.join(unknown)}")
     return {key: _as_given(value, is_repeatable(known[key])) for key, value in values.items()}
+
+
+def load_yaml(path: Path, name: str, kind: type[MifuseError] = UsageError) -> Any:
+    """Decoded content of a YAML file.
+
+    Args:
+        path: of the file.
+        name: what an error message calls it.
+        kind: of the error.
+
+    Raises:
+        MifuseError: of that kind; the file cannot be read, or is no YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise kind(f"{name}: cannot be read as YAML: {error}") from None
 
 
 def _as_given(value: Any, repeatable: bool) -> Any:

@@ -13,6 +13,7 @@ A message says what was found, what was expected and what to do.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 _NAMED = 10
 
@@ -60,3 +61,15 @@ def some(values: Iterable[object]) -> str:
     ]
     more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
     return ", ".join(listed[:_NAMED]) + more
+
+
+def did_you_mean(given: object, known: Iterable[str], form: str = " (did you mean {!r}?)") -> str:
+    """A hint with the known name that is nearest to ``given``, "" if none is near.
+
+    Args:
+        given: what was found instead of a known name.
+        known: names that were possible.
+        form: the hint, with a place ``{}`` for the name.
+    """
+    near = get_close_matches(str(given), list(known), n=1)
+    return form.format(near[0]) if near else ""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
-from mifuse_cli.errors import InputError, UsageError
+from mifuse_cli.errors import InputError, UsageError, did_you_mean
 
 CLASSES = ("angry", "happy", "neutral", "sad")
 
@@ -29,8 +27,7 @@ def class_index(label: str, classes: tuple[str, ...], where: str) -> int:
     """
     if label in classes:
         return classes.index(label)
-    near = get_close_matches(label, classes, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    hint = did_you_mean(label, classes, "; did you mean {!r}?") or "."
     raise InputError(
         f"{where}: unknown label {label!r}, expected one of {', '.join(classes)}{hint} "
         "Remove the row, rename the label, or pass --classes."

@@ -73,7 +73,9 @@ def check_same_audio(first: Artifact, first_name: str, clips: Parent | None, cli
         )
 
 
-def header(config: StepConfig, classes: tuple[str, ...], parents: Sequence[Parent], **parameters: Any) -> Header:
+def header(
+    config: StepConfig, classes: tuple[str, ...], parents: Sequence[Parent], **parameters: Any
+) -> Header:
     """Root attributes of an artifact that this configuration makes."""
     return Header(
         classes=classes,

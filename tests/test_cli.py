@@ -280,7 +280,7 @@ class TestQueryLalm:
         assert found["statuses"] == {"ok": 48} and "may have been billed" in result.stderr
 
     def test_journal_in_use(self, arguments, serve, tmp_path):
-        from mifuse_cli.lalm.journal import Journal
+        from mifuse_cli.lalm.journal.journal import Journal
 
         with Journal(tmp_path / "l.h5.journal.sqlite"):
             refused(mifuse(*arguments, serve().url, OPENAI_API_KEY=KEY), 3, "in use by process")

@@ -7,11 +7,12 @@ from batches import ACTUAL, KEY, WORST, Runs, question, questions
 from llmock.routers import batch as provider
 
 from mifuse_cli.errors import InputError, RemoteError
-from mifuse_cli.lalm.budget import Budget
-from mifuse_cli.lalm.client import Client
-from mifuse_cli.lalm.faults import Fault, RequestFailed
-from mifuse_cli.lalm.journal import Journal
-from mifuse_cli.lalm.replies import content_of
+from mifuse_cli.lalm.answers.response import decode
+from mifuse_cli.lalm.cost.budget import Budget
+from mifuse_cli.lalm.journal.journal import Journal
+from mifuse_cli.lalm.service.client import Client
+from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed
+from mifuse_cli.lalm.service.service_options import host_of
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ def runs(llmock, tmp_path):
 class TestRun:
     def test_every_question_is_answered_once(self, runs):
         counts = runs(questions(7), max_requests=3)
-        assert (counts.sent, counts.answered, counts.waiting, counts.refused) == (7, 7, 0, False)
+        assert (counts.sent, counts.answered, counts.waiting, counts.over_budget) == (7, 7, 0, False)
         assert counts.rejected == counts.failed == {}
         assert runs.answered() == [(number, 0) for number in range(7)]
         assert [row[1:] for row in runs.intents()] == [(200, ACTUAL)] * 7
@@ -45,7 +46,7 @@ class TestRun:
             ((_, answer),) = journal.answers([f"{0:032x}"]).items()
             sums = {name: number for name, number in journal.accounts().items() if number}
             assert sums == {"sent": 1, "answered": 1, "spent": pytest.approx(ACTUAL)}
-        text, usage = content_of(answer.raw, 0)
+        text, usage = answer.response.choice(0).text, answer.response.usage
         assert text and usage["prompt"] > 0
         assert answer.outcome == "ok"
         assert json.loads(runs.query("SELECT usage FROM answer")[0][0]) == usage
@@ -175,7 +176,7 @@ class TestDeath:
 
     def test_a_batch_that_nobody_knows_is_not_paid_again(self, runs):
         with Journal(runs.path) as journal:
-            journal.plan_batch("t", Client(runs.llmock.base_url(), "m", KEY).host)
+            journal.plan_batch("t", host_of(runs.llmock.base_url()))
             journal.add_batch("t", "batch_of_another_account")
         with pytest.raises(RemoteError, match="does not know the batch batch_of_another_account"):
             runs(questions(1))
@@ -186,7 +187,7 @@ class TestMoney:
     def test_the_budget_is_never_passed_and_what_is_left_over_is_spent(self, runs):
         budget = Budget(usd=5 * WORST, requests=None)
         counts = runs(questions(30), budget=budget)
-        assert counts.refused
+        assert counts.over_budget
         assert runs.highest <= 5 * WORST
         # Rounds of 5, 3, 1, 1 and so on, until what is left covers no further one.
         assert counts.sent == counts.answered == 11
@@ -196,7 +197,7 @@ class TestMoney:
 
     def test_no_money_no_batch(self, runs):
         counts = runs(questions(3), budget=Budget(usd=WORST / 2, requests=None))
-        assert (counts.sent, counts.refused) == (0, True)
+        assert (counts.sent, counts.over_budget) == (0, True)
         assert runs.llmock.requests == [] and runs.intents() == []
 
     def test_without_a_price_the_reservation_stands(self, runs):
@@ -298,7 +299,7 @@ class TestFaults:
         class Losing(Client):
             async def create_batch(self, input_file, tag):
                 await super().create_batch(input_file, tag)
-                raise RequestFailed(Fault.TRANSIENT, None, "connection failed")
+                raise RequestFailed(FailureKind.TRANSIENT, None, "connection failed")
 
         runs.client = Losing
         assert runs(questions(2)).answered == 2
@@ -337,4 +338,4 @@ class TestFaults:
         runs(questions(1))
         with Journal(runs.path) as journal:
             (answer,) = journal.answers([f"{0:032x}"]).values()
-        assert content_of(answer.raw, 0)[0] == "I heard ***"
+        assert decode(answer.raw).choice(0).text == "I heard ***"

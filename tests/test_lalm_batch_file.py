@@ -5,10 +5,10 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted import read
 
-from mifuse_cli.lalm.batch_file import BatchFile, asked_for, custom_id, line
-from mifuse_cli.lalm.parsing import Status
-from mifuse_cli.lalm.plan import Question
+from mifuse_cli.lalm.questions.plan import Request
+from mifuse_cli.lalm.service.batch import BatchFile, asked_for, custom_id, line
 
 KEY = "0123456789abcdef" * 2
 
@@ -37,7 +37,7 @@ def test_the_name_of_somebody_else_asks_for_nothing(name):
 def test_a_line_is_the_request_that_would_be_sent(choices, name, n):
     messages = [{"role": "user", "content": "Für\n\u2028wen?"}]
     fields = {"temperature": 1}
-    text = line(Question(KEY, "clip", choices, 1.0, 9, lambda: messages, fields, lambda *_: Status.OK), "m")
+    text = line(Request(KEY, "clip", choices, 1.0, 9, lambda: messages, fields, read), "m")
     assert text.count(b"\n") == 1 and text.endswith(b"\n") and text.isascii()
     assert json.loads(text) == {
         "custom_id": f"{KEY}.{name}",

@@ -1,10 +1,11 @@
 import pytest
 
-from mifuse_cli.lalm import stopping
-from mifuse_cli.lalm.faults import Fault, RequestFailed
-from mifuse_cli.lalm.stopping import Breaker
+from mifuse_cli.lalm.service import breaker as stopping
+from mifuse_cli.lalm.service.breaker import Breaker
+from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed
+from mifuse_cli.lalm.service.service_options import ServiceOptions
 
-FAILURE = RequestFailed(Fault.TRANSIENT, 500, "oops")
+FAILURE = RequestFailed(FailureKind.TRANSIENT, 500, "oops")
 
 
 class Clock:
@@ -22,8 +23,9 @@ def clock():
 @pytest.fixture
 def breaker(clock):
     def make(**changes):
-        options = {"concurrency": 4, "max_unreadable": 0.5, "resumed": False, "now": clock, **changes}
-        return Breaker("host", **options)
+        options = {"concurrency": 4, "max_unreadable": 0.5, **changes}
+        resumed = options.pop("resumed", False)
+        return Breaker(ServiceOptions("http://host/v1", "m", "key", **options), resumed=resumed, now=clock)
 
     return make
 

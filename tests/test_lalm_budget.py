@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mifuse_cli.lalm.budget import BLIND, BYTES_PER_TOKEN, FRAME_TOKENS, MARGIN, Budget, Meter
-from mifuse_cli.lalm.pricing import Price, cost_of
+from mifuse_cli.lalm.cost.budget import BLIND, BYTES_PER_TOKEN, FRAME_TOKENS, MARGIN, Budget, Meter
+from mifuse_cli.lalm.cost.prices import Price, cost_of
 
 PRICE = Price(
     model="m", text_in=1.0, audio_in=10.0, out=4.0, date="2026-01-31", source="s", audio_tokens_per_second=10

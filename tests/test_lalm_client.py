@@ -7,15 +7,16 @@ import pytest
 from scripted import GOOD, KEY, error, serving
 
 from mifuse_cli.errors import UsageError
-from mifuse_cli.lalm.client import Client
-from mifuse_cli.lalm.faults import Fault, RequestFailed
+from mifuse_cli.lalm.service.client import Client
+from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed
+from mifuse_cli.lalm.service.service_options import ServiceOptions
 
 MESSAGES = [{"role": "user", "content": "Which emotion?"}]
 
 
 def ask(url, *, key=KEY, timeout=10.0, fields=None, request_key=None):
     async def main():
-        async with Client(url, "m", key, timeout=timeout) as client:
+        async with Client(ServiceOptions(url, "m", key, timeout=timeout)) as client:
             return await client.ask(MESSAGES, fields or {}, request_key=request_key)
 
     return asyncio.run(main())
@@ -52,28 +53,33 @@ class TestFailures:
     @pytest.mark.parametrize(
         ("status", "body", "fault", "message"),
         [
-            (500, error("oops"), Fault.TRANSIENT, "oops"),
-            (503, b"<html>bad gateway</html>", Fault.TRANSIENT, "<html>bad gateway</html>"),
-            (408, error("late"), Fault.TRANSIENT, "late"),
-            (429, error("slow down", code="rate_limit_exceeded"), Fault.THROTTLED, "slow down"),
+            (500, error("oops"), FailureKind.TRANSIENT, "oops"),
+            (503, b"<html>bad gateway</html>", FailureKind.TRANSIENT, "<html>bad gateway</html>"),
+            (408, error("late"), FailureKind.TRANSIENT, "late"),
+            (429, error("slow down", code="rate_limit_exceeded"), FailureKind.THROTTLED, "slow down"),
             (
                 429,
                 error("requests per minute: check your plan and billing"),
-                Fault.THROTTLED,
+                FailureKind.THROTTLED,
                 "requests per minute: check your plan and billing",
             ),
-            (429, error("You exceeded your quota", code="insufficient_quota"), Fault.FATAL, "You exceeded your quota"),
-            (401, error("invalid", code="invalid_api_key"), Fault.FATAL, "invalid"),
-            (402, error("no credit left"), Fault.FATAL, "no credit left"),
-            (404, b"", Fault.FATAL, "HTTP 404"),
-            (400, error("Unsupported parameter: 'n'", code="unsupported_parameter"), Fault.FATAL, None),
-            (400, error("audio cannot be decoded"), Fault.REJECTED, "audio cannot be decoded"),
-            (413, {"detail": "too large"}, Fault.REJECTED, "too large"),
-            (422, {"detail": "Unexpected field seed"}, Fault.FATAL, "Unexpected field seed"),
+            (
+                429,
+                error("You exceeded your quota", code="insufficient_quota"),
+                FailureKind.FATAL,
+                "You exceeded your quota",
+            ),
+            (401, error("invalid", code="invalid_api_key"), FailureKind.FATAL, "invalid"),
+            (402, error("no credit left"), FailureKind.FATAL, "no credit left"),
+            (404, b"", FailureKind.FATAL, "HTTP 404"),
+            (400, error("Unsupported parameter: 'n'", code="unsupported_parameter"), FailureKind.FATAL, None),
+            (400, error("audio cannot be decoded"), FailureKind.REJECTED, "audio cannot be decoded"),
+            (413, {"detail": "too large"}, FailureKind.REJECTED, "too large"),
+            (422, {"detail": "Unexpected field seed"}, FailureKind.FATAL, "Unexpected field seed"),
             (
                 400,
                 [{"error": {"code": 400, "message": "API key not valid.", "status": "INVALID_ARGUMENT"}}],
-                Fault.FATAL,
+                FailureKind.FATAL,
                 "API key not valid.",
             ),
         ],
@@ -81,7 +87,7 @@ class TestFailures:
     def test_a_status_tells_what_to_do_and_nothing_is_tried_twice(self, play, status, body, fault, message):
         server = play((status, body))
         failed = failure(server.url)
-        assert (failed.fault, failed.http_status, failed.wait) == (fault, status, None)
+        assert (failed.kind, failed.http_status, failed.wait) == (fault, status, None)
         assert message is None or failed.message == message
         assert len(server.requests) == 1
 
@@ -94,13 +100,13 @@ class TestFailures:
 
     def test_a_lost_connection_may_have_been_billed(self, play):
         failed = failure(play("drop").url)
-        assert (failed.fault, failed.http_status) == (Fault.TRANSIENT, None)
+        assert (failed.kind, failed.http_status) == (FailureKind.TRANSIENT, None)
         assert "connection failed" in failed.message
 
     def test_no_answer_in_time_may_have_been_billed(self, play):
         failed = failure(play("hang").url, timeout=0.1)
-        assert (failed.fault, failed.http_status, failed.message) == (
-            Fault.TRANSIENT,
+        assert (failed.kind, failed.http_status, failed.message) == (
+            FailureKind.TRANSIENT,
             None,
             "no answer in time",
         )
@@ -109,7 +115,7 @@ class TestFailures:
         with serving((200, GOOD)) as server:
             url = server.url
         failed = failure(url)
-        assert (failed.fault, failed.http_status) == (Fault.TRANSIENT, 0)
+        assert (failed.kind, failed.http_status) == (FailureKind.TRANSIENT, 0)
 
     def test_long_messages_are_cut(self, play):
         assert failure(play((500, error("x" * 900))).url).message == "x" * 400 + "..."
@@ -148,7 +154,7 @@ class TestSecrets:
         assert ask(play((200, b'{"choices": ["sad"]}')).url, key="sad").raw == b'{"choices": ["sad"]}'
 
     def test_the_key_is_in_no_repr(self):
-        client = Client("https://user:secret@host.example/v1", "m", KEY)
+        client = Client(ServiceOptions("https://user:secret@host.example/v1", "m", KEY))
         assert repr(client) == "Client(host='host.example', model='m')"
 
     @pytest.mark.parametrize(
@@ -157,4 +163,4 @@ class TestSecrets:
     )
     def test_keys_and_addresses_that_cannot_work_are_refused(self, url, key):
         with pytest.raises(UsageError):
-            Client(url, "m", key)
+            Client(ServiceOptions(url, "m", key))

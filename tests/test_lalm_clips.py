@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from mifuse_cli import audio
 from mifuse_cli.audio import RATE
 from mifuse_cli.errors import InputError
-from mifuse_cli.lalm.clips import RULES, Rule
+from mifuse_cli.lalm.questions.clips import LONG_CLIPS, AudioOptions
 
-ALL_RULES = [Rule(limit, long, kind) for limit in (1.0, 30.0) for long in RULES for kind in ("wav", "mp3")]
+ALL_RULES = [
+    AudioOptions(limit, long, kind) for limit in (1.0, 30.0) for long in LONG_CLIPS for kind in ("wav", "mp3")
+]
 
 
 def noise(seconds, seed=0):
@@ -43,14 +45,14 @@ def write(tmp_path):
 
 
 def read(rule, path, known=None, context=""):
-    return rule.utterance("a", path, context, known)
+    return rule.read_clip("a", path, context, known)
 
 
 class TestPieces:
-    @given(st.integers(1, 100 * RATE), st.floats(0.5, 40), st.sampled_from(RULES))
+    @given(st.integers(1, 100 * RATE), st.floats(0.5, 40), st.sampled_from(LONG_CLIPS))
     def test_they_are_what_the_rule_says(self, samples, limit, long):
         seconds = samples / RATE
-        pieces = Rule(limit, long, "wav").pieces(seconds)
+        pieces = AudioOptions(limit, long, "wav").pieces(seconds)
         if seconds <= limit or long == "stop":
             assert pieces == (seconds,)
         elif long == "skip":
@@ -64,10 +66,10 @@ class TestPieces:
 
     @pytest.mark.parametrize("limit", [0.29, 0.3, 1.0])
     def test_those_sent_are_as_many_as_those_planned(self, write, limit):
-        rule = Rule(limit, "chunk", "wav")
+        rule = AudioOptions(limit, "chunk", "wav")
         samples = noise(2.0)
         one = read(rule, write(samples))
-        sent = [pcm(rule.sent(one, piece)) for piece in range(len(one.pieces))]
+        sent = [pcm(rule.bytes_of(one, piece)) for piece in range(len(one.pieces))]
         assert [len(part) / RATE for part in sent] == pytest.approx(one.pieces, abs=1 / RATE)
         assert max(map(len, sent)) <= math.ceil(limit * RATE)
         np.testing.assert_array_equal(np.concatenate(sent), samples)
@@ -77,54 +79,54 @@ class TestSent:
     @pytest.mark.parametrize("long", ["stop", "skip", "chunk"])
     def test_the_hash_is_that_of_the_whole_clip(self, write, long):
         samples = noise(1.5)
-        one = read(Rule(1.0, long, "wav"), write(samples), context="hello")
+        one = read(AudioOptions(1.0, long, "wav"), write(samples), context="hello")
         whole = audio.wav_bytes(samples / np.float32(32768))
         np.testing.assert_array_equal(pcm(whole), samples)
         assert (one.sha256, one.bytes) == (hashlib.sha256(whole).hexdigest(), len(whole))
         assert (one.duration, one.sr, one.context) == (1.5, RATE, "hello")
 
     def test_of_a_cropped_clip_the_middle_is_hashed_and_sent(self, write):
-        samples, rule = noise(1.5), Rule(1.0, "crop", "wav")
+        samples, rule = noise(1.5), AudioOptions(1.0, "crop", "wav")
         one = read(rule, write(samples))
-        sent = rule.sent(one, 0)
+        sent = rule.bytes_of(one, 0)
         np.testing.assert_array_equal(pcm(sent), samples[RATE // 4 : -RATE // 4])
         assert (one.sha256, one.bytes) == (hashlib.sha256(sent).hexdigest(), len(sent))
         assert (one.duration, one.pieces) == (1.5, (1.0,))
 
-    @pytest.mark.parametrize("long", RULES)
+    @pytest.mark.parametrize("long", LONG_CLIPS)
     def test_a_short_clip_is_sent_as_it_is(self, write, long):
-        samples, rule = noise(1.0), Rule(1.0, long, "wav")
+        samples, rule = noise(1.0), AudioOptions(1.0, long, "wav")
         one = read(rule, write(samples))
-        np.testing.assert_array_equal(pcm(rule.sent(one, 0)), samples)
+        np.testing.assert_array_equal(pcm(rule.bytes_of(one, 0)), samples)
         assert one.pieces == (1.0,)
 
     def test_the_same_audio_in_another_container_is_the_same(self, write):
-        rule = Rule(30.0, "stop", "wav")
+        rule = AudioOptions(30.0, "stop", "wav")
         wav, flac = read(rule, write(noise(1.0))), read(rule, write(noise(1.0), "b.flac"))
         assert wav.sha256 == flac.sha256 and wav.file_sha256 != flac.file_sha256
 
     def test_mp3(self, write):
         time = np.arange(2 * RATE) / RATE
         path = write((9000 * np.sin(2 * np.pi * 220 * time)).astype(np.int16))
-        rule = Rule(1.5, "chunk", "mp3")
+        rule = AudioOptions(1.5, "chunk", "mp3")
         one = read(rule, path)
-        assert one == read(replace(rule, audio_format="wav"), path)
+        assert one == read(replace(rule, upload="wav"), path)
         for piece in range(2):
-            sent = rule.sent(one, piece)
+            sent = rule.bytes_of(one, piece)
             assert soundfile.info(io.BytesIO(sent)).format == "MP3"
             heard, rate = soundfile.read(io.BytesIO(sent))
             assert len(heard) / rate == pytest.approx(1.0, abs=0.2)
             loudest = np.argmax(np.abs(np.fft.rfft(heard[:RATE])))
             assert loudest * RATE / len(heard[:RATE]) == pytest.approx(220, abs=3)
-            assert len(sent) < len(replace(rule, audio_format="wav").sent(one, piece)) / 3
+            assert len(sent) < len(replace(rule, upload="wav").bytes_of(one, piece)) / 3
 
     def test_how_much_it_is(self, write):
-        rule = Rule(30.0, "stop", "wav")
+        rule = AudioOptions(30.0, "stop", "wav")
         one = read(rule, write(noise(1.3)))
         assert rule.upload_bytes(one.pieces[0]) == pytest.approx(
-            len(base64.b64encode(rule.sent(one, 0))), abs=4
+            len(base64.b64encode(rule.bytes_of(one, 0))), abs=4
         )
-        assert replace(rule, audio_format="mp3").upload_bytes(1.3) < rule.upload_bytes(1.3) / 3
+        assert replace(rule, upload="mp3").upload_bytes(1.3) < rule.upload_bytes(1.3) / 3
 
 
 class TestFiles:
@@ -136,13 +138,13 @@ class TestFiles:
 
     def test_a_known_file_is_not_decoded_again(self, write, monkeypatch):
         path = write(noise(1.5))
-        known = read(Rule(30.0, "stop", "wav"), path)
+        known = read(AudioOptions(30.0, "stop", "wav"), path)
         monkeypatch.delattr(audio, "read")
-        one = read(Rule(1.0, "chunk", "wav"), path, known, context="hello")
+        one = read(AudioOptions(1.0, "chunk", "wav"), path, known, context="hello")
         assert one == replace(known, context="hello", pieces=(0.75, 0.75))
 
     def test_a_file_that_was_changed_is_read_anew(self, write):
-        rule = Rule(30.0, "stop", "wav")
+        rule = AudioOptions(30.0, "stop", "wav")
         known = read(rule, write(noise(1.0)))
         changed = read(rule, write(noise(1.0, seed=1)), known)
         assert changed.sha256 != known.sha256 and changed.file_sha256 != known.file_sha256
@@ -152,11 +154,11 @@ class TestFiles:
         one = replace(read(rule, write(noise(1.5))), pieces=(1.5,))
         write(noise(1.5, seed=1))
         with pytest.raises(InputError, match=r"a\.wav: was changed since the run began"):
-            rule.sent(one, 0)
+            rule.bytes_of(one, 0)
 
     def test_what_is_no_audio_is_refused(self, tmp_path):
         path = tmp_path / "a.wav"
-        rule = Rule(30.0, "stop", "wav")
+        rule = AudioOptions(30.0, "stop", "wav")
         with pytest.raises(InputError, match=r"a\.wav: cannot be read"):
             read(rule, path)
         path.write_text("no audio")

@@ -17,11 +17,10 @@ from scripted import GOOD, keep
 
 import mifuse_cli
 from mifuse_cli.errors import ArtifactError, InputError
-from mifuse_cli.lalm import tables
-from mifuse_cli.lalm.journal import Journal, Utterance
-from mifuse_cli.lalm.lock import network_filesystem
-from mifuse_cli.lalm.tables import SCHEMA_VERSION, durable_mode
-from mifuse_cli.lalm.writer import Writer
+from mifuse_cli.lalm.journal import database as tables
+from mifuse_cli.lalm.journal.database import SCHEMA_VERSION, GroupCommit, durable_mode, network_filesystem
+from mifuse_cli.lalm.journal.journal import Journal
+from mifuse_cli.lalm.questions.clips import AskedClip
 
 ROOT = Path(mifuse_cli.__file__).parents[1]
 THREADS = 8
@@ -29,7 +28,7 @@ THREADS = 8
 # Many at once, each waiting for its own commits; a line leaves in one piece.
 PROGRAM = """
 import os, sys, threading
-from mifuse_cli.lalm.journal import Journal
+from mifuse_cli.lalm.journal.journal import Journal
 
 first, threads = int(sys.argv[2]), int(sys.argv[3])
 
@@ -153,7 +152,7 @@ class TestCommits:
             def close(self):
                 pass
 
-        writer = Writer(Broken(), lambda error: InputError(str(error)))
+        writer = GroupCommit(Broken(), lambda error: InputError(str(error)))
         for future in [writer.submit(lambda db: None) for _ in range(3)]:
             with pytest.raises(InputError, match="BEGIN IMMEDIATE: disk I/O error"):
                 future.result(20)
@@ -281,11 +280,11 @@ class TestFirstVersion:
             assert journal.read("SELECT spec_hash FROM spec") == [("5bec",)]
 
     def test_its_clips_are_read_anew(self, first):
-        clip = Utterance("a", "00", 1.5, 16000, 48044, "a.wav", "ff", "hello", (0.75, 0.75))
+        clip = AskedClip("a", "00", 1.5, 16000, 48044, "a.wav", "ff", "hello", (0.75, 0.75))
         with Journal(first) as journal:
             assert journal.known(["a"]) == {}
-            journal.add_utterances(journal.new_run(), [clip])
-            assert list(journal.utterances()) == [[clip]]
+            journal.add_clips(journal.new_run(), [clip])
+            assert list(journal.clips()) == [[clip]]
 
     def test_it_becomes_a_present_one(self, first, tmp_path):
         def tables_of(path):

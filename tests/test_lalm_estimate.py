@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mifuse_cli.lalm.estimate import Observation, Tally, calibrated, estimate, hours_at
-from mifuse_cli.lalm.pricing import Price, cost_of
+from mifuse_cli.lalm.cost.estimate import Observation, Volume, calibrated, estimate, hours_at
+from mifuse_cli.lalm.cost.prices import Price, cost_of
 
 PRICE = Price(
     model="m", text_in=2.5, audio_in=32.0, out=10.0, date="2026-01-31", source="s", audio_tokens_per_second=10
@@ -18,15 +18,15 @@ PRICE = Price(
 RATELESS = Price(**{**vars(PRICE), "audio_tokens_per_second": None})
 
 
-def tallied(*clips, **sizes):
-    tally = Tally()
+def added(*clips, **sizes):
+    total = Volume()
     for seconds, requests, answers in clips:
-        tally.add(seconds, requests=requests, answers=answers, **sizes)
-    return tally.volume()
+        total += Volume.of_clip(seconds, requests=requests, answers=answers, **sizes)
+    return total
 
 
-def test_a_tally_sums_over_requests():
-    volume = tallied((2.0, 3, 5), (4.0, 1, 1), (9.0, 0, 0), upload_bytes=100, text_bytes=10)
+def test_volumes_add_up_over_requests():
+    volume = added((2.0, 3, 5), (4.0, 1, 1), (9.0, 0, 0), upload_bytes=100, text_bytes=10)
     assert asdict(volume) == {
         "clips": 2,
         "requests": 4,
@@ -38,19 +38,19 @@ def test_a_tally_sums_over_requests():
 
 
 def test_a_tally_does_not_grow():
-    tally = Tally()
+    total = Volume()
     tracemalloc.start()
     try:
         for _ in range(20_000):
-            tally.add(5.0, requests=5, answers=5, upload_bytes=160_044, text_bytes=1200)
+            total += Volume.of_clip(5.0, requests=5, answers=5, upload_bytes=160_044, text_bytes=1200)
         assert tracemalloc.get_traced_memory()[1] < 10_000
     finally:
         tracemalloc.stop()
-    assert tally.volume().seconds == 500_000
+    assert total.seconds == 500_000
 
 
 def test_estimate_states_three_cases():
-    volume = tallied((10.0, 2, 4), text_bytes=600)
+    volume = added((10.0, 2, 4), text_bytes=600)
     made = estimate(volume, PRICE, labels=8, max_tokens=256)
     assert asdict(made.prompt_tokens) == {"low": 200 + 240, "expected": 200 + 300, "high": 200 + 400}
     assert asdict(made.completion_tokens) == {"low": 4 * 34, "expected": 4 * 61, "high": 4 * 256}
@@ -61,15 +61,15 @@ def test_estimate_states_three_cases():
 
 def test_estimate_agrees_with_the_worked_example():
     """300 tokens of prompt and about 60 of answer: $0.0030 a sample, $0.0054 for five at once."""
-    single = estimate(tallied((5.0, 1, 1), text_bytes=1200), PRICE, labels=8, max_tokens=256)
-    five = estimate(tallied((5.0, 1, 5), text_bytes=1200), PRICE, labels=8, max_tokens=256)
+    single = estimate(added((5.0, 1, 1), text_bytes=1200), PRICE, labels=8, max_tokens=256)
+    five = estimate(added((5.0, 1, 5), text_bytes=1200), PRICE, labels=8, max_tokens=256)
     assert single.usd.expected == pytest.approx(0.0030, abs=5e-5)
     assert five.usd.expected == pytest.approx(0.0054, abs=5e-5)
     assert single.usd.low < single.usd.expected < single.usd.high
 
 
 def test_without_an_audio_rate_the_range_is_wide():
-    volume = tallied((10.0, 1, 1))
+    volume = added((10.0, 1, 1))
     made = estimate(volume, RATELESS, labels=4, max_tokens=9)
     assert asdict(made.prompt_tokens) == {"low": 100, "expected": 250, "high": 500}
     assert made.completion_tokens.low == made.completion_tokens.high == 9
@@ -80,7 +80,7 @@ def test_without_an_audio_rate_the_range_is_wide():
 
 def test_batch_mode_has_its_price():
     half = Price(**{**vars(PRICE), "batch_factor": 0.5})
-    volume = tallied((10.0, 1, 1))
+    volume = added((10.0, 1, 1))
     full = estimate(volume, half, labels=4, max_tokens=99)
     assert estimate(volume, half, labels=4, max_tokens=99, batch=True).usd.high == full.usd.high / 2
 
@@ -89,7 +89,7 @@ def test_hours_are_those_of_the_tighter_limit():
     assert hours_at(6000, 1e6, rpm=100, tpm=None) == 1
     assert hours_at(6000, 1.2e6, rpm=100, tpm=1e4) == 2
     assert hours_at(6000, 1e6, rpm=None, tpm=None) is None
-    volume = tallied(*[(10.0, 1, 1)] * 60)
+    volume = added(*[(10.0, 1, 1)] * 60)
     made = estimate(volume, PRICE, labels=4, max_tokens=20, rpm=600, tpm=100)
     assert made.hours.high == pytest.approx((6000 + 60 * 20) / 100 / 60)
 
@@ -103,7 +103,7 @@ def test_hours_are_those_of_the_tighter_limit():
     st.sampled_from([PRICE, RATELESS]),
 )
 def test_low_expected_and_high_are_in_order(seconds, requests, text_bytes, labels, max_tokens, price):
-    volume = tallied((seconds, requests, 2 * requests), text_bytes=text_bytes)
+    volume = added((seconds, requests, 2 * requests), text_bytes=text_bytes)
     made = estimate(volume, price, labels=labels, max_tokens=max_tokens, rpm=60, tpm=1000)
     for total in (made.prompt_tokens, made.completion_tokens, made.usd, made.hours):
         assert total.low <= total.expected <= total.high
@@ -129,7 +129,7 @@ def corpus(chance, size, varied=True):
 
 
 def volume_of(clips):
-    return tallied(*((clip.seconds, 1, 1) for clip in clips))
+    return added(*((clip.seconds, 1, 1) for clip in clips))
 
 
 @pytest.mark.parametrize(("varied", "size"), [(True, 3), (True, 12), (True, 60), (False, 2), (False, 12)])
@@ -162,7 +162,7 @@ def test_costs_on_a_line_are_projected_exactly():
 
 
 def test_one_clip_gives_no_interval():
-    made = calibrated([seen(2.0, usd=0.5)], tallied(*[(2.0, 1, 1)] * 10), rpm=1)
+    made = calibrated([seen(2.0, usd=0.5)], added(*[(2.0, 1, 1)] * 10), rpm=1)
     assert asdict(made.usd) == {"low": None, "expected": 5.0, "high": None}
     assert made.hours.expected == pytest.approx(10 / 60)
     assert made.hours.low is None
@@ -187,13 +187,13 @@ def test_the_interval_closes_as_the_corpus_gets_known():
 
 def test_no_total_is_lower_than_what_the_pilot_took():
     wild = [seen(5.0, usd=usd) for usd in (0.0, 0.0, 9.0)]
-    usd = calibrated(wild, tallied(*[(5.0, 1, 1)] * 4)).usd
+    usd = calibrated(wild, added(*[(5.0, 1, 1)] * 4)).usd
     assert usd.low == 9.0 <= usd.expected < usd.high
 
 
 def test_what_is_not_known_is_not_projected():
     pilot = [seen(1.0, usd=None), seen(2.0, usd=None, completion=None)]
-    made = calibrated(pilot, tallied(*[(2.0, 1, 1)] * 10), rpm=60)
+    made = calibrated(pilot, added(*[(2.0, 1, 1)] * 10), rpm=60)
     assert (made.usd, made.completion_tokens, made.hours) == (None, None, None)
     assert made.prompt_tokens.expected == 100
 
@@ -201,4 +201,4 @@ def test_what_is_not_known_is_not_projected():
 @pytest.mark.parametrize("size", [0, 3])
 def test_a_pilot_fits_into_its_corpus(size):
     with pytest.raises(ValueError, match=f"pilot of {size} of 2"):
-        calibrated([seen(1.0)] * size, tallied((1.0, 1, 1), (1.0, 1, 1)))
+        calibrated([seen(1.0)] * size, added((1.0, 1, 1), (1.0, 1, 1)))

@@ -1,3 +1,4 @@
+import json
 import random
 import sqlite3
 
@@ -5,8 +6,12 @@ import pytest
 from scripted import completion, keep
 
 from mifuse_cli.errors import InputError
-from mifuse_cli.lalm import journal as journal_module
-from mifuse_cli.lalm.journal import Journal, Utterance
+from mifuse_cli.lalm.answers.response import decode
+from mifuse_cli.lalm.journal import journal as journal_module
+from mifuse_cli.lalm.journal.journal import Journal
+from mifuse_cli.lalm.questions.clips import AskedClip
+
+GOOD, TWO, THREE = (json.dumps(completion(*"abc"[:n])).encode() for n in (1, 2, 3))
 
 
 @pytest.fixture
@@ -30,7 +35,7 @@ def query(path, sql):
 
 def clip(name, sha256="00", **more):
     values = {"duration": 1.5, "sr": 16000, "bytes": 48044, "path": f"{name}.wav", "pieces": (1.5,)}
-    return Utterance(name, sha256, **{**values, **more})
+    return AskedClip(name, sha256, **{**values, **more})
 
 
 def got(journal, key):
@@ -40,12 +45,12 @@ def got(journal, key):
 
 class TestAnswers:
     def test_they_come_back_as_they_came(self, path):
-        raw = b'{"choices": \xff\x00' * 9
+        raw = b'{"choices": [{}], "usage": {"prompt_tokens": 7}}' + b" " * 99
         with Journal(path) as journal:
             intent = journal.begin("k", 2, asked="a, sample 1").result()
             journal.store(intent, "k", raw, http_status=200, request_id="req-1").result()
             assert journal.answers(["k"])["k", 0].outcome is None
-            journal.settle(intent, "k", outcome="ok", usage={"prompt": 7})
+            journal.settle(intent, "k", decode(raw))
         with Journal(path) as journal:
             (answer,) = journal.answers(["k", "other"]).values()
         assert (answer.raw, answer.position, answer.outcome) == (raw, 0, "ok")
@@ -60,12 +65,12 @@ class TestAnswers:
         keep(journal, "k", b"<html>")
         assert journal.answered(["k", "other"]) == {"k": [0]}
         assert not journal.has_answers()
-        keep(journal, "k", b"<html>", outcome="ok")  # a late reply, of which nothing is kept
-        journal.settle(1, "k", outcome="unusable").result()
+        keep(journal, "k", GOOD, settled=True)  # a late reply, of which nothing is kept
+        journal.settle(1, "k", decode(b"<html>")).result()
         assert journal.answered(["k"]) == {} and not journal.has_answers()
-        keep(journal, "k", b"good", outcome="ok")
-        keep(journal, "k", b"late", outcome="unusable")
-        assert got(journal, "k") == {0: (b"good", 0)}
+        keep(journal, "k", GOOD, settled=True)
+        keep(journal, "k", b"late", settled=True)
+        assert got(journal, "k") == {0: (GOOD, 0)}
         assert journal.has_answers() and journal.unresolved() == []
 
     def test_many_keys_at_once(self, journal):
@@ -78,26 +83,26 @@ class TestAnswers:
         assert journal.answers(keys)["k2997", 0].raw == b"2997"
 
     def test_one_body_may_hold_several(self, journal):
-        keep(journal, "k", b"three", choices=(0, 1, 2), outcome="ok", usage={"prompt": 9})
-        keep(journal, "k", b"two more", choices=(3, 4), outcome="ok")
+        keep(journal, "k", THREE, choices=(0, 1, 2), settled=True)
+        keep(journal, "k", TWO, choices=(3, 4), settled=True)
         assert journal.answered(["k"]) == {"k": [0, 1, 2, 3, 4]}
         assert got(journal, "k") == {
-            0: (b"three", 0), 1: (b"three", 1), 2: (b"three", 2), 3: (b"two more", 0), 4: (b"two more", 1),
+            0: (THREE, 0), 1: (THREE, 1), 2: (THREE, 2), 3: (TWO, 0), 4: (TWO, 1),
         }  # fmt: skip
 
     def test_the_rest_is_asked_again_after_an_unusable_body(self, journal):
-        keep(journal, "k", b"one", choices=(0,), outcome="ok")
-        keep(journal, "k", b"<html>", choices=(1,), outcome="unusable")
+        keep(journal, "k", GOOD, choices=(0,), settled=True)
+        keep(journal, "k", b"<html>", choices=(1,), settled=True)
         assert journal.answered(["k"]) == {"k": [0]}
-        keep(journal, "k", b"rest", choices=(1, 2), outcome="ok")
-        assert got(journal, "k") == {0: (b"one", 0), 1: (b"rest", 0), 2: (b"rest", 1)}
+        keep(journal, "k", TWO, choices=(1, 2), settled=True)
+        assert got(journal, "k") == {0: (GOOD, 0), 1: (TWO, 0), 2: (TWO, 1)}
 
     def test_what_a_crash_left_unread_is_settled(self, path):
         with Journal(path) as journal:
             keep(journal, "two", completion("a", "b"), cost=0.5)
             keep(journal, "rest", completion("a", "b"), choices=(1, 2))
             keep(journal, "none", b"<html>")
-            keep(journal, "read", b"old", outcome="ok")
+            keep(journal, "read", GOOD, settled=True)
         with Journal(path) as journal:
             journal.settle_unread()
             assert journal.answered(["two", "rest", "none", "read"]) == {
@@ -120,8 +125,8 @@ class TestIntents:
     def test_accounts(self, path, journal):
         intents = [journal.begin(f"k{i}", 1, asked=f"clip {i}", cost=1.0).result() for i in range(9)]
         for intent, key, cost in zip(intents, ("k0", "k1", "k2"), (0.25, None, 2.5), strict=False):
-            journal.store(intent, key, b"{}", http_status=200)
-            journal.settle(intent, key, outcome="ok", cost=cost)
+            journal.store(intent, key, GOOD, http_status=200)
+            journal.settle(intent, key, decode(GOOD), cost=cost)
         journal.fail(intents[3], 500, "server error")
         journal.fail(intents[4], 429, "slow down")
         journal.fail(intents[5], 0, "connection refused")
@@ -167,32 +172,32 @@ class TestClips:
         clips = [
             clip(f"c{i:03}", pieces=(0.75,) * (i % 3), context=f"{i}", file_sha256="ff") for i in range(450)
         ]
-        journal.add_utterances(journal.new_run(), random.Random(0).sample(clips, len(clips)))
-        blocks = list(journal.utterances())
+        journal.add_clips(journal.new_run(), random.Random(0).sample(clips, len(clips)))
+        blocks = list(journal.clips())
         assert [one for block in blocks for one in block] == clips
         assert max(map(len, blocks)) <= journal_module.CLIPS_AT_A_TIME
         assert journal.known(["c007", "none"]) == {"c007": clips[7]}
 
     def test_those_of_an_older_manifest_are_known_but_not_asked_about(self, journal):
-        assert list(journal.utterances()) == []
-        journal.add_utterances(journal.new_run(), [clip("a"), clip("b")])
+        assert list(journal.clips()) == []
+        journal.add_clips(journal.new_run(), [clip("a"), clip("b")])
         run = journal.new_run()
-        journal.add_utterances(run, [clip("b", "11")])
-        journal.add_utterances(run, iter([clip("c")]))
-        assert [one.utt_id for block in journal.utterances() for one in block] == ["b", "c"]
+        journal.add_clips(run, [clip("b", "11")])
+        journal.add_clips(run, iter([clip("c")]))
+        assert [one.utt_id for block in journal.clips() for one in block] == ["b", "c"]
         assert journal.known(["a", "b"]) == {"a": clip("a"), "b": clip("b", "11")}
 
     def test_of_twins_one_is_asked(self, journal):
         def twins():
-            return {one.utt_id for block in journal.utterances() for one in block if one.twin}
+            return {one.utt_id for block in journal.clips() for one in block if one.twin}
 
         clips = [clip("b"), clip("a"), clip("c"), clip("d", context="hello"), clip("e", "11")]
         run = journal.new_run()
-        journal.add_utterances(run, clips)
+        journal.add_clips(run, clips)
         journal.mark_twins(run)
         assert twins() == {"b", "c"}
         run = journal.new_run()
-        journal.add_utterances(run, clips[2:])
+        journal.add_clips(run, clips[2:])
         journal.mark_twins(run)
         assert twins() == set()
 
@@ -202,9 +207,9 @@ class TestClips:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            journal.add_utterances(1, clips())
+            journal.add_clips(1, clips())
         with pytest.raises(InputError):
-            journal.add_utterances(1, [clip("b"), clip("c", duration=None)])
+            journal.add_clips(1, [clip("b"), clip("c", duration=None)])
         assert query(path, "SELECT count(*) FROM utt") == [(0,)]
 
     def test_what_servers_can_do(self, journal):

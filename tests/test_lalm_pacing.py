@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mifuse_cli.lalm.pacing import Outcome, Pacer
+from mifuse_cli.lalm.service.pacing import Pacer, TurnResult
+from mifuse_cli.lalm.service.service_options import ServiceOptions
 
 
 class Clockwork(selectors.SelectSelector):
@@ -58,10 +59,10 @@ class Server:
         if wait:
             self.refused += 1
             await asyncio.sleep(self.refusal * self.random.uniform(0.5, 1.5))
-            return Outcome.THROTTLED, self.after(wait)
+            return TurnResult.THROTTLED, self.after(wait)
         self.bucket -= 1
         await asyncio.sleep(self.latency * self.random.uniform(0.5, 1.5))
-        return Outcome.ANSWERED, None
+        return TurnResult.ANSWERED, None
 
 
 async def answer(server, pacer, count, concurrency, *, tokens=0.0, used=None):
@@ -71,7 +72,7 @@ async def answer(server, pacer, count, concurrency, *, tokens=0.0, used=None):
     async def work():
         while next(left) < count:
             outcome = None
-            while outcome is not Outcome.ANSWERED:
+            while outcome is not TurnResult.ANSWERED:
                 turn = await pacer.enter(tokens)
                 outcome, wait = await server.ask()
                 pacer.leave(turn, outcome, tokens=used, headers=server.headers, wait=wait)
@@ -85,7 +86,7 @@ def figures(server, *, count=2000, concurrency=64, late=0.001, seed=0, **given):
     """Goodput as a share of the server's limit, and the share of 429s."""
 
     async def run():
-        pacer = Pacer(concurrency=concurrency, now=now, **given)
+        pacer = pacer_with(concurrency=concurrency, **given)
         seconds = await answer(server, pacer, count, concurrency)
         assert (pacer.running, pacer.answered, pacer.throttled) == (0, count, server.refused)
         return count / seconds / server.rate, server.refused / (count + server.refused)
@@ -94,7 +95,7 @@ def figures(server, *, count=2000, concurrency=64, late=0.001, seed=0, **given):
 
 
 def pacer_with(**options):
-    return Pacer(**{"concurrency": 64, "now": now} | options)
+    return Pacer(ServiceOptions("http://h/v1", "m", "key", **options), now)
 
 
 async def turns(pacer, count, tokens=0.0):
@@ -176,7 +177,12 @@ def test_a_rate_that_is_not_used_is_not_raised():
 def test_one_long_pause_does_not_ruin_the_rate():
     async def run():
         pacer = pacer_with(rpm=600)
-        for outcome in (Outcome.THROTTLED, Outcome.THROTTLED, Outcome.ANSWERED, Outcome.THROTTLED):
+        for outcome in (
+            TurnResult.THROTTLED,
+            TurnResult.THROTTLED,
+            TurnResult.ANSWERED,
+            TurnResult.THROTTLED,
+        ):
             rate = pacer.rate
             pacer.leave(await pacer.enter(), outcome, wait=1000)
         assert pacer.rate == pytest.approx(rate / 4) and rate > 590
@@ -209,7 +215,9 @@ def test_no_request_goes_out_before_the_reset_that_the_headers_tell(reset, secon
     async def run():
         pacer = pacer_with(rpm=1e6)
         headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": reset}
-        assert pacer.leave(await pacer.enter(), Outcome.ANSWERED, headers=headers) == pytest.approx(seconds)
+        assert pacer.leave(await pacer.enter(), TurnResult.ANSWERED, headers=headers) == pytest.approx(
+            seconds
+        )
         return (await pacer.enter()).time
 
     assert in_no_time(run()) == pytest.approx(seconds, abs=0.001)
@@ -220,7 +228,7 @@ def test_limits_that_are_no_numbers_are_passed_over(limit):
     async def run():
         pacer = pacer_with()
         headers = {"x-ratelimit-limit-requests": limit, "x-ratelimit-limit-tokens": limit}
-        pacer.leave(await pacer.enter(), Outcome.ANSWERED, headers=headers)
+        pacer.leave(await pacer.enter(), TurnResult.ANSWERED, headers=headers)
         await turns(pacer, 5, tokens=1e6)
         assert pacer.rate is None and now() < 1
 
@@ -233,7 +241,7 @@ def test_requests_are_spread_and_a_late_loop_catches_up_on_a_quarter_of_a_second
         held = await turns(pacer, 8)
         await asyncio.sleep(10)
         for turn in held:
-            pacer.leave(turn, Outcome.FAILED)
+            pacer.leave(turn, TurnResult.FAILED)
         return [turn.time for turn in held], [turn.time for turn in await turns(pacer, 4)]
 
     spread, after = in_no_time(run())
@@ -242,7 +250,7 @@ def test_requests_are_spread_and_a_late_loop_catches_up_on_a_quarter_of_a_second
 
 
 def test_tokens_are_charged_by_the_estimate_and_settled_by_what_was_used():
-    async def run(used, outcome=Outcome.ANSWERED):
+    async def run(used, outcome=TurnResult.ANSWERED):
         pacer = pacer_with(tpm=60_000, rpm=1e6)  # 1000 tokens a second
         assert [turn.time for turn in await turns(pacer, 3, tokens=500)] == pytest.approx([0, 0.5, 1])
         turn = await pacer.enter(5000)  # more than any bucket holds
@@ -253,8 +261,8 @@ def test_tokens_are_charged_by_the_estimate_and_settled_by_what_was_used():
     assert in_no_time(run(None)) == pytest.approx(6.5)
     assert in_no_time(run(1000)) == pytest.approx(2.5)
     assert in_no_time(run(7000)) == pytest.approx(8.5)
-    assert in_no_time(run(None, Outcome.FAILED)) == pytest.approx(6.5)
-    assert in_no_time(run(None, Outcome.THROTTLED)) == pytest.approx(1.55)
+    assert in_no_time(run(None, TurnResult.FAILED)) == pytest.approx(6.5)
+    assert in_no_time(run(None, TurnResult.THROTTLED)) == pytest.approx(1.55)
 
 
 @pytest.mark.parametrize(
@@ -273,8 +281,8 @@ def test_nobody_enters_during_a_pause_and_there_is_no_herd_after_it():
         pacer = pacer_with(rpm=600)
         first, second = await turns(pacer, 2)
         others = [await waiting(pacer) for _ in range(5)]
-        assert pacer.leave(first, Outcome.THROTTLED, wait=7.0) == pytest.approx(7)
-        assert pacer.leave(second, Outcome.THROTTLED, wait=2.0) == pytest.approx(7)  # the longer one holds
+        assert pacer.leave(first, TurnResult.THROTTLED, wait=7.0) == pytest.approx(7)
+        assert pacer.leave(second, TurnResult.THROTTLED, wait=2.0) == pytest.approx(7)  # the longer one holds
         times = [turn.time for turn in await asyncio.gather(*others)]
         assert times[0] == pytest.approx(7.1)
         assert all(later - sooner >= 0.1 for sooner, later in itertools.pairwise(times))
@@ -287,11 +295,11 @@ def test_pauses_double_up_to_half_a_minute_until_an_answer():
         pacer = pacer_with(rpm=1e6)
         pauses = []
         for _ in range(8):
-            pauses.append(pacer.leave(await pacer.enter(), Outcome.THROTTLED))
+            pauses.append(pacer.leave(await pacer.enter(), TurnResult.THROTTLED))
         for pause, most in zip(pauses, (1, 2, 4, 8, 16, 30, 30, 30), strict=True):
             assert most / 2 <= pause <= most
-        pacer.leave(await pacer.enter(), Outcome.ANSWERED)
-        assert 0.5 <= pacer.leave(await pacer.enter(), Outcome.THROTTLED) <= 1
+        pacer.leave(await pacer.enter(), TurnResult.ANSWERED)
+        assert 0.5 <= pacer.leave(await pacer.enter(), TurnResult.THROTTLED) <= 1
 
     in_no_time(run())
 
@@ -302,28 +310,28 @@ def test_requests_in_flight_follow_answers_and_429s():
         assert pacer.limit == 8
         held = await turns(pacer, 8)
         ninth = await waiting(pacer)
-        pacer.leave(held.pop(), Outcome.FAILED)
+        pacer.leave(held.pop(), TurnResult.FAILED)
         held.append(await ninth)
         assert (pacer.limit, pacer.running) == (8, 8)
         for _ in range(40):
-            pacer.leave(held.pop(), Outcome.ANSWERED)
+            pacer.leave(held.pop(), TurnResult.ANSWERED)
             held += await turns(pacer, pacer.limit - pacer.running)
         assert (pacer.limit, pacer.running) == (20, 20)
 
         for _ in range(3):  # one cut for all
-            pacer.leave(held.pop(), Outcome.THROTTLED, wait=6.0)
+            pacer.leave(held.pop(), TurnResult.THROTTLED, wait=6.0)
         assert pacer.limit == 14
         await asyncio.sleep(5.5)
-        pacer.leave(held.pop(), Outcome.THROTTLED, wait=0.1)
+        pacer.leave(held.pop(), TurnResult.THROTTLED, wait=0.1)
         assert pacer.limit == 14
         await asyncio.sleep(1)
-        pacer.leave(held.pop(), Outcome.THROTTLED, wait=0.1)
+        pacer.leave(held.pop(), TurnResult.THROTTLED, wait=0.1)
         assert pacer.limit == 9  # 9.8
         for _ in range(15):
-            pacer.leave(held.pop(), Outcome.ANSWERED)
+            pacer.leave(held.pop(), TurnResult.ANSWERED)
         assert (pacer.limit, pacer.running) == (11, 0)
         for _ in range(20):
-            pacer.leave(await pacer.enter(), Outcome.THROTTLED, wait=6.0)
+            pacer.leave(await pacer.enter(), TurnResult.THROTTLED, wait=6.0)
         assert (pacer.limit, pacer_with(concurrency=3).limit) == (1, 3)
 
     in_no_time(run())
@@ -337,7 +345,7 @@ def test_stop_sends_everybody_away():
         pacer.stop()
         assert await asyncio.gather(*others) == [None] * 3
         assert await pacer.enter() is None
-        pacer.leave(turn, Outcome.ANSWERED)
+        pacer.leave(turn, TurnResult.ANSWERED)
         assert (pacer.running, now()) == (0, 0)
 
     in_no_time(run())
@@ -348,7 +356,7 @@ def test_a_turn_that_comes_just_when_its_caller_gives_up_is_handed_back():
         pacer = pacer_with(concurrency=1, tpm=60, rpm=1e9)
         turn = await pacer.enter()
         late, next_one = await waiting(pacer, tokens=100), await waiting(pacer)
-        pacer.leave(turn, Outcome.ANSWERED)
+        pacer.leave(turn, TurnResult.ANSWERED)
         late.cancel()
         assert (await next_one).time == pytest.approx(0, abs=1e-3)
         assert late.cancelled() and pacer.running == 1
@@ -368,7 +376,7 @@ def test_whoever_gives_up_takes_nothing_and_blocks_nobody(patience):
                 await asyncio.sleep(0)
                 served.append(name)
             finally:
-                pacer.leave(turn, Outcome.ANSWERED)
+                pacer.leave(turn, TurnResult.ANSWERED)
 
         visits = [asyncio.create_task(visit(name)) for name in range(len(patience))]
         for tick in range(31):
@@ -391,7 +399,7 @@ def test_first_come_first_served():
             turn = await pacer.enter()
             order.append(name)
             await asyncio.sleep(random.random())
-            pacer.leave(turn, random.choice(list(Outcome)), wait=0.3)
+            pacer.leave(turn, random.choice(list(TurnResult)), wait=0.3)
 
         await asyncio.gather(*(visit(name) for name in range(50)))
         assert order == list(range(50))

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mifuse_cli.lalm.parsing import Status, _read, parse_answer, parse_label
-from mifuse_cli.lalm.repair import visible
+from mifuse_cli.lalm.answers.parsing import Status, _read, parse_answer, parse_label, visible
 
 CLASSES = ("angry", "happy", "neutral", "sad")
 
@@ -363,3 +362,28 @@ def test_a_written_distribution_comes_back(weights, order, form, style, single, 
     assert ("percent" in answer.flags) == (scale == 100)
     assert ("lines" in answer.flags) == (form == "lines")
     assert answer.total == pytest.approx(1)
+
+
+@pytest.mark.parametrize("parse", [parse_answer, parse_label])
+@pytest.mark.parametrize(
+    ("text", "classes", "word"),
+    [
+        (None, CLASSES, "text is NoneType"),
+        (b'{"sad": 1}', CLASSES, "text is bytes"),
+        ("sad", "sad", "classes are 'sad'"),
+        ("sad", None, "classes are None"),
+        ("sad", {"sad", "angry"}, "expected several names"),
+        ("sad", ("sad", 1), "expected strings"),
+        ("sad", ("sad", ["angry"]), "expected strings"),
+        ("sad", (), "different names"),
+        ("sad", ("sad", "sad"), "different names"),
+        ("sad", ("sad", ""), "none of them empty"),
+    ],
+)
+def test_what_is_no_text_or_no_class_list_is_refused(parse, text, classes, word):
+    with pytest.raises(ValueError, match=word):
+        parse(text, classes)
+
+
+def test_classes_may_come_in_a_list():
+    assert parse_answer('{"sad": 100, "angry": 0}', ["angry", "sad"]).probs == (0.0, 1.0)

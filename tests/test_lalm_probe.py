@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mifuse_cli.audio import RATE
-from mifuse_cli.lalm.client import Client, Reply
-from mifuse_cli.lalm.faults import Fault, RequestFailed
-from mifuse_cli.lalm.probe import probe, unsupported
+from mifuse_cli.lalm.answers.response import Response, decode
+from mifuse_cli.lalm.service.client import Client
+from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed
+from mifuse_cli.lalm.service.probe import Probe, unsupported
+from mifuse_cli.lalm.service.service_options import ServiceOptions
 
 KEY = "sk-test-0123456789abcdef"
 ALL = ("n", "logprobs", "json_schema", "seed", "long_audio")
@@ -54,9 +56,9 @@ class Server:
             "response_format": "json_schema",
         }.items():
             if field in fields and feature in self.refuses:
-                raise RequestFailed(Fault.FATAL, 400, self.refuses[feature])
+                raise RequestFailed(FailureKind.FATAL, 400, self.refuses[feature])
         if not self.tones and seconds != SHORT:
-            raise RequestFailed(Fault.REJECTED, 400, "no such clip here")
+            raise RequestFailed(FailureKind.REJECTED, 400, "no such clip here")
         schema = "json_schema" in self.honours and fields.get("response_format", {}).get("json_schema")
         text = json.dumps(dict.fromkeys(schema["schema"]["required"], 1)) if schema else self.text
         choice = {"message": {"content": text}}
@@ -66,23 +68,13 @@ class Server:
         body = {"choices": [choice] * (fields.get("n", 1) if "n" in self.honours else 1)}
         if self.tokens:
             body["usage"] = {"prompt_tokens": round(self.tokens(seconds)), "completion_tokens": 9}
-        return Reply(json.dumps(body).encode(), 200, None)
+        return Response.of(body)
 
     async def sleep(self, seconds):
         self.slept.append(seconds)
 
     def probe(self, wanted=ALL, *, clip=CLIP, fields=None, longest=LONGEST):
-        return asyncio.run(
-            probe(
-                self.ask,
-                messages,
-                clip,
-                wanted=wanted,
-                fields=fields or {},
-                longest=longest,
-                sleep=self.sleep,
-            )
-        )
+        return asyncio.run(Probe(self.ask, messages, clip, fields or {}, self.sleep).run(wanted, longest))
 
     def values(self, wanted=ALL):
         return {name: facts["value"] for name, facts in self.probe(wanted).items()}
@@ -221,7 +213,7 @@ class TestLongAudio:
         class Strict(Server):
             async def ask(self, messages, fields):
                 if messages[0]["content"][1]["seconds"] > 30:
-                    raise RequestFailed(Fault.REJECTED, 413, "audio longer than 30 s")
+                    raise RequestFailed(FailureKind.REJECTED, 413, "audio longer than 30 s")
                 return await super().ask(messages, fields)
 
         found = Strict().probe(["long_audio"])
@@ -235,8 +227,8 @@ class TestLongAudio:
 
 class TestFailures:
     def test_passing_failures_are_waited_out(self):
-        lost = RequestFailed(Fault.TRANSIENT, None, "connection failed")
-        busy = RequestFailed(Fault.THROTTLED, 429, "slow down", 7.0)
+        lost = RequestFailed(FailureKind.TRANSIENT, None, "connection failed")
+        busy = RequestFailed(FailureKind.THROTTLED, 429, "slow down", 7.0)
         server = Server(honours=ALL, script=[lost, busy, *[busy] * 5, lost])
         assert server.values(["n"]) == {"n": "honoured"}
         assert server.slept == [0.5, *[7.0] * 6, 1.0]
@@ -244,11 +236,11 @@ class TestFailures:
     @pytest.mark.parametrize(
         ("failure", "requests"),
         [
-            (RequestFailed(Fault.FATAL, 401, "invalid API key"), 1),
-            (RequestFailed(Fault.FATAL, 404, "no model"), 1),
-            (RequestFailed(Fault.TRANSIENT, 503, "busy"), 4),
-            (RequestFailed(Fault.THROTTLED, 429, "quota of today", 3600.0), 1),
-            (RequestFailed(Fault.THROTTLED, 429, "slow down"), 4),
+            (RequestFailed(FailureKind.FATAL, 401, "invalid API key"), 1),
+            (RequestFailed(FailureKind.FATAL, 404, "no model"), 1),
+            (RequestFailed(FailureKind.TRANSIENT, 503, "busy"), 4),
+            (RequestFailed(FailureKind.THROTTLED, 429, "quota of today", 3600.0), 1),
+            (RequestFailed(FailureKind.THROTTLED, 429, "slow down"), 4),
         ],
     )
     def test_others_end_the_probe(self, failure, requests):
@@ -259,7 +251,7 @@ class TestFailures:
         assert len(server.asked) == requests
 
     def test_a_request_that_is_bad_in_itself_is_no_refusal_of_features(self):
-        bad = RequestFailed(Fault.REJECTED, 400, "n seconds of audio are too few")
+        bad = RequestFailed(FailureKind.REJECTED, 400, "n seconds of audio are too few")
         server = Server(script=[bad] * 20)
         with pytest.raises(RequestFailed, match="too few"):
             server.probe()
@@ -268,7 +260,7 @@ class TestFailures:
         class Shy(Server):
             async def ask(self, messages, fields):
                 reply = await super().ask(messages, fields)
-                return reply if len(self.asked) > 2 else Reply(b'{"choices": []}', 200, None)
+                return reply if len(self.asked) > 2 else Response.of({"choices": []})
 
         server = Shy(honours=ALL)
         assert server.probe(["n"])["n"]["choices"] == 2
@@ -277,15 +269,15 @@ class TestFailures:
 
 def test_llmock(llmock):
     async def main():
-        async with Client(llmock.base_url(), "m", KEY) as client:
-            return await probe(
-                client.ask,
-                lambda samples: [{"role": "user", "content": "Say something."}],
-                CLIP,
-                wanted=ALL,
-                fields={},
-                longest=LONGEST,
-            )
+        async with Client(ServiceOptions(llmock.base_url(), "m", KEY)) as client:
+
+            async def ask(messages, fields):
+                return decode((await client.ask(messages, fields)).raw)
+
+            def plain(samples):
+                return [{"role": "user", "content": "Say something."}]
+
+            return await Probe(ask, plain, CLIP, {}).run(ALL, LONGEST)
 
     found = asyncio.run(main())
     assert {name: facts["value"] for name, facts in found.items()} == {

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mifuse_cli.errors import UsageError
-from mifuse_cli.lalm.elicit import MODES
-from mifuse_cli.lalm.prompts import DEFAULT_TEMPLATE, LETTERS, label_order, messages, read_wording
-from mifuse_cli.lalm.spec import question_key, spec_hash
+from mifuse_cli.lalm.answers.elicitation import LETTERS, MODES
+from mifuse_cli.lalm.questions.plan import question_key
+from mifuse_cli.lalm.questions.prompts import DEFAULT_TEMPLATE, label_order, messages, read_wording
+from mifuse_cli.lalm.questions.question_options import spec_hash
 
 CLASSES = ("angry", "happy", "neutral", "sad")
 SAME = (0, 1, 2, 3)

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mifuse_cli.lalm.client import Client
-from mifuse_cli.lalm.faults import Fault, RequestFailed
-from mifuse_cli.lalm.replies import choices_of, content_of, json_of
+from mifuse_cli.lalm.answers.response import decode, decode_json
+from mifuse_cli.lalm.service.client import Client
+from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed
+from mifuse_cli.lalm.service.service_options import ServiceOptions
 
 KEY = "sk-test-0123456789abcdef"
 MESSAGES = [{"role": "user", "content": "Which emotion?"}]
@@ -29,6 +30,12 @@ def chunk(delta=None, index=0, finish=None, **more):
     return {"id": "c1", "model": "m-1", "system_fingerprint": "fp", "choices": [choice]}
 
 
+def said(raw, position=0):
+    """Text and tokens of an answer."""
+    response = decode(raw)
+    return response.choice(position).text, response.usage
+
+
 class TestChunks:
     @given(
         texts=st.lists(st.lists(st.text(st.characters(codec="utf-8")), min_size=1), min_size=1, max_size=4),
@@ -43,9 +50,9 @@ class TestChunks:
         chunks = [chunk({"content": rest[index].pop(0)}, index) for index in turns]
         chunks += [chunk(index=index, finish="stop") for index in range(len(texts))]
         raw = sse(*(json.dumps(one, ensure_ascii=ascii_only) for one in chunks), "[DONE]", end=end)
-        assert [choice["index"] for choice in choices_of(raw)] == list(range(len(texts)))
+        assert [choice["index"] for choice in decode_json(raw)["choices"]] == list(range(len(texts)))
         for position, pieces in enumerate(texts):
-            assert content_of(raw, position)[0] == "".join(pieces)
+            assert decode(raw).choice(position).text == "".join(pieces)
 
     def test_all_that_a_chat_completion_holds(self):
         tokens = [{"token": "{", "logprob": -0.1, "top_logprobs": []}, {"token": "}", "logprob": -0.2}]
@@ -58,7 +65,7 @@ class TestChunks:
             {"choices": [], "usage": usage},
             "[DONE]",
         )
-        body = json_of(raw)
+        body = decode_json(raw)
         assert (body["object"], body["id"], body["model"]) == ("chat.completion", "c1", "m-1")
         assert (body["system_fingerprint"], body["usage"]) == ("fp", usage)
         message = {"role": "assistant", "content": "{}", "refusal": None}
@@ -66,12 +73,12 @@ class TestChunks:
         assert body["choices"] == [
             {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": "length"}
         ]
-        assert content_of(raw, 0) == ("{}", NO_USAGE | {"prompt": 9, "completion": 2, "total": 11})
+        assert said(raw) == ("{}", NO_USAGE | {"prompt": 9, "completion": 2, "total": 11})
 
     def test_a_refusal(self):
         raw = sse(chunk({"refusal": "I can"}), chunk({"refusal": "not."}), chunk(finish="stop"))
-        assert content_of(raw, 0)[0] == "I cannot."
-        assert choices_of(raw)[0]["message"]["content"] is None
+        assert decode(raw).choice(0).text == "I cannot."
+        assert decode_json(raw)["choices"][0]["message"]["content"] is None
 
     @pytest.mark.parametrize(
         "raw",
@@ -85,25 +92,27 @@ class TestChunks:
         ],
     )
     def test_what_is_not_whole_is_no_answer(self, raw):
-        assert choices_of(raw) == []
-        assert content_of(raw, 0)[0] == ""
-        assert json_of(raw)["error"]["message"] == "the stream broke off or is garbled"
+        assert decode_json(raw)["choices"] == []
+        assert decode(raw).choice(0).text == ""
+        assert decode_json(raw)["error"]["message"] == "the stream broke off or is garbled"
 
     def test_what_was_used_counts_for_a_broken_stream_too(self):
         raw = sse(chunk({"content": "I"}), {"choices": [], "usage": {"prompt_tokens": 7}})
-        assert content_of(raw, 0) == ("", NO_USAGE | {"prompt": 7})
+        assert said(raw) == ("", NO_USAGE | {"prompt": 7})
 
     def test_an_error_in_the_stream_is_what_the_server_said(self):
         raw = sse(chunk({"content": "I"}), {"error": {"message": f"no memory left for {KEY}", "code": 500}})
-        assert choices_of(raw) == []
-        assert Client("http://h/v1", "m", KEY).said(json_of(raw)) == "no memory left for ***"
+        assert decode_json(raw)["choices"] == []
+        assert (
+            Client(ServiceOptions("http://h/v1", "m", KEY)).said(decode_json(raw)) == "no memory left for ***"
+        )
 
     def test_an_error_after_the_end_of_an_answer_leaves_it(self):
         raw = sse(chunk({"content": REPLY}, finish="stop"), {"error": {"message": "no usage"}})
-        assert content_of(raw, 0)[0] == REPLY
+        assert decode(raw).choice(0).text == REPLY
 
     def test_a_body_that_is_no_stream_needs_no_finish_reason(self):
-        assert content_of(b'{"choices": [{"message": {"content": "sad"}}]}', 0)[0] == "sad"
+        assert decode(b'{"choices": [{"message": {"content": "sad"}}]}').choice(0).text == "sad"
 
     json_values = st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -125,11 +134,11 @@ class TestChunks:
     @example(b"data:" + b"1" * 9999)
     @example(b'data: {"choices": [{"index": true, "delta": 3, "finish_reason": []}]}')
     def test_nothing_makes_reading_fail(self, raw):
-        text, usage = content_of(raw, 0)
+        text, usage = said(raw)
         assert isinstance(text, str)
         assert all(type(number) is int for number in usage.values())
-        assert isinstance(choices_of(raw), list)
-        assert json_of(b"data: x\n" + raw)["choices"] == []
+        assert isinstance(decode(raw).choices, tuple)
+        assert decode_json(b"data: x\n" + raw)["choices"] == []
 
 
 @pytest.fixture
@@ -138,7 +147,9 @@ def ask(llmock):
 
     def ask(timeout=5.0, **fields):
         async def main():
-            async with Client(llmock.base_url(), "m", KEY, timeout=timeout, stream=True) as client:
+            async with Client(
+                ServiceOptions(llmock.base_url(), "m", KEY, timeout=timeout, stream=True)
+            ) as client:
                 return await client.ask(MESSAGES, fields, request_key="q1-7")
 
         return asyncio.run(main())
@@ -151,7 +162,7 @@ class TestServer:
         llmock.reply(REPLY)
         reply = ask()
         assert reply.raw.startswith(b"data: {") and reply.raw.endswith(b"data: [DONE]\n\n")
-        text, usage = content_of(reply.raw, 0)
+        text, usage = said(reply.raw)
         assert text == REPLY
         assert usage["prompt"] > 0 and usage["total"] == usage["prompt"] + usage["completion"]
         assert (reply.http_status, reply.headers["content-type"].partition(";")[0]) == (
@@ -162,7 +173,7 @@ class TestServer:
     def test_several_choices(self, ask, llmock):
         llmock.reply(REPLY)
         raw = ask(n=3).raw
-        assert [content_of(raw, position)[0] for position in range(3)] == [REPLY] * 3
+        assert [decode(raw).choice(position).text for position in range(3)] == [REPLY] * 3
 
     @pytest.mark.parametrize("fault", ["truncate", "corrupt"])
     def test_a_stream_that_only_seems_to_end_is_no_answer(self, ask, llmock, fault):
@@ -170,34 +181,34 @@ class TestServer:
         getattr(llmock, fault)(after_chunks=3)
         raw = ask().raw
         assert b"angry" in raw or b"would" in raw
-        assert choices_of(raw) == []
+        assert decode_json(raw)["choices"] == []
 
     def test_a_lost_connection(self, ask, llmock):
         llmock.disconnect(after_chunks=2)
         with pytest.raises(RequestFailed, match="connection failed") as caught:
             ask()
-        assert (caught.value.fault, caught.value.http_status) == (Fault.TRANSIENT, None)
+        assert (caught.value.kind, caught.value.http_status) == (FailureKind.TRANSIENT, None)
 
     def test_a_trickle_does_not_outlast_the_deadline(self, ask, llmock):
         llmock.reply("word " * 40).pace(100)  # no pause comes near the deadline, the whole takes seconds
         with pytest.raises(RequestFailed, match="no answer in time") as caught:
             ask(timeout=0.5)
-        assert (caught.value.fault, caught.value.http_status) == (Fault.TRANSIENT, None)
+        assert (caught.value.kind, caught.value.http_status) == (FailureKind.TRANSIENT, None)
 
     @pytest.mark.parametrize(
         ("status", "code", "fault"),
         [
-            (401, "invalid_api_key", Fault.FATAL),
-            (429, None, Fault.THROTTLED),
-            (503, None, Fault.TRANSIENT),
-            (400, "context_length_exceeded", Fault.REJECTED),
+            (401, "invalid_api_key", FailureKind.FATAL),
+            (429, None, FailureKind.THROTTLED),
+            (503, None, FailureKind.TRANSIENT),
+            (400, "context_length_exceeded", FailureKind.REJECTED),
         ],
     )
     def test_errors_before_the_stream_are_told_apart(self, ask, llmock, status, code, fault):
         llmock.fail(status, code=code, message=f"No, {KEY}.", retry_after=3)
         with pytest.raises(RequestFailed, match=r"No, \*\*\*\.") as caught:
             ask()
-        assert (caught.value.fault, caught.value.http_status, caught.value.wait) == (fault, status, 3)
+        assert (caught.value.kind, caught.value.http_status, caught.value.wait) == (fault, status, 3)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -215,7 +226,9 @@ def test_what_is_sent(stream):
     async def main():
         async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            async with Client(f"http://127.0.0.1:{port}/v1", "m", KEY, stream=stream) as client:
+            async with Client(
+                ServiceOptions(f"http://127.0.0.1:{port}/v1", "m", KEY, stream=stream)
+            ) as client:
                 reply = await client.ask(MESSAGES, {"temperature": 1}, request_key="q1-7")
                 await client.ask(MESSAGES, {})
                 return reply

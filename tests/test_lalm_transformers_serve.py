@@ -13,7 +13,7 @@ from tiny_qwen2_audio import SHORTEST, TOKENS_PER_SECOND, make
 import mifuse_cli as m
 from mifuse_cli.artifacts import Lalm
 from mifuse_cli.errors import RemoteError
-from mifuse_cli.lalm.parsing import Status
+from mifuse_cli.lalm.answers.parsing import Status
 
 pytestmark = pytest.mark.skipif(
     bool(missing_to_serve()),

@@ -14,10 +14,9 @@ from querying import GOOD, Query
 from scripted import completion, error, serving
 
 import mifuse_cli as m
-from mifuse_cli import console
+from mifuse_cli import console, lalm
 from mifuse_cli.artifacts import Lalm
 from mifuse_cli.errors import InputError
-from mifuse_cli.lalm import session
 from mifuse_cli.steps.query_lalm import journal_path
 
 CLIPS = 24
@@ -165,8 +164,8 @@ class TestSaving:
             tries.append(1)
             raise InputError("no room on the disk")
 
-        tries, run = [], session.run
-        monkeypatch.setattr(session, "run", lambda *a, save, **options: run(*a, save=failing, **options))
+        tries, run = [], lalm.run
+        monkeypatch.setattr(lalm, "run", lambda *a, save, **options: run(*a, save=failing, **options))
         open_until(lambda: len(tries) > 1)
         result = query(llmock.base_url(), *self.FLAGS)
         assert result.exit_code == 0 and Lalm.load(query.out).header.parameters["complete"]
@@ -254,16 +253,16 @@ def test_what_a_server_could_not_do_is_tested_again(query):
 
 
 def test_a_bar_takes_the_facts_of_both_ways(query, llmock, batches, prices, monkeypatch):
-    seen, run = {}, session.run
+    seen, run = {}, lalm.run
 
     def spy(survey, service, *, report, **options):
         def both(done, total, facts):
-            seen.setdefault(service.batch, []).append(console._in_short(facts))
+            seen.setdefault(service.transport, []).append(console._in_short(facts))
             report(done, total, facts)
 
         return run(survey, service, report=both, **options)
 
-    monkeypatch.setattr(session, "run", spy)
+    monkeypatch.setattr(lalm, "run", spy)
     llmock.reply(GOOD, times=None)
     batches.held, batches.at_look = {0}, lambda: batches.held.clear()
     for transport in ("live", "batch"):
@@ -272,6 +271,6 @@ def test_a_bar_takes_the_facts_of_both_ways(query, llmock, batches, prices, monk
         query.found(llmock.base_url(), *flags, n_samples=1)
     # 24 answers of at most 256 tokens at half the price; 10 USD are a million tokens.
     reserved = f"${CLIPS * 256 * 10 / 1e6 / 2:.2f} of 9.00"
-    assert seen[True] == ["1 batches open  $0.00 of 9.00", f"0 batches open  {reserved}"]
-    assert all("/min" in one and " of 9.00, in the end $" in one for one in seen[False])
+    assert seen["batch"] == ["1 batches open  $0.00 of 9.00", f"0 batches open  {reserved}"]
+    assert all("/min" in one and " of 9.00, in the end $" in one for one in seen["live"])
     assert console._in_short({"batches": 2}) == "2 batches open" and console._in_short({}) == ""

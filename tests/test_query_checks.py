@@ -8,13 +8,12 @@ from hypothesis import strategies as st
 from querying import GOOD, Query
 from scripted import completion
 
+from mifuse_cli import lalm
 from mifuse_cli.artifacts import Lalm
 from mifuse_cli.errors import RemoteError, UsageError
-from mifuse_cli.lalm import session
-from mifuse_cli.lalm.address import check_address, host_of
-from mifuse_cli.lalm.journal import Journal
-from mifuse_cli.lalm.session import Ended
-from mifuse_cli.steps import query_lalm as step
+from mifuse_cli.lalm.journal.journal import Journal
+from mifuse_cli.lalm.service.run_state import RunState
+from mifuse_cli.lalm.service.service_options import check_address, host_of
 from mifuse_cli.steps.query_lalm import journal_path
 
 ADDRESSES = {
@@ -111,8 +110,7 @@ class TestPlace:
 def test_update_reads_answers_anew_with_a_newer_parser(query, good, monkeypatch):
     query.found(good.url)
     assert query.found(good.url, "--update")["up_to_date"]
-    for module in (step, step.saving):
-        monkeypatch.setattr(module, "PARSER_VERSION", 99)
+    monkeypatch.setattr(lalm, "PARSER_VERSION", 99)
     told = query.found(good.url, "--update", key=None)
     assert (told["up_to_date"], told["asked"]) == (False, 0)
     assert Lalm.load(query.out).header.parameters["parser_version"] == 99
@@ -129,10 +127,10 @@ class TestEnd:
             def run(survey, service, **_):
                 asked.append(service)
                 word()
-                return Ended(**{"answered": 0, "failed": {}, "error": None, "interrupted": False, **options})
+                return RunState(**options)
 
             asked = []
-            monkeypatch.setattr(session, "run", run)
+            monkeypatch.setattr(lalm, "run", run)
             return query(good.url, *flags), asked
 
         return ending
@@ -162,13 +160,15 @@ class TestEnd:
         assert ending()[1] == []
         result, asked = ending("--transport", "batch")
         assert (
-            len(asked) == 1 and asked[0].batch and "note: collecting open batches from 127" in result.stderr
+            len(asked) == 1
+            and asked[0].transport == "batch"
+            and "note: collecting open batches from 127" in result.stderr
         )
 
 
 def test_calls_of_unknown_outcome_are_named_with_their_time(query, good, monkeypatch):
     query.found(good.url)
-    monkeypatch.setattr("mifuse_cli.lalm.journal.time.time", lambda: 1_790_000_000.5)
+    monkeypatch.setattr("mifuse_cli.lalm.journal.journal.time.time", lambda: 1_790_000_000.5)
     with Journal(journal_path(query.out)) as journal:
         for name in ("a, sample 1", "b, sample 2"):
             journal.begin("key", 1, asked=name).result()

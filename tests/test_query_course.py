@@ -15,7 +15,7 @@ from querying import GOOD, PROBS, Query, heard
 from scripted import completion, error
 
 from mifuse_cli.artifacts import Fused, Lalm
-from mifuse_cli.lalm.parsing import Status
+from mifuse_cli.lalm.answers.parsing import Status
 
 CLIPS = 24
 NOISE = 200, completion("Banana.")

@@ -30,7 +30,8 @@ NURSERY = """
 import json, os, sys
 import h5py, openai, soundfile, scipy.special
 from mifuse_cli import cli
-from mifuse_cli.lalm import asking, session
+from mifuse_cli.lalm.service import live as asking
+from mifuse_cli.lalm.service import run as session
 asking.FIRST_DELAY = 0.02
 for line in sys.stdin:
     pid = os.fork()

@@ -14,9 +14,9 @@ from querying import GOOD, Query, heard, seconds_of
 from scripted import completion, error
 
 from mifuse_cli.artifacts import Lalm
-from mifuse_cli.lalm.journal import Journal
-from mifuse_cli.lalm.pricing import cost_of, read_prices
-from mifuse_cli.lalm.replies import content_of
+from mifuse_cli.lalm.answers.response import decode
+from mifuse_cli.lalm.cost.prices import cost_of, read_prices
+from mifuse_cli.lalm.journal.journal import Journal
 from mifuse_cli.steps.query_lalm import journal_path
 
 CLIPS = 24
@@ -66,7 +66,7 @@ class Till:
         body = completion(GOOD, usage={**usage, "prompt_tokens_details": {"audio_tokens": tokens}})
         with self.lock:
             self.keys[request.headers["Idempotency-Key"].partition("-")[0]] += 1
-            known = content_of(json.dumps(body).encode(), 0)[1]
+            known = decode(json.dumps(body).encode()).usage
             self.bill += cost_of(known, self.price, seconds=seconds)
         return 200, body
 

@@ -13,8 +13,8 @@ from querying import GOOD, PROBS, Query, heard, seconds_of
 from scripted import completion, error, serving
 
 from mifuse_cli.artifacts import Lalm
-from mifuse_cli.lalm.parsing import Status
-from mifuse_cli.lalm.prompts import LETTERS
+from mifuse_cli.lalm.answers.elicitation import LETTERS
+from mifuse_cli.lalm.answers.parsing import Status
 
 CLIPS = 6
 LONG = 1.2  # seconds of the last clip

@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 
-from mifuse_cli.errors import InputError, UsageError
+from mifuse_cli.errors import InputError, UsageError, did_you_mean
 from mifuse_cli.manifest import audio_below
 
 _MODULES = {
@@ -111,8 +110,7 @@ def find(name: str) -> Corpus:
         UsageError: there is none; the nearest name is suggested.
     """
     if name not in _MODULES:
-        near = get_close_matches(name, NAMES, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(name, NAMES)
         raise UsageError(f"corpus {name!r}: expected one of {', '.join(NAMES)}{hint}")
     corpus: Corpus = import_module(f"mifuse_cli.corpora.{_MODULES[name]}").CORPUS
     return corpus

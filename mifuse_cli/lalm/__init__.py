@@ -1,1 +1,61 @@
-"""Asking a large audio-language model for emotion distributions: prompts, requests, journal, parsing."""
+"""Asking an audio-language model about clips, and reading its answers.
+
+=============  ======================================================================================
+``answers``    what an answer says: response, text, distribution
+``cost``       prices, estimates, budget
+``questions``  what is asked: prompts, clips, questions and their keys
+``journal``    what was sent and received, in an SQLite file, and which questions are open
+``service``    how requests are sent: live or in batches, how fast, until when
+``arrays``     from the journal to arrays
+=============  ======================================================================================
+
+A room may import from those above it. The names below are all that a step needs, and a notebook that reads
+answers; the library that talks to a service is loaded when one is asked.
+"""
+
+from mifuse_cli.lalm.answers.elicitation import MODES
+from mifuse_cli.lalm.answers.emotion_words import resolver
+from mifuse_cli.lalm.answers.parsing import PARSER_VERSION, Parsed, Status, parse_answer
+from mifuse_cli.lalm.arrays import USAGE, answer_arrays, observations
+from mifuse_cli.lalm.cost.estimate import Estimate, Volume, calibrated, estimate
+from mifuse_cli.lalm.cost.prices import Price, price_of, read_prices
+from mifuse_cli.lalm.journal.journal import CLIPS_AT_A_TIME, Journal
+from mifuse_cli.lalm.journal.open_questions import OpenQuestions
+from mifuse_cli.lalm.questions.clips import LONG_CLIPS, AudioOptions
+from mifuse_cli.lalm.questions.prompts import read_wording
+from mifuse_cli.lalm.questions.question_options import QuestionOptions
+from mifuse_cli.lalm.service.run import run
+from mifuse_cli.lalm.service.run_state import RunState
+from mifuse_cli.lalm.service.service_options import ServiceOptions, check_address, host_of, is_local
+
+__all__ = [
+    "CLIPS_AT_A_TIME",
+    "LONG_CLIPS",
+    "MODES",
+    "PARSER_VERSION",
+    "USAGE",
+    "AudioOptions",
+    "Estimate",
+    "Journal",
+    "OpenQuestions",
+    "Parsed",
+    "Price",
+    "QuestionOptions",
+    "RunState",
+    "ServiceOptions",
+    "Status",
+    "Volume",
+    "answer_arrays",
+    "calibrated",
+    "check_address",
+    "estimate",
+    "host_of",
+    "is_local",
+    "observations",
+    "parse_answer",
+    "price_of",
+    "read_prices",
+    "read_wording",
+    "resolver",
+    "run",
+]

@@ -5,11 +5,10 @@ Importing this module loads no torch: the command line lists the names of the me
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -112,12 +111,6 @@ class Options:
     refresh: int | None
     ema: float
     seed: int
-
-    @classmethod
-    def of(cls, config: AdaptationConfig, **changes: Any) -> Self:
-        """The options of a configuration, with changes."""
-        names = [field.name for field in dataclasses.fields(cls) if hasattr(config, field.name)]
-        return cls(**{**{name: getattr(config, name) for name in names}, **changes})
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from mifuse_cli.config import (
     above_zero,
     one_of,
     option,
+    options_of,
     settings,
     target_problems,
     tune_problems,
@@ -147,7 +148,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
         else _fused(config.fused, config.model, shape, clips, where, model, heard)
     )
     teachers = None if fused is None else teachers_of(fused)
-    options = Options.of(config)
+    options = options_of(config, Options)
     if config.method == "mifuse" and teachers is not None:
         options = replace(options, refresh=refresh_of(options, teachers))
     truth = None if config.labels is None else read_labels(config.labels, shape.classes, clips)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mifuse_cli import evaluation
-from mifuse_cli.config import at_least, did_you_mean, one_of, option, words
+from mifuse_cli.config import at_least, one_of, option, words
+from mifuse_cli.errors import did_you_mean
 from mifuse_cli.methods.adaptation import AdaptationConfig
 from mifuse_cli.steps.compare.systems import GROUPS, SYSTEMS
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from mifuse_cli import artifacts, fusion, lineage, provenance, truth
 from mifuse_cli.artifacts import Compared, Lalm, Parent
-from mifuse_cli.config import words
+from mifuse_cli.config import options_of, words
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError
 from mifuse_cli.manifest import Clip, columns_of, read_clips
 from mifuse_cli.methods import adaptation
@@ -247,7 +247,7 @@ def _task(
     out = config.out / "runs" / source / target.name / f"seed{seed}.h5"
     parents = (Parent("model", lineage.relative(model, out), model_sha256), *target.parents)
     folds = config.folds if config.protocol == "inductive" else 0
-    options = adaptation.Options.of(config, seed=seed)
+    options = options_of(config, adaptation.Options, seed=seed)
     task = Task(
         out=out,
         header=lineage.header(

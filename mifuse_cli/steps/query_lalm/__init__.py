@@ -4,42 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mifuse_cli import artifacts, lineage, provenance
+from mifuse_cli import artifacts, lalm, lineage, provenance
 from mifuse_cli.artifacts import Lalm
 from mifuse_cli.audio import file_sha256
-from mifuse_cli.config import Progress
+from mifuse_cli.config import Progress, options_of
 from mifuse_cli.errors import ArtifactError, InputError, RemoteError, UsageError
 from mifuse_cli.files import check_place, remove_leftovers
 from mifuse_cli.labels import parse_classes
-from mifuse_cli.lalm.address import check_address, host_of, is_local
-from mifuse_cli.lalm.clips import Rule
-from mifuse_cli.lalm.estimate import Volume, calibrated
-from mifuse_cli.lalm.journal import Journal
-from mifuse_cli.lalm.parsing import PARSER_VERSION
-from mifuse_cli.lalm.plan import Form, Plan
-from mifuse_cli.lalm.pricing import Price, price_of, read_prices
-from mifuse_cli.lalm.prompts import read_wording
-from mifuse_cli.lalm.survey import Survey
 from mifuse_cli.manifest import Clips
 from mifuse_cli.steps.query_lalm.config import QueryLalmConfig, QueryLalmResult
 from mifuse_cli.steps.query_lalm.reading import context_of, dry_run, priced, read_clips, volume_of
 from mifuse_cli.steps.query_lalm.saving import journal_path, parents_of, save_artifact, summary_of
 
-if TYPE_CHECKING:
-    from mifuse_cli.lalm.session import Ended
-
 __all__ = ["QueryLalmConfig", "QueryLalmResult", "journal_path", "query_lalm"]
 
 _log = logging.getLogger("mifuse")
-
-LONG_SECONDS = 20.0
-"""Audio longer than this is worth a look at whether the model hears all of it."""
-FEATURES = ("n", "logprobs", "json_schema", "seed", "long_audio")
 
 
 def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> QueryLalmResult:
@@ -60,7 +44,7 @@ def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> 
     """
     classes = parse_classes(config.classes)
     base_url = config.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-    check_address(base_url)
+    lalm.check_address(base_url)
     config = replace(config, base_url=base_url)
     clips = Clips(config.manifest, config.wav_dir)
     if config.context_column and config.context_column not in clips.columns:
@@ -68,55 +52,44 @@ def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> 
             f"{clips.where}: has no column {config.context_column!r} (found: {', '.join(clips.columns)}). "
             "Name the column that holds the text."
         )
-    plan = _plan(config, classes)
-    rule = Rule(config.max_seconds, config.long_clips, config.upload)
-    price = price_of(config.model, read_prices(config.prices))
+    options = options_of(
+        config,
+        lalm.QuestionOptions,
+        host=lalm.host_of(config.base_url),
+        wording=lalm.read_wording(config.prompt, config.elicit, context=bool(config.context_column)),
+        classes=classes,
+        seed=config.seed if config.send_seed else None,
+        audio=options_of(config, lalm.AudioOptions),
+    )
+    price = lalm.price_of(config.model, lalm.read_prices(config.prices))
     if config.budget is not None and price is None:
         raise UsageError(
             f"--budget: the price of {config.model} is not known. Give it in a file with --prices, or limit "
             "the number of requests with --max-requests."
         )
     if config.dry_run:
-        return dry_run(config, clips, plan, rule, price)
+        return dry_run(config, clips, options, price)
     if config.update and config.out.exists():
         ordered = sorted(clips, key=lambda clip: clip.utt_id)
         files = ((one.utt_id, file_sha256(one.path)) for one in ordered)
         texts = ((one.utt_id, context_of(one, config)) for one in ordered)
         parents = parents_of(config, clips.where, files, texts)
-        if lineage.is_current(config, config.out, parents) and _holds_all(config.out, plan.form.spec()):
+        if lineage.is_current(config, config.out, parents) and _holds_all(config.out, options.spec()):
             return replace(summary_of(config.out), up_to_date=True)
     check_place(config.out)
     if config.out.exists() and not config.force:
-        _refuse_to_replace(config.out, plan.form.spec(), update=config.update)
+        _refuse_to_replace(config.out, options.spec(), update=config.update)
     if not config.reparse and not journal_path(config.out).exists():
         # Everything is to be asked, so what would stop that later can stop it before clips are decoded.
         _api_key(config)
         if not _agreed(config):
-            raise _refusal(config, _amount(config, volume_of(config, clips, plan, rule)))
-    with Journal(journal_path(config.out)) as journal:
+            raise _refusal(config, _amount(config, volume_of(config, clips, options)))
+    with lalm.Journal(journal_path(config.out)) as journal:
         remove_leftovers(config.out)
         journal.settle_unread()
-        journal.add_spec(plan.form.spec())
-        read_clips(config, clips, plan, rule, journal, progress)
-        return _run(config, clips, Survey(plan, rule, journal), price, progress)
-
-
-def _plan(config: QueryLalmConfig, classes: tuple[str, ...]) -> Plan:
-    form = Form(
-        host=host_of(config.base_url),
-        model=config.model,
-        wording=read_wording(config.prompt, config.elicit, context=bool(config.context_column)),
-        classes=classes,
-        elicit=config.elicit,
-        temperature=config.temperature,
-        max_tokens=config.max_tokens,
-        json_schema=config.json_schema,
-        choices=config.choices_per_request,
-        seed=config.seed if config.send_seed else None,
-        audio_format=config.upload,
-        accept_label_only=config.accept_label_only,
-    )
-    return Plan(form, config.n_samples, reask=config.reask, reask_refused=config.reask_refused)
+        journal.add_spec(options.spec())
+        read_clips(config, clips, options, journal, progress)
+        return _run(config, clips, lalm.OpenQuestions(options, journal), price, progress)
 
 
 def _holds_all(out: Path, spec: dict[str, Any]) -> bool:
@@ -125,7 +98,7 @@ def _holds_all(out: Path, spec: dict[str, Any]) -> bool:
     The text of a prompt file is no setting, but changes the questions.
     """
     made = artifacts.read_header(out)[1].parameters
-    read = made.get("parser_version") == PARSER_VERSION
+    read = made.get("parser_version") == lalm.PARSER_VERSION
     return read and made.get("spec") == spec and made.get("complete", False)
 
 
@@ -151,23 +124,26 @@ def _refuse_to_replace(out: Path, spec: dict[str, Any], *, update: bool) -> None
 
 
 def _run(
-    config: QueryLalmConfig, clips: Clips, survey: Survey, price: Price | None, progress: Progress | None
+    config: QueryLalmConfig,
+    clips: Clips,
+    whole: lalm.OpenQuestions,
+    price: lalm.Price | None,
+    progress: Progress | None,
 ) -> QueryLalmResult:
     """Ask what is missing, unless told not to, and save the artifact."""
-    whole, journal = survey, survey.journal
+    options, journal, questions = whole.options, whole.journal, whole
     if config.pilot:
-        survey = Survey(whole.plan, whole.rule, journal, only=_drawn(config, journal))
-    volume = survey.volume()
+        questions = lalm.OpenQuestions(options, journal, only=_drawn(config, journal))
+    volume = questions.volume()
 
     def save() -> QueryLalmResult:
         return save_artifact(config, clips.where, whole, price)
 
     ended = None
-    rounds = max(config.reask, config.reask_refused)
     # Batches of an earlier run are collected even if all that they were made for is there by now.
-    waiting = config.transport == "batch" and journal.open_batches(whole.plan.form.host)
-    if not config.reparse and (volume.requests or rounds or waiting):
-        ended = _ask(config, survey, volume, price, save, progress)
+    waiting = config.transport == "batch" and journal.open_batches(options.host)
+    if not config.reparse and (volume.requests or options.rounds or waiting):
+        ended = _ask(config, questions, volume, price, save, progress)
     early = ended is not None and bool(ended.interrupted or ended.error or ended.failed)
     result = None
     try:
@@ -190,15 +166,19 @@ def _run(
         )
     assert result is not None
     result = replace(result, asked=ended.answered if ended else 0)
-    return _projected(config, result, survey, whole, price) if config.pilot else result
+    return _projected(config, result, questions, whole, price) if config.pilot else result
 
 
 def _projected(
-    config: QueryLalmConfig, result: QueryLalmResult, pilot: Survey, whole: Survey, price: Price | None
+    config: QueryLalmConfig,
+    result: QueryLalmResult,
+    pilot: lalm.OpenQuestions,
+    whole: lalm.OpenQuestions,
+    price: lalm.Price | None,
 ) -> QueryLalmResult:
     """The result of a pilot with what the whole corpus will take, if the pilot could find that out."""
     assert pilot.only
-    seen = pilot.observations(price, batch=config.transport == "batch")
+    seen = lalm.observations(pilot, price, batch=config.transport == "batch")
     notes = list(result.notes)
     if silent := len(pilot.only) - len(seen):
         notes.append(
@@ -208,18 +188,18 @@ def _projected(
     if not seen:
         return replace(result, notes=tuple(notes))
     total = whole.volume(missing=False)
-    guess = calibrated(seen, total, rpm=config.rpm, tpm=config.tpm)
+    guess = lalm.calibrated(seen, total, rpm=config.rpm, tpm=config.tpm)
     notes += [priced(config.model, price), f"projected from {len(seen)} clips drawn at random"]
     return replace(result, volume=total, estimate=guess, notes=tuple(notes))
 
 
-def _drawn(config: QueryLalmConfig, journal: Journal) -> frozenset[str]:
+def _drawn(config: QueryLalmConfig, journal: lalm.Journal) -> frozenset[str]:
     """Ids of the clips of a pilot: a uniform sample drawn in one pass."""
     rng = provenance.rng(config.seed, "pilot")
     assert config.pilot
     drawn: list[str] = []
     seen = 0
-    for block in journal.utterances():
+    for block in journal.clips():
         for one in block:
             if one.twin or not one.pieces:
                 continue
@@ -238,64 +218,35 @@ def _drawn(config: QueryLalmConfig, journal: Journal) -> frozenset[str]:
 
 def _ask(
     config: QueryLalmConfig,
-    survey: Survey,
-    volume: Volume,
-    price: Price | None,
+    questions: lalm.OpenQuestions,
+    volume: lalm.Volume,
+    price: lalm.Price | None,
     save: Callable[[], QueryLalmResult],
     progress: Progress | None,
-) -> Ended:
-    from mifuse_cli.lalm.session import Service, run
-
-    host, rounds = survey.plan.form.host, max(config.reask, config.reask_refused)
+) -> lalm.RunState:
+    host, sends = questions.options.host, bool(volume.requests or questions.options.rounds)
     what = _amount(config, volume) if volume.requests else "questions to ask again"
-    if (volume.requests or rounds) and not _agreed(config):
+    if sends and not _agreed(config):
         raise _refusal(config, what)
-    api_key = _api_key(config)
-    if volume.requests or rounds:
+    service = options_of(config, lalm.ServiceOptions, api_key=_api_key(config), price=price)
+    if sends:
         _log.info("sending %s to %s", what, host)
     else:
         _log.info("collecting open batches from %s", host)
-    accounts = survey.journal.accounts()
+    accounts = questions.journal.accounts()
     if config.budget is not None and accounts["answered"] and not accounts["spent"]:
         _log.info(
             "%d earlier answers were made without a price and are not in the budget", accounts["answered"]
         )
-    needed = frozenset(_features(config, survey))
-    service = Service(
-        base_url=config.base_url,
-        model=config.model,
-        api_key=api_key,
-        timeout=config.timeout,
-        stream=config.stream,
-        concurrency=config.concurrency,
-        rpm=config.rpm,
-        tpm=config.tpm,
-        price=price,
-        usd=config.budget,
-        requests=config.max_requests,
-        max_unreadable=config.max_unreadable,
-        needed=needed if config.probe != "off" else frozenset(),
-        probed={"auto": needed, "all": frozenset(FEATURES), "off": frozenset()}[config.probe],
-        batch=config.transport == "batch",
-        poll_seconds=config.poll_seconds,
-    )
 
     def report(done: int, total: int, facts: Mapping[str, Any]) -> None:
         if progress:
             progress("asking", done, total, facts)
 
-    return run(
-        survey,
-        service,
-        rounds=rounds,
-        answers=volume.answers,
-        save=save,
-        save_seconds=60 * config.save_minutes,
-        report=report,
-    )
+    return lalm.run(questions, service, answers=volume.answers, save=save, report=report)
 
 
-def _amount(config: QueryLalmConfig, volume: Volume) -> str:
+def _amount(config: QueryLalmConfig, volume: lalm.Volume) -> str:
     """What is sent, for a person to agree to."""
     drawn = f"a pilot of {config.pilot} clips out of " if config.pilot and config.pilot < volume.clips else ""
     return (
@@ -306,27 +257,12 @@ def _amount(config: QueryLalmConfig, volume: Volume) -> str:
 
 def _agreed(config: QueryLalmConfig) -> bool:
     """Whether audio may be sent to the host."""
-    return config.yes or is_local(config.base_url)
+    return config.yes or lalm.is_local(config.base_url)
 
 
 def _refusal(config: QueryLalmConfig, what: str) -> UsageError:
-    host = host_of(config.base_url)
+    host = lalm.host_of(config.base_url)
     return UsageError(f"{what} would be sent to {host}. Pass --yes if the speakers' consent covers that.")
-
-
-def _features(config: QueryLalmConfig, survey: Survey) -> Iterator[str]:
-    """What the options ask of the server, beyond an answer."""
-    if config.choices_per_request > 1:
-        yield "n"
-    if config.elicit == "logprob":
-        yield "logprobs"
-    if config.json_schema:
-        yield "json_schema"
-    if config.send_seed:
-        yield "seed"
-    extremes = survey.extremes()
-    if extremes and extremes[1] > LONG_SECONDS:
-        yield "long_audio"
 
 
 def _api_key(config: QueryLalmConfig) -> str:

@@ -1,4 +1,4 @@
-"""What query-lalm can be told, and what it tells."""
+"""The options and the result of query-lalm."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mifuse_cli import lalm
 from mifuse_cli.config import StepConfig, above_zero, at_least, one_of, option, target_problems
 from mifuse_cli.errors import UsageError
 from mifuse_cli.labels import CLASSES, parse_classes
-from mifuse_cli.lalm.clips import RULES
-from mifuse_cli.lalm.elicit import MODES
-from mifuse_cli.lalm.estimate import Estimate, Volume
 
 _CLIPS, _QUESTIONS, _SERVICE, _MONEY, _JOURNAL = "Clips", "Questions", "Service", "Money", "Journal"
 
@@ -27,20 +25,28 @@ class QueryLalmConfig(StepConfig):
     manifest: Path | None = option(None, "CSV of target clips; labels in it are not read.", panel=_CLIPS)
     wav_dir: Path | None = option(None, "Directory of target clips, instead of --manifest.", panel=_CLIPS)
     context_column: str = option(
-        "", "Column of the manifest whose text, such as a transcript, is shown.", panel=_CLIPS
+        "", "Column of the manifest whose text, such as a transcript, the model is shown.", panel=_CLIPS
     )
     max_seconds: float = option(
-        30.0, "Longest audio to send: many models hear no more, and do not say so.", panel=_CLIPS
+        30.0, "Longest audio to send, in seconds: many models hear no more, and do not say so.", panel=_CLIPS
     )
-    long_clips: str = option("stop", f"What to do with longer clips: {', '.join(RULES)}.", panel=_CLIPS)
+    long_clips: str = option(
+        "stop",
+        f"What to do with clips longer than --max-seconds: {', '.join(lalm.LONG_CLIPS)}.",
+        panel=_CLIPS,
+    )
     upload: str = option("wav", "Send audio as wav or mp3.", panel=_CLIPS)
     out: Path = option(help="Artifact to write.")
 
-    n_samples: int = option(5, "Questions about every clip.", panel=_QUESTIONS)
+    n_samples: int = option(5, "How many times to ask about every clip.", panel=_QUESTIONS)
     classes: str = option(
         ",".join(CLASSES), "Emotion classes, in the order of every probability.", panel=_QUESTIONS
     )
-    elicit: str = option("verbalized", f"How to ask: {', '.join(MODES)}.", panel=_QUESTIONS)
+    elicit: str = option(
+        "verbalized",
+        f"Ask for a share of every label, for one label, or for its letter: {', '.join(lalm.MODES)}.",
+        panel=_QUESTIONS,
+    )
     temperature: float = option(
         1.0, "Sampling temperature of the model; at 0 there is no uncertainty to measure.", panel=_QUESTIONS
     )
@@ -51,10 +57,12 @@ class QueryLalmConfig(StepConfig):
         1, "Answers that one request asks for: cheaper, but they share one order of labels.", panel=_QUESTIONS
     )
     max_tokens: int | None = option(None, "Most tokens of an answer; default: by --elicit.", panel=_QUESTIONS)
-    json_schema: bool = option(False, "Let the server force the form of answers.", panel=_QUESTIONS)
+    json_schema: bool = option(
+        False, "Send a JSON schema that the server makes every answer follow.", panel=_QUESTIONS
+    )
     send_seed: bool = option(False, "Send a seed made from --seed with every request.", panel=_QUESTIONS)
     accept_label_only: bool = option(
-        False, "Read an answer that names one label only as certainty.", panel=_QUESTIONS
+        False, "Read an answer that names only one label as probability 1 for it.", panel=_QUESTIONS
     )
     reask: int = option(
         0, "How often to ask one question again if its answer cannot be read.", panel=_QUESTIONS
@@ -73,10 +81,17 @@ class QueryLalmConfig(StepConfig):
         None, "File that holds the API key; default: OPENAI_API_KEY.", settles=False, panel=_SERVICE
     )
     rpm: float | None = option(
-        None, "Requests a minute that the service allows.", settles=False, panel=_SERVICE
+        None,
+        "Requests per minute that the service allows; without it the limit is found out.",
+        settles=False,
+        panel=_SERVICE,
     )
-    tpm: float | None = option(None, "Tokens a minute that it allows.", settles=False, panel=_SERVICE)
-    concurrency: int = option(64, "Most requests under way at the same time.", settles=False, panel=_SERVICE)
+    tpm: float | None = option(
+        None, "Tokens per minute that the service allows.", settles=False, panel=_SERVICE
+    )
+    concurrency: int = option(
+        64, "Most requests waiting for an answer at the same time.", settles=False, panel=_SERVICE
+    )
     timeout: float = option(120.0, "Seconds that one request may take.", settles=False, panel=_SERVICE)
     transport: str = option(
         "live",
@@ -84,7 +99,12 @@ class QueryLalmConfig(StepConfig):
         settles=False,
         panel=_SERVICE,
     )
-    poll_seconds: float = option(60.0, "Seconds between two looks at a batch.", settles=False, panel=_SERVICE)
+    poll_seconds: float = option(
+        60.0,
+        "Seconds between two questions to the provider whether a batch is done.",
+        settles=False,
+        panel=_SERVICE,
+    )
     probe: str = option(
         "auto",
         "What to find out about the server first: auto (what the options rely on), all, or off.",
@@ -115,7 +135,10 @@ class QueryLalmConfig(StepConfig):
     )
     max_requests: int | None = option(None, "Most requests in all runs.", settles=False, panel=_MONEY)
     prices: Path | None = option(
-        None, "YAML file of prices, over the built-in ones.", settles=False, panel=_MONEY
+        None,
+        "YAML file of prices, which replace the built-in ones of the same models.",
+        settles=False,
+        panel=_MONEY,
     )
 
     reparse: bool = option(
@@ -125,7 +148,10 @@ class QueryLalmConfig(StepConfig):
         panel=_JOURNAL,
     )
     save_minutes: float = option(
-        5.0, "Minutes between two savings of the artifact.", settles=False, panel=_JOURNAL
+        5.0,
+        "Minutes after which the artifact is saved again while the run goes on.",
+        settles=False,
+        panel=_JOURNAL,
     )
 
     def problems(self) -> Iterable[str]:
@@ -135,8 +161,8 @@ class QueryLalmConfig(StepConfig):
             parse_classes(self.classes)
         except UsageError as error:
             yield str(error)
-        yield from one_of("--elicit", self.elicit, MODES)
-        yield from one_of("--long-clips", self.long_clips, RULES)
+        yield from one_of("--elicit", self.elicit, lalm.MODES)
+        yield from one_of("--long-clips", self.long_clips, lalm.LONG_CLIPS)
         yield from one_of("--transport", self.transport, ("live", "batch"))
         yield from one_of("--probe", self.probe, ("auto", "all", "off"))
         if self.stream and self.transport == "batch":
@@ -169,16 +195,17 @@ class QueryLalmResult:
     Attributes:
         out: the artifact; not written by a dry run.
         clips, samples: U and N.
-        asked: answers that came in this run.
+        asked: number of answers that came in during this run.
         complete: whether nothing is left to ask.
-        statuses: answers by outcome.
+        statuses: number of answers by the name of their `Status`.
         without_answer: clips without any valid answer.
         mean_mi: mean mutual information over clips with an answer, in nats; None without any.
         tokens: prompt and completion tokens of all answers, as far as the server tells.
-        requests: sums over all runs, see `Journal.accounts`.
+        requests: numbers of requests over all runs by what became of them, see `Journal.accounts`.
         spent_usd: what they cost, None without a price.
         unresolved: requests of unknown outcome, which may have been billed: clip and sample.
-        volume, estimate: what a dry run or a pilot finds that the corpus takes.
+        volume, estimate: what has to be sent for the whole corpus, and tokens, cost and hours of it, as far as a
+            dry run or a pilot could tell.
         up_to_date: nothing was done, since --update found the output current.
         notes: what the user should know.
     """
@@ -195,7 +222,7 @@ class QueryLalmResult:
     requests: dict[str, int] = field(default_factory=dict)
     spent_usd: float | None = None
     unresolved: tuple[str, ...] = ()
-    volume: Volume | None = None
-    estimate: Estimate | None = None
+    volume: lalm.Volume | None = None
+    estimate: lalm.Estimate | None = None
     up_to_date: bool = False
     notes: tuple[str, ...] = ()

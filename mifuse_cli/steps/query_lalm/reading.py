@@ -7,15 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import islice
 
-from mifuse_cli import audio
+from mifuse_cli import audio, lalm
 from mifuse_cli.config import Progress
 from mifuse_cli.errors import InputError
-from mifuse_cli.lalm.aliases import resolver
-from mifuse_cli.lalm.clips import Rule
-from mifuse_cli.lalm.estimate import Tally, Volume, estimate
-from mifuse_cli.lalm.journal import CLIPS_AT_A_TIME, Journal
-from mifuse_cli.lalm.plan import Plan
-from mifuse_cli.lalm.pricing import Price
 from mifuse_cli.manifest import Clip, Clips
 from mifuse_cli.steps.query_lalm.config import QueryLalmConfig, QueryLalmResult
 from mifuse_cli.steps.query_lalm.saving import journal_path
@@ -23,7 +17,7 @@ from mifuse_cli.steps.query_lalm.saving import journal_path
 
 def _blocks(clips: Iterable[Clip]) -> Iterator[list[Clip]]:
     source = iter(clips)
-    while block := list(islice(source, CLIPS_AT_A_TIME)):
+    while block := list(islice(source, lalm.CLIPS_AT_A_TIME)):
         yield block
 
 
@@ -33,25 +27,29 @@ def context_of(clip: Clip, config: QueryLalmConfig) -> str:
 
 
 def read_clips(
-    config: QueryLalmConfig, clips: Clips, plan: Plan, rule: Rule, journal: Journal, progress: Progress | None
+    config: QueryLalmConfig,
+    clips: Clips,
+    options: lalm.QuestionOptions,
+    journal: lalm.Journal,
+    progress: Progress | None,
 ) -> None:
     """Decode every clip and note it in the journal as one of this run."""
     number, done = journal.new_run(), 0
     too_long = _TooLong(config)
-    resolve, labels, contexts = resolver(plan.form.classes), 0, 0
+    resolve, labels, contexts = lalm.resolver(options.classes), 0, 0
     for block in _blocks(clips):
         known = journal.known([clip.utt_id for clip in block])
-        utterances = []
+        asked = []
         for clip in block:
             context = context_of(clip, config)
-            one = rule.utterance(clip.utt_id, clip.path, context, known.get(clip.utt_id))
+            one = options.audio.read_clip(clip.utt_id, clip.path, context, known.get(clip.utt_id))
             too_long.look(clip, one.duration)
             contexts, labels = contexts + bool(context), labels + (resolve(context) is not None)
-            utterances.append(one)
+            asked.append(one)
             done += 1
             if progress:
                 progress("reading", done, len(clips))
-        journal.add_utterances(number, utterances)
+        journal.add_clips(number, asked)
     too_long.refuse()
     if labels > contexts / 2:
         raise InputError(
@@ -84,52 +82,52 @@ class _TooLong:
 
 
 def volume_of(
-    config: QueryLalmConfig, clips: Clips, plan: Plan, rule: Rule, journal: Journal | None = None
-) -> Volume:
+    config: QueryLalmConfig, clips: Clips, options: lalm.QuestionOptions, journal: lalm.Journal | None = None
+) -> lalm.Volume:
     """What is to be sent, from durations alone; clips known to the journal by id and file count as unchanged."""
-    tally, too_long = Tally(), _TooLong(config)
-    each = config.n_samples // config.choices_per_request
+    total, too_long = lalm.Volume(), _TooLong(config)
+    each = options.n_samples // options.choices_per_request
     for block in _blocks(clips):
         known = journal.known([clip.utt_id for clip in block]) if journal else {}
         for clip in block:
             seconds = audio.seconds(clip.path) if clip.duration_s is None else clip.duration_s
             too_long.look(clip, seconds)
             context = context_of(clip, config)
-            pieces = rule.pieces(seconds)
+            pieces = options.audio.pieces(seconds)
             requests, one = len(pieces) * each, known.get(clip.utt_id)
             if journal and one and one.path == str(clip.path):
                 now = replace(one, pieces=pieces, context=context)
-                requests = sum(1 for _ in plan.missing([now], journal))
+                requests = sum(1 for _ in lalm.OpenQuestions(options, journal).missing([now]))
             length = pieces[0] if pieces else 0.0
-            tally.add(
+            total += lalm.Volume.of_clip(
                 length,
                 requests=requests,
-                answers=requests * config.choices_per_request,
-                upload_bytes=rule.upload_bytes(length),
-                text_bytes=plan.form.text_bytes(context),
+                answers=requests * options.choices_per_request,
+                upload_bytes=options.audio.upload_bytes(length),
+                text_bytes=options.text_bytes(context),
             )
     too_long.refuse()
-    return tally.volume()
+    return total
 
 
 def dry_run(
-    config: QueryLalmConfig, clips: Clips, plan: Plan, rule: Rule, price: Price | None
+    config: QueryLalmConfig, clips: Clips, options: lalm.QuestionOptions, price: lalm.Price | None
 ) -> QueryLalmResult:
     """Estimate a run from durations alone."""
     path, notes = journal_path(config.out), [priced(config.model, price)]
-    journal: AbstractContextManager[Journal | None] = nullcontext()
+    journal: AbstractContextManager[lalm.Journal | None] = nullcontext()
     if path.exists():
         try:
-            journal = Journal(path)
+            journal = lalm.Journal(path)
         except InputError as error:
             notes.append(f"answers that are there already are not subtracted: {error}")
     with journal as found:
-        volume = volume_of(config, clips, plan, rule, found)
-    guess = estimate(
+        volume = volume_of(config, clips, options, found)
+    guess = lalm.estimate(
         volume,
         price,
-        labels=len(plan.form.classes) if config.elicit == "verbalized" else 1,
-        max_tokens=plan.form.fields()["max_completion_tokens"],
+        labels=len(options.classes) if options.elicit == "verbalized" else 1,
+        max_tokens=options.answer_tokens,
         rpm=config.rpm,
         tpm=config.tpm,
         batch=config.transport == "batch",
@@ -144,7 +142,7 @@ def dry_run(
     )
 
 
-def priced(model: str, price: Price | None) -> str:
+def priced(model: str, price: lalm.Price | None) -> str:
     """Where the prices of an estimate are from."""
     if price is None:
         return f"the price of {model} is not known; give it in a file with --prices"

@@ -12,12 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mifuse_cli import artifacts, fusion, lineage, manifest
+from mifuse_cli import artifacts, fusion, lalm, lineage, manifest
 from mifuse_cli.artifacts import Lalm, Parent
-from mifuse_cli.lalm.collect import USAGE, collect
-from mifuse_cli.lalm.parsing import PARSER_VERSION, Status
-from mifuse_cli.lalm.pricing import Price
-from mifuse_cli.lalm.survey import Survey
 from mifuse_cli.steps.query_lalm.config import QueryLalmConfig, QueryLalmResult
 
 _CLIPS_AT_A_TIME = 2000
@@ -52,11 +48,11 @@ class _Sums:
         return {
             "clips": self.clips,
             "samples": samples,
-            "complete": not self.statuses[Status.MISSING],
-            "statuses": {Status(code).name.lower(): n for code, n in sorted(self.statuses.items())},
+            "complete": not self.statuses[lalm.Status.MISSING],
+            "statuses": {lalm.Status(code).name.lower(): n for code, n in sorted(self.statuses.items())},
             "without_answer": self.without_answer,
             "mean_mi": self.mi / answered if answered else None,
-            "tokens": dict(zip(USAGE, self.tokens.tolist(), strict=False)),
+            "tokens": dict(zip(lalm.USAGE, self.tokens.tolist(), strict=False)),
             "requests": sent,
             "spent_usd": accounts["spent"] if priced else None,
         }
@@ -93,23 +89,23 @@ def _no_collection() -> Iterator[None]:
 
 
 def save_artifact(
-    config: QueryLalmConfig, where: Path, survey: Survey, price: Price | None
+    config: QueryLalmConfig, where: Path, questions: lalm.OpenQuestions, price: lalm.Price | None
 ) -> QueryLalmResult:
     """Write the artifact from what the journal holds, block by block.
 
     Args:
         config: of the run.
         where: manifest or directory of the clips.
-        survey: all questions about them.
+        questions: all about them.
         price: of the model, if known.
     """
-    plan, journal = survey.plan, survey.journal
-    classes, sums = plan.form.classes, _Sums()
+    options, journal = questions.options, questions.journal
+    classes, sums = options.classes, _Sums()
     flags, models = Counter[str](), Counter[str]()
     end, rejections = 0, ""
     with _no_collection(), artifacts.writing(config.out, Lalm, classes) as writer:
-        for block in journal.utterances(_CLIPS_AT_A_TIME):
-            found = collect(block, plan, journal)
+        for block in journal.clips(_CLIPS_AT_A_TIME):
+            found = lalm.answer_arrays(block, questions)
             sums.add(found.probs, found.status, found.usage)
             flags.update(found.flags)
             models.update(found.models)
@@ -128,20 +124,20 @@ def save_artifact(
                 raw=np.frombuffer(raw, dtype=np.uint8),
                 raw_end=ends,
             )
-        summary = sums.summary(plan.n_samples, journal.accounts(), price is not None)
+        summary = sums.summary(options.n_samples, journal.accounts(), price is not None)
         parameters: dict[str, Any] = {
             "model": config.model,
-            "host": plan.form.host,
-            "spec": plan.form.spec(),
-            "spec_hash": plan.hash,
-            "parser_version": PARSER_VERSION,
-            "status_codes": {status.name.lower(): int(status) for status in Status},
-            "usage_columns": list(USAGE),
+            "host": options.host,
+            "spec": options.spec(),
+            "spec_hash": options.spec_hash,
+            "parser_version": lalm.PARSER_VERSION,
+            "status_codes": {status.name.lower(): int(status) for status in lalm.Status},
+            "usage_columns": list(lalm.USAGE),
             "complete": summary["complete"],
             "summary": summary,
             "answered_by": dict(sorted(models.items())),
             "flags": dict(sorted(flags.items())),
-            "probe": journal.probed(plan.form.host, config.model) or {},
+            "probe": journal.probed(options.host, config.model) or {},
         }
         parents = parents_of(config, where, journal.pairs("file_sha256"), journal.pairs("context"))
         writer.finish(lineage.header(config, classes, parents, **parameters))
@@ -163,11 +159,11 @@ def _notes(
     rejection: str,
     config: QueryLalmConfig,
 ) -> Iterator[str]:
-    if number := sums.statuses[Status.REJECTED]:
+    if number := sums.statuses[lalm.Status.REJECTED]:
         yield f"{number} questions were rejected, the last one with: {rejection}"
-    if number := sums.statuses[Status.SKIPPED]:
+    if number := sums.statuses[lalm.Status.SKIPPED]:
         yield f"{number // config.n_samples} clips are longer than {config.max_seconds:g} s and were left out"
-    if number := sums.statuses[Status.MISSING]:
+    if number := sums.statuses[lalm.Status.MISSING]:
         yield f"{number} questions are unanswered yet; run the command again to ask them"
     if unresolved:
         names = "; ".join(asked for asked, _ in unresolved[:5]) + ("; ..." if len(unresolved) > 5 else "")

@@ -1,0 +1,545 @@
+"""From the text of an answer to a distribution over the classes, or to the reason why there is none.
+
+Everything here is pure and total: no text makes it raise, nothing is evaluated as code, and an answer that
+is no distribution never becomes a uniform one. Raw answers are kept in the journal, so a better parser
+reads old answers again without asking again; `PARSER_VERSION` says which parser read them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from typing import Any
+
+from mifuse_cli.lalm.answers.emotion_words import fold, named, refuses, resolver
+
+PARSER_VERSION = 2
+
+LONGEST = 64 * 1024  # characters of an answer, without its thoughts
+FILLED_MASS = 0.95  # share that the named classes must hold before the others count as zero
+DROPPED_MASS = 0.05  # largest share of labels that are not classes
+EXACT_SUM = (0.98, 1.02)  # sums that are rounding only
+USABLE_SUM = (0.5, 1.5)  # sums that are renormalised, with a flag
+
+_CANDIDATES = 8  # bracketed pieces of one answer that are tried
+_DEPTH = 4  # nesting of a distribution inside other objects
+_SLACK = 1e-9  # sums of decimal fractions miss their bound by rounding
+
+
+class Status(IntEnum):
+    """What became of one question; the value is stored as uint8."""
+
+    MISSING = 0  # never asked, or no answer
+    OK = 1
+    LABEL_ONLY = 2  # one label word and no numbers
+    REFUSED = 3
+    INCOMPLETE = 4  # labels missing, or mass on labels that are not classes
+    BAD_SUM = 5
+    UNPARSED = 6
+    EMPTY = 7
+    REJECTED = 8  # the server rejected this clip with a 4xx
+    TRUNCATED = 9  # cut off by the token limit and unreadable
+    SKIPPED = 10  # left out by the rule for long clips
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """One answer as read.
+
+    Attributes:
+        probs: K probabilities in class order that sum to 1, or None unless ``status`` is OK.
+        status: what the answer is.
+        flags: what was done to read it, sorted: ``dropped`` (labels that are not classes), ``duplicate``,
+            ``filled`` (missing labels set to 0), ``invalid`` (negative or non-finite value), ``lines`` (no
+            JSON), ``mixed`` (percent signs on some values only), ``oversize``, ``percent``, ``renorm``,
+            ``repaired``, ``unclosed`` (the answer ends before its JSON does).
+        total: sum of the class values as proportions, before renormalisation; None without values.
+        label: the class of a LABEL_ONLY answer, else None.
+    """
+
+    probs: tuple[float, ...] | None
+    status: Status
+    flags: tuple[str, ...]
+    total: float | None
+    label: str | None = None
+
+
+def parse_answer(text: str, classes: Sequence[str]) -> Parsed:
+    """Read the text of one answer, most explicit form first.
+
+    Thoughts and code fences are removed. The first bracketed piece that holds a class name with a value is
+    read as JSON, if need be after one repair; else ``label: number`` lines; else the answer is a refusal, a
+    lone label or unparsed. Names are compared without case and through a table of synonyms. Values are
+    percentages if they carry percent signs or sum to 50..150. Missing classes are 0 if the others hold 0.95,
+    other labels are dropped up to 0.05, sums of 0.5..1.5 are renormalised.
+
+    Args:
+        text: what the model wrote; any string.
+        classes: K different class names.
+
+    Returns:
+        The distribution, shape (K,) in the order of ``classes``, or the reason why there is none.
+
+    Raises:
+        ValueError: ``text`` is no string, or ``classes`` are no names that differ.
+    """
+    classes = _checked(text, classes)
+    values = _plain(text, classes)
+    if values:
+        written = sum(values.values())
+        percent = 50 <= written <= 150
+        mass = written / 100 if percent else written
+        if EXACT_SUM[0] <= mass <= EXACT_SUM[1]:
+            probs = tuple([(values[name] + 0.0) / written for name in classes])  # a "-0.0" is a zero
+            return Parsed(probs, Status.OK, ("percent",) if percent else (), mass)
+        return _normalised(values, 0.0, 100 if percent else 1, classes, {"percent"} if percent else set())
+    return _read(visible(text), classes)
+
+
+def parse_label(text: str, classes: Sequence[str]) -> Parsed:
+    """Read the text of an answer that should be one label.
+
+    Args:
+        text: what the model wrote; any string.
+        classes: K different class names.
+
+    Returns:
+        LABEL_ONLY if one class is named and not denied, else EMPTY, REFUSED or UNPARSED.
+
+    Raises:
+        ValueError: ``text`` is no string, or ``classes`` are no names that differ.
+    """
+    classes = _checked(text, classes)
+    text = visible(text)
+    return _unread(text) or _lone_label(text, [value for value, _ in _structures(text)], classes)
+
+
+def _checked(text: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes as a tuple, if both arguments are what they should be."""
+    if not isinstance(text, str):
+        raise ValueError(f"text is {type(text).__name__}, expected a string")
+    if not isinstance(classes, (tuple, list)):
+        raise ValueError(f"classes are {classes!r}, expected several names such as ('angry', 'sad')")
+    names = tuple(classes)
+    try:
+        _check_names(names)
+    except TypeError:  # one that cannot even be looked up
+        raise ValueError(f"classes are {names!r}, expected strings") from None
+    return names
+
+
+@lru_cache(maxsize=32)
+def _check_names(names: tuple[str, ...]) -> None:
+    """Once for every class list, since all answers of a run have the same."""
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"classes are {names!r}, expected strings")
+    if not names or "" in names or len(set(names)) < len(names):
+        raise ValueError(f"classes are {names!r}, expected different names, none of them empty")
+
+
+def _read(text: str, classes: tuple[str, ...]) -> Parsed:
+    unread = _unread(text)
+    if unread:
+        return unread
+    structures = []
+    for value, flags in _structures(text):
+        structures.append(value)
+        pairs = _distribution(value, classes)
+        if pairs:
+            return _judge(pairs, classes, flags)
+    pairs = _lines(text, classes)
+    if pairs:
+        return _judge(pairs, classes, {"lines"})
+    return _lone_label(text, structures, classes)
+
+
+# One object of plain names and numbers: nothing to strip, to unescape or to repair.
+_PLAIN = re.compile(r'[ \t\r\n]*\{[A-Za-z0-9_ \t\r\n",:.+-]{0,2000}\}[ \t\r\n]*')
+
+
+def _plain(text: str, classes: tuple[str, ...]) -> dict[str, float] | None:
+    """Values of an answer exactly as asked for, None for any other: a short cut through `_read`."""
+    # Two quotes per class: no name stands twice.
+    if not _PLAIN.fullmatch(text) or text.count('"') != 2 * len(classes):
+        return None
+    try:
+        values: dict[str, float] = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if len(values) != len(classes):
+        return None
+    for name in classes:
+        value: Any = values.get(name)
+        if type(value) not in (int, float) or not 0 <= value <= 1000:
+            return None
+    return values
+
+
+# --- text -------------------------------------------------------------------------------------------------
+
+_AROUND = " \t\r\n\"'`*_.,:;!()"
+
+
+def _lines(text: str, classes: tuple[str, ...]) -> list[tuple[str, Any]]:
+    """Pairs of the first listing that names a class; empty if none does."""
+    resolve = resolver(classes)
+    for listing in listings(text):
+        pairs = [(name if resolve(name) else name.split()[-1], number) for name, number in listing]
+        if any(resolve(name) for name, _ in pairs):
+            return pairs
+    return []
+
+
+def _unread(text: str) -> Parsed | None:
+    """Outcome of a visible text that is not looked into, None for any other."""
+    if not text:
+        return Parsed(None, Status.EMPTY, (), None)
+    if len(text) > LONGEST:
+        return Parsed(None, Status.UNPARSED, ("oversize",), None)
+    return None
+
+
+def _lone_label(text: str, structures: list[Any], classes: tuple[str, ...]) -> Parsed:
+    resolve = resolver(classes)
+    label = resolve(text.strip(_AROUND))
+    # Before the words of the text: "I can't tell whether she is sad" must not count as "sad".
+    if not label and refuses(text):
+        return Parsed(None, Status.REFUSED, (), None)
+    labels = {label} if label else _chosen(structures, classes) or named(text, classes)
+    if len(labels) != 1:
+        return Parsed(None, Status.UNPARSED, (), None)
+    if not label and text.count("{") > text.count("}"):
+        # Cut off before the second label, or before a number.
+        return Parsed(None, Status.UNPARSED, ("unclosed",), None)
+    return Parsed(None, Status.LABEL_ONLY, (), None, labels.pop())
+
+
+def _chosen(structures: list[Any], classes: tuple[str, ...]) -> set[str]:
+    """Classes that are values of the first JSON object: its other values may speak of further ones."""
+    resolve = resolver(classes)
+    pairs = next((value for value in structures if isinstance(value, _Pairs)), _Pairs())
+    return {label for _, item in pairs if isinstance(item, str) and (label := resolve(item))}
+
+
+# --- JSON -------------------------------------------------------------------------------------------------
+
+
+_OPENING = re.compile(r"[{\[]")
+
+
+class _Pairs(list[Any]):
+    """Items of a JSON object in order; unlike a dict it keeps repeated names."""
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_Pairs)
+
+
+def _structures(text: str) -> Iterator[tuple[Any, set[str]]]:
+    """Decoded bracketed pieces of the text in order, each with the flags of its decoding."""
+    position = 0
+    for _ in range(_CANDIDATES):
+        opening = _OPENING.search(text, position)
+        if not opening:
+            return
+        start = opening.start()
+        try:
+            value, end = _DECODER.raw_decode(text, start)
+            flags: set[str] = set()
+        except (ValueError, RecursionError):
+            closing = _closing(text, start)
+            value, end = _decoded(repair(text[start:closing])), closing or len(text)
+            flags = {"repaired"} if closing else {"repaired", "unclosed"}
+        if value is not None:
+            yield value, flags
+            position = end
+        else:
+            position = start + 1
+
+
+def _closing(text: str, start: int) -> int | None:
+    """Position after the bracket that closes the one at ``start``, None if it stays open."""
+    depth, quoted, escaped = 0, False, False
+    for position in range(start, len(text)):
+        char = text[position]
+        if escaped:
+            escaped = False
+        elif quoted:
+            escaped = char == "\\"
+            quoted = char != '"'
+        elif char == '"':
+            quoted = True
+        elif char in "{[":
+            depth += 1
+        elif char in "}]":
+            depth -= 1
+            if depth == 0:
+                return position + 1
+    return None
+
+
+def _decoded(piece: str) -> Any:
+    try:
+        return _DECODER.decode(piece)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _distribution(value: Any, classes: tuple[str, ...], depth: int = 0) -> list[tuple[str, Any]]:
+    """Pairs of name and value of the first part of ``value`` that gives a class a number; empty if none."""
+    resolve = resolver(classes)
+    pairs = list(value) if isinstance(value, _Pairs) else _pairs_of_list(value, classes)
+    if any(resolve(name) and _is_value(item) for name, item in pairs):
+        return pairs
+    if depth < _DEPTH and isinstance(value, list):
+        for item in (item for _, item in value) if isinstance(value, _Pairs) else value:
+            found = _distribution(item, classes, depth + 1)
+            if found:
+                return found
+    return []
+
+
+def _pairs_of_list(value: Any, classes: tuple[str, ...]) -> list[tuple[str, Any]]:
+    """Pairs of ``[["sad", 1]]``, ``[{"sad": 1}]`` or ``[{"label": "sad", "score": 1}]``; else empty."""
+    resolve = resolver(classes)
+    pairs: list[tuple[str, Any]] = []
+    for item in value if isinstance(value, list) else ():
+        if not isinstance(item, list) or not item:
+            return []
+        if not isinstance(item, _Pairs):
+            if len(item) != 2 or not isinstance(item[0], str):
+                return []
+            pairs.append((item[0], item[1]))
+        elif any(resolve(name) for name, _ in item):
+            pairs.extend(item)
+        else:
+            names = [field for _, field in item if isinstance(field, str) and _number(field) is None]
+            numbers = [field for _, field in item if _is_value(field)]
+            if not names or len(numbers) != 1:
+                return []
+            pairs.append((names[0], numbers[0]))
+    return pairs
+
+
+# --- numbers ----------------------------------------------------------------------------------------------
+
+_NUMBER = re.compile(r"\s*[~≈]?\s*([+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d+)?)\s*(%?)\s*")
+_NOT_LABELS = frozenset(
+    {"total", "sum", "confidence", "certainty", "score", "probability", "valence", "arousal", "dominance"}
+)
+
+
+def _number(value: Any) -> tuple[float, bool] | None:
+    """Number and whether it has a percent sign; None if it is none or is negative or not finite."""
+    percent = False
+    if isinstance(value, str):
+        match = _NUMBER.fullmatch(value[:80])
+        if not match:
+            return None
+        value, percent = match[1].replace(",", "."), match[2] == "%"
+    elif type(value) not in (int, float):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return (number, percent) if math.isfinite(number) and number >= 0 else None
+
+
+def _is_value(value: Any) -> bool:
+    return type(value) in (int, float) or _number(value) is not None
+
+
+def _judge(pairs: Iterable[tuple[str, Any]], classes: tuple[str, ...], flags: set[str]) -> Parsed:
+    """Turn pairs of name and value into a distribution by the rules of `parse_answer`."""
+    resolve = resolver(classes)
+    given: dict[str, tuple[float, bool] | None] = {}
+    others: list[tuple[float, bool]] = []
+    for name, raw in pairs:
+        label, value = resolve(name), _number(raw)
+        if label in given:
+            return Parsed(None, Status.UNPARSED, _sorted(flags | {"duplicate"}), None)
+        if label:
+            given[label] = value
+            if value is None:
+                flags = flags | {"invalid"}
+        elif value is not None and fold(name) not in _NOT_LABELS:
+            others.append(value)
+            flags = flags | {"dropped"}
+    known = {label: value for label, value in given.items() if value is not None}
+    numbers = [*known.values(), *others]
+    signs = {percent for number, percent in numbers if number > 0}
+    if len(signs) == 2:
+        return Parsed(None, Status.UNPARSED, _sorted(flags | {"mixed"}), None)
+    scale = 1
+    if signs == {True} or 50 <= sum(number for number, _ in numbers) <= 150:
+        scale = 100
+        flags = flags | {"percent"}
+    values = {label: number for label, (number, _) in known.items()}
+    return _normalised(values, sum(number for number, _ in others) / scale, scale, classes, flags)
+
+
+def _normalised(
+    values: Mapping[str, float], other: float, scale: int, classes: tuple[str, ...], flags: set[str]
+) -> Parsed:
+    """Judge the sums: ``values`` of classes as written, ``other`` labels as a share of ``scale``."""
+    written = sum(values.values())
+    mass = written / scale
+    total = mass if math.isfinite(mass) else None
+    missing = len(values) < len(classes)
+    exact = _within(mass, EXACT_SUM)
+    if other > DROPPED_MASS + _SLACK or (missing and mass < FILLED_MASS - _SLACK):
+        return Parsed(None, Status.INCOMPLETE, _sorted(flags), total)
+    # The last number of an unclosed answer may have lost digits; only a right sum tells that it has not.
+    if not _within(mass, USABLE_SUM) or ("unclosed" in flags and not exact):
+        return Parsed(None, Status.BAD_SUM, _sorted(flags), total)
+    if missing:
+        flags = flags | {"filled"}
+    if not exact:
+        flags = flags | {"renorm"}
+    # abs: a "-0.0" in the answer is a zero.
+    probs = tuple(abs(values.get(name, 0.0)) / written for name in classes)
+    return Parsed(probs, Status.OK, _sorted(flags), total)
+
+
+def _within(mass: float, bounds: tuple[float, float]) -> bool:
+    return bounds[0] - _SLACK <= mass <= bounds[1] + _SLACK
+
+
+def _sorted(flags: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(flags))
+
+
+# --- text without thoughts and fences ----------------------------------------------------------------------
+
+_THOUGHT = re.compile(
+    r"<(/?)(?:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratchpad)>|[\[◁](/?)think[\]▷]",
+    re.IGNORECASE,
+)
+_CHANNEL = re.compile(r"<\|channel\|>[ \t]{0,4}(\w{1,20})")
+_FENCE = re.compile(r"```(?:[ \t]*\w{0,10}[ \t]*(?=\n))?")
+_PER_CENT = re.compile(r"(?<=\d)[ \t]{0,2}(?:per ?cent|pour ?cent|prozent|por ciento)\b", re.IGNORECASE)
+_ARABIC = str.maketrans("٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹٪٫،؛", "01234567890123456789%.,;")
+
+
+def visible(text: str) -> str:
+    """What an answer says once thinking is done.
+
+    Removed are blocks of thought (``<think>``, ``<reasoning>``, ``[THINK]`` and their kin, all channels but
+    the final one), byte order mark and code fences; an answer that is all thought becomes empty. Characters
+    take their compatibility form, Arabic digits and signs their Latin one, "percent" becomes ``%``.
+    """
+    text = _outside_thoughts(_final_channel(text))
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text).replace("\ufeff", "").translate(_ARABIC)
+    return _PER_CENT.sub("%", _FENCE.sub("\n", text)).strip()
+
+
+def _final_channel(text: str) -> str:
+    channels = list(_CHANNEL.finditer(text)) if "<|channel|>" in text else []
+    if not channels:
+        return text
+    last = channels[-1]
+    return text[last.end() :].partition("<|message|>")[2] if last[1] == "final" else ""
+
+
+def _outside_thoughts(text: str) -> str:
+    kept: list[str] = []
+    depth = position = 0
+    for tag in _THOUGHT.finditer(text):
+        if not depth:
+            kept.append(text[position : tag.start()])
+        position = tag.end()
+        if not (tag[1] or tag[2]):
+            depth += 1
+        elif depth:
+            depth -= 1
+        else:
+            # A closing tag alone: the chat template had opened the block, all so far is thought.
+            kept.clear()
+    if not depth:
+        kept.append(text[position:])
+    return "".join(kept)
+
+
+# --- numbers outside JSON ----------------------------------------------------------------------------------
+
+_NAME = r"[^\W\d_]{1,30}(?:[ _-][^\W\d_]{1,30}){0,2}"
+_SHARE = r"[~≈]?\d+(?:[.,]\d+)?[ \t]?%"
+_LINE = re.compile(
+    rf"(?<![^\W\d_])({_NAME})[\"'*_` \t]{{0,6}}(?:[:=→]|\bis\b|([|(]|[ \t][-–—][ \t]))"
+    r"[\"'*_` \t]{0,6}([~≈]?[+-]?\d+(?:[.,]\d+)?[ \t]?%?)"
+)
+# Without a sign between name and number only a list of nothing but shares tells which belongs to which.
+_LISTED = re.compile(
+    rf"(?:^|[,;|\n])[ \t*•>-]{{0,6}}(?:({_NAME})[ \t*]{{1,4}}({_SHARE})|({_SHARE})[ \t*]{{1,4}}({_NAME}))"
+    r"[ \t*.]{0,6}(?=$|[,;|\n])"
+)
+
+
+def listings(text: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Names with numbers outside JSON: those like ``name: 0.7``, then those like ``name 70%`` or ``70% name``."""
+    # In "70% sad | 30% angry" the bar stands between two pairs, not within one.
+    signed = [
+        (found[1], found[3])
+        for found in _LINE.finditer(text)
+        if not (found[2] and "%" in text[max(found.start() - 2, 0) : found.start()])
+    ]
+    listed = [(found[1] or found[4], found[2] or found[3]) for found in _LISTED.finditer(text)]
+    return signed, listed
+
+
+# --- the usual faults of JSON ------------------------------------------------------------------------------
+
+_QUOTES = str.maketrans({**dict.fromkeys("“”„‟«»", '"'), **dict.fromkeys("‘’‚‛", "'")})
+# A string that is never closed runs to the end: without that, each quote in it would be tried as a start.
+_DOUBLE_QUOTED = r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)'
+_STRING = re.compile(f"({_DOUBLE_QUOTED})", re.DOTALL)
+_ANY_STRING = re.compile(rf"({_DOUBLE_QUOTED})|'([^'\"\\\n]*)'", re.DOTALL)
+_TRAILING_COMMA = re.compile(r",\s*(?=[}\]])")
+_BARE_KEY = re.compile(r"([{,]\s*)([^\W\d][\w /-]{0,40}?)(?=\s{0,9}:)")
+_PERCENT = re.compile(r"(?<![\w.,])([+-]?\d+(?:[.,]\d+)?\s{0,3}%)")
+_DECIMAL = re.compile(r"(:\s*)([+-]?(?:\d+[.,]\d+|[.,]\d+|\d+\.|\+\d+))(?=\s*(?:[,}\]]|\Z))")
+_NOT_A_NUMBER = re.compile(r"(:\s*)[+-]?(?:nan|inf|infinity|none|null|n/a)\b", re.IGNORECASE)
+
+
+def repair(piece: str) -> str:
+    """JSON text with the usual faults mended; it may still not be JSON.
+
+    Mended are smart and single quotes, trailing commas, keys without quotes, percent signs and decimal
+    commas (such numbers become strings), NaN and its kin (null), and missing closing brackets.
+
+    Args:
+        piece: text that starts at an opening bracket.
+    """
+    piece = piece.translate(_QUOTES)
+    piece = _ANY_STRING.sub(lambda found: found[1] or f'"{found[2]}"', piece)
+    # The parts at odd positions are strings and stay as they are.
+    parts = _STRING.split(piece)
+    parts[::2] = [_mended(part) for part in parts[::2]]
+    mended = "".join(parts)
+    return _TRAILING_COMMA.sub("", mended + _missing(_STRING.split(mended)[::2]))
+
+
+def _mended(code: str) -> str:
+    """Text between strings with keys and odd numbers in quotes."""
+    code = _NOT_A_NUMBER.sub(r"\1null", code)
+    code = _PERCENT.sub(r'"\1"', code)
+    code = _DECIMAL.sub(r'\1"\2"', code)
+    return _BARE_KEY.sub(r'\1"\2"', code)
+
+
+def _missing(parts: list[str]) -> str:
+    """Closing brackets that the text between strings lacks, innermost first."""
+    expected: list[str] = []
+    for char in "".join(parts):
+        if char in "{[":
+            expected.append("}" if char == "{" else "]")
+        elif char in "}]" and expected:
+            expected.pop()
+    return "".join(reversed(expected))

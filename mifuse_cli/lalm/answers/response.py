@@ -1,0 +1,190 @@
+"""The response of a service, decoded once: choices, tokens and model, whatever stands in its body."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+_ONCE = (
+    "id",
+    "created",
+    "model",
+    "system_fingerprint",
+    "usage",
+)  # in every chunk of a stream; the last counts
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One answer of a response, which may hold several.
+
+    Attributes:
+        text: text of ``message.content``, else of ``message.refusal``, else "".
+        refused: whether the service marks the answer as a refusal, or filtered it out.
+        finish_reason: why the answer ends, such as "stop" or "length"; "" if the service does not say.
+        tokens: tokens with their log-probabilities, as the service gives them; empty if it gives none.
+    """
+
+    text: str = ""
+    refused: bool = False
+    finish_reason: str = ""
+    tokens: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(cls, choice: Any) -> Choice:
+        """Read an entry of the list ``choices``; never raises."""
+        message = member(choice, "message")
+        content, refusal = member(message, "content"), member(message, "refusal")
+        finish = member(choice, "finish_reason")
+        tokens = member(member(choice, "logprobs"), "content")
+        in_parts = isinstance(content, list) and any(member(part, "refusal") for part in content)
+        return cls(
+            text=_text(content) or _text(refusal),
+            refused=finish == "content_filter" or bool(refusal) or in_parts,
+            finish_reason=_string(finish),
+            tokens=tuple(tokens) if isinstance(tokens, list) else (),
+        )
+
+
+@dataclass(frozen=True)
+class Response:
+    """A chat completion.
+
+    Attributes:
+        choices: the answers, in the order of the body; none if it is no chat completion.
+        usage: numbers of ``prompt``, ``completion``, ``total``, ``audio`` and ``cached`` tokens of all choices
+            together, -1 where the service does not tell.
+        model: the name by which the service says who answered, "" if it does not.
+        error: what stands in the body instead of choices, for a message; None if there are choices.
+    """
+
+    choices: tuple[Choice, ...]
+    usage: dict[str, int]
+    model: str = ""
+    error: Any = None
+
+    @classmethod
+    def of(cls, body: Any) -> Response:
+        """Read decoded JSON; never raises."""
+        entries = member(body, "choices")
+        choices = tuple(map(Choice.of, entries)) if isinstance(entries, list) else ()
+        return cls(choices, _usage(body), _string(member(body, "model")), None if choices else body)
+
+    def choice(self, position: int) -> Choice:
+        """The choice at ``position``, an empty one if the response has none there."""
+        return self.choices[position] if 0 <= position < len(self.choices) else Choice()
+
+
+def decode(raw: bytes) -> Response:
+    """Decode the body of a response; never raises.
+
+    A body of server-sent events comes out as the chat completion that its chunks make up. Unless every
+    choice in it came to its end, it has no choices at all, and ``error`` says why.
+
+    Args:
+        raw: bytes of the body, JSON or server-sent events; anything else has no choices.
+    """
+    response = Response.of(decode_json(raw))
+    if response.choices or response.error:
+        return response
+    return Response((), response.usage, response.model, raw.decode("utf-8", "replace"))
+
+
+def decode_json(raw: bytes) -> Any:
+    """JSON of a body, or of the chat completion that its server-sent events make up; None if it is neither."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return _joined(raw)
+
+
+def member(value: Any, name: str) -> Any:
+    """Member of a JSON object by name; None if ``value`` is no object or lacks it."""
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def _joined(raw: bytes) -> dict[str, Any] | None:
+    """Chat completion of a body of server-sent events, None if it is no such body."""
+    # Servers write a chunk on one line, but not all of them a blank one between two.
+    lines = [
+        line[5:].strip() for line in raw.removeprefix(b"\xef\xbb\xbf").splitlines() if line[:5] == b"data:"
+    ]
+    if not lines:
+        return None
+    body: dict[str, Any] = {"object": "chat.completion"}
+    choices: dict[int, _StreamedChoice] = {}
+    error: Any = None
+    broken = False
+    for line in lines:
+        if line in (b"", b"[DONE]"):
+            continue
+        try:
+            chunk = json.loads(line)
+        except (ValueError, RecursionError):
+            chunk = None
+        if not isinstance(chunk, dict):
+            broken = True  # a part of some answer, perhaps
+            continue
+        error = error or chunk.get("error")
+        body |= {name: chunk[name] for name in _ONCE if chunk.get(name) is not None}
+        deltas = chunk.get("choices")
+        for delta in deltas if isinstance(deltas, list) else []:
+            index = member(delta, "index")
+            choices.setdefault(index if type(index) is int else 0, _StreamedChoice()).add(delta)
+    if broken or not choices or not all(choice.finish_reason for choice in choices.values()):
+        return body | {"choices": [], "error": error or {"message": "the stream broke off or is garbled"}}
+    return body | {"choices": [choices[index].joined(index) for index in sorted(choices)]}
+
+
+class _StreamedChoice:
+    """One choice of a streamed answer, as far as it came."""
+
+    def __init__(self) -> None:
+        self.finish_reason: Any = None
+        self._texts: dict[str, list[str]] = {"content": [], "refusal": []}
+        self._logprobs: list[Any] = []
+
+    def add(self, choice: Any) -> None:
+        for name, texts in self._texts.items():
+            texts.append(_text(member(member(choice, "delta"), name)))
+        tokens = member(member(choice, "logprobs"), "content")
+        self._logprobs += tokens if isinstance(tokens, list) else []
+        self.finish_reason = member(choice, "finish_reason") or self.finish_reason
+
+    def joined(self, index: int) -> dict[str, Any]:
+        message = {name: "".join(texts) or None for name, texts in self._texts.items()}
+        return {
+            "index": index,
+            "message": {"role": "assistant", **message},
+            "logprobs": {"content": self._logprobs} if self._logprobs else None,
+            "finish_reason": self.finish_reason,
+        }
+
+
+def _usage(body: Any) -> dict[str, int]:
+    usage = member(body, "usage")
+    counts = usage if isinstance(usage, dict) else {}
+    details = counts.get("prompt_tokens_details")
+    audio = member(details, "audio_tokens")
+    if audio is None:
+        audio = member(member(details, "multimodal_tokens"), "audio")
+    numbers = {
+        "prompt": counts.get("prompt_tokens"),
+        "completion": counts.get("completion_tokens"),
+        "total": counts.get("total_tokens"),
+        "audio": audio,
+        "cached": member(details, "cached_tokens"),
+    }
+    return {name: number if type(number) is int else -1 for name, number in numbers.items()}
+
+
+def _text(content: Any) -> str:
+    """Text of a message: a string, or a list of parts with a text or a refusal each."""
+    if isinstance(content, list):
+        return "".join(_string(member(part, "text")) or _string(member(part, "refusal")) for part in content)
+    return _string(content)
+
+
+def _string(value: Any) -> str:
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,116 @@
+"""When a run of questions has to stop because it leads nowhere."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from mifuse_cli.errors import RemoteError
+from mifuse_cli.lalm.service.failures import RequestFailed
+from mifuse_cli.lalm.service.service_options import ServiceOptions
+
+PATIENCE = 900.0  # seconds without any answer after which failures and rate limits end the run
+HOPELESS = 5  # questions without an answer, and none with one
+GIVEN_UP_IN_A_ROW = 20  # questions
+LOST_AND_MORE = 5  # requests lost in a row, after all that were under way at once
+REJECTED_IN_A_ROW = 20  # clips
+JUDGED = 50  # last answers that are looked at
+
+
+class Breaker:
+    """Looks at what becomes of requests, and says when to stop and why.
+
+    Args:
+        service: whom the messages speak of; its ``max_unreadable`` is the share of the last `JUDGED` answers
+            that may hold no distribution.
+        resumed: whether an earlier run got answers; clips that are rejected may then be all that it left over.
+        now: clock in seconds.
+    """
+
+    def __init__(self, service: ServiceOptions, *, resumed: bool, now: Callable[[], float]) -> None:
+        self._host = service.host
+        self._concurrency = service.concurrency
+        self._max_unreadable = service.max_unreadable
+        self._resumed = resumed
+        self._now = now
+        self._last_answer = now()
+        self._answered = False
+        self._judged: deque[bool] = deque(maxlen=JUDGED)
+        self._given_up = self._lost = 0
+        self._rejected: set[str] = set()
+
+    def answered(self) -> None:
+        """A response with answers came."""
+        self._last_answer, self._answered = self._now(), True
+        self._given_up = self._lost = 0
+        self._rejected.clear()
+
+    def judged(self, readable: bool, text: str) -> RemoteError | None:
+        """An answer to a question that was asked for the first time was read."""
+        self._judged.append(readable)
+        unreadable = self._judged.count(False) / JUDGED
+        if len(self._judged) < JUDGED or unreadable <= self._max_unreadable:
+            return None
+        return RemoteError(
+            f"{self._host}: {unreadable:.0%} of the last {JUDGED} answers hold no distribution, the last one: "
+            f"{text[:200]!r}. Check the prompt and the model, or raise --max-unreadable."
+        )
+
+    def throttled(self, failure: RequestFailed, wait: float) -> RemoteError | None:
+        """The rate is limited, and requests go out again in ``wait`` seconds."""
+        silence = self._now() + wait - self._last_answer
+        if silence <= PATIENCE:
+            return None
+        return RemoteError(
+            f"{self._host} limits the rate: {failure.sentence} The next request would go out in {wait:.0f} s, "
+            f"{silence:.0f} s after the last answer or the start. Run the command again later."
+        )
+
+    def failed(self, failure: RequestFailed, *, lost: bool) -> RemoteError | None:
+        """A request failed in a way that may pass; ``lost`` if it may have been billed nevertheless."""
+        self._lost += lost
+        silence = self._now() - self._last_answer
+        if silence > PATIENCE:
+            why = f"no answer came for {silence:.0f} s"
+        elif self._lost > self._concurrency + LOST_AND_MORE:
+            why = f"{self._lost} requests in a row got no answer, though they may have been billed"
+        else:
+            return None
+        return RemoteError(
+            f"{self._host}: {why}. The last failure: {failure.sentence} Run the command again later."
+        )
+
+    def given_up(self, failure: RequestFailed) -> RemoteError | None:
+        """A question failed too often."""
+        self._given_up += 1
+        if not self._answered:
+            return self._hopeless(failure)
+        if self._given_up < GIVEN_UP_IN_A_ROW:
+            return None
+        return RemoteError(
+            f"{self._host}: {self._given_up} questions in a row got no answer, the last one because of: "
+            f"{failure.sentence} Run the command again later."
+        )
+
+    def rejected(self, clip: str, failure: RequestFailed) -> RemoteError | None:
+        """A clip is not accepted."""
+        if self._resumed and not self._answered:
+            return None
+        self._rejected.add(clip)
+        if not self._answered:
+            self._given_up += 1
+            return self._hopeless(failure)
+        if len(self._rejected) < REJECTED_IN_A_ROW:
+            return None
+        return RemoteError(
+            f"{self._host} rejected {len(self._rejected)} clips in a row, the last one with: {failure.sentence} "
+            "Check the audio and the model."
+        )
+
+    def _hopeless(self, failure: RequestFailed) -> RemoteError | None:
+        if self._given_up < HOPELESS:
+            return None
+        return RemoteError(
+            f"{self._host}: the first {self._given_up} questions got no answer, the last one because of: "
+            f"{failure.sentence} Check the address, the model and the audio, then run again."
+        )

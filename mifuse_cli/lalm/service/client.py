@@ -1,0 +1,289 @@
+"""One request to a model behind an OpenAI-compatible endpoint, or a file of many as a batch."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import quote
+
+from mifuse_cli.errors import UsageError
+from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed, failure_kind, message_of, wait_of
+from mifuse_cli.lalm.service.service_options import ServiceOptions, check_address
+
+if TYPE_CHECKING:
+    import openai
+
+_CONNECT_SECONDS = 10.0
+_RAW = {"X-Stainless-Raw-Response": "true"}  # tells the library to hand the response out as it is
+_STREAM = {"stream": True, "stream_options": {"include_usage": True}}
+_LEFT_NOTHING = frozenset(
+    {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"}
+)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Body of a 200 response as the server sent it, the server's id of the request, and the headers."""
+
+    raw: bytes
+    http_status: int
+    request_id: str | None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BatchState:
+    """What a provider says about a batch.
+
+    Attributes:
+        id: by which the provider knows it.
+        tag: by which we know it, "" if it is none of ours.
+        state: in the provider's word.
+        input_file, output_file, error_file: ids of its files, None as long as there are none.
+        message: what went wrong with the whole batch, "" if nothing did.
+    """
+
+    id: str
+    tag: str
+    state: str
+    input_file: str | None
+    output_file: str | None
+    error_file: str | None
+    message: str
+
+    @property
+    def over(self) -> bool:
+        """Whether no more answers will come."""
+        return self.state in ("completed", "failed", "expired", "cancelled")
+
+
+class Client:
+    """A model behind an OpenAI-compatible endpoint; used as an async context manager.
+
+    Args:
+        service: its address and name, the key, and how long to wait for it.
+
+    Raises:
+        UsageError: the key cannot be sent in a header, or the address is no URL.
+    """
+
+    def __init__(self, service: ServiceOptions) -> None:
+        if not re.fullmatch(r"[!-~]+", service.api_key):
+            raise UsageError(
+                "the API key is empty or holds spaces, line breaks or non-ASCII characters. Check the "
+                "variable that it comes from; for a server that needs none, any word will do."
+            )
+        import openai
+
+        check_address(service.base_url)
+        self.host, self.model = service.host, service.model
+        self._api_key = service.api_key
+        self._timeout = service.timeout
+        self._extra: dict[str, Any] = _STREAM if service.stream else {}
+        # Retries of the library would be invisible to the journal and to the bill.
+        self._openai = openai.AsyncOpenAI(
+            base_url=service.base_url,
+            api_key=service.api_key,
+            max_retries=0,
+            timeout=openai.Timeout(service.timeout, connect=min(service.timeout / 2, _CONNECT_SECONDS)),
+        )
+
+    def __repr__(self) -> str:
+        return f"Client(host={self.host!r}, model={self.model!r})"
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._openai.close()
+
+    async def ask(
+        self, messages: list[dict[str, Any]], fields: Mapping[str, Any], *, request_key: str | None = None
+    ) -> Reply:
+        """Send one request, once.
+
+        Args:
+            messages: of the chat.
+            fields: further fields of the request body, e.g. ``temperature``.
+            request_key: names the request, so that a server that heeds it does not bill it twice.
+
+        Raises:
+            RequestFailed: no 200 response; its kind tells what to do.
+        """
+        body = {"model": self.model, "messages": messages, **fields, **self._extra}
+        headers = _RAW if request_key is None else {**_RAW, "Idempotency-Key": request_key}
+        # Not through `chat.completions`, which walks over all of the body: the audio takes it longer than the rest.
+        with self._translating():
+            async with asyncio.timeout(self._timeout):
+                response: Any = await self._openai.post(
+                    "/chat/completions", cast_to=object, body=body, options={"headers": headers}
+                )
+        return Reply(
+            self.without_key(response.http_response.content),
+            response.status_code,
+            response.request_id and self.redacted(response.request_id),
+            dict(response.headers),
+        )
+
+    async def upload(self, file: BinaryIO) -> str:
+        """Send the questions of a batch, read from where ``file`` stands; return the id that they got.
+
+        Raises:
+            RequestFailed: it did not arrive.
+        """
+        with self._translating():
+            sent = await self._openai.files.create(
+                file=("questions.jsonl", file, "application/jsonl"), purpose="batch"
+            )
+        return self._expected(getattr(sent, "id", None), "file")
+
+    async def create_batch(self, input_file: str, tag: str) -> str:
+        """Have uploaded questions answered within a day; return the id of the batch.
+
+        Raises:
+            RequestFailed: no id came back, though the batch may exist; look for the tag in `batches`.
+        """
+        body = {
+            "input_file_id": input_file,
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+            "metadata": {"mifuse": tag},
+        }
+        with self._translating():
+            async with asyncio.timeout(self._timeout):
+                made = await self._openai.post("/batches", cast_to=object, body=body)
+        return self._batch(made).id
+
+    async def batches(self) -> AsyncGenerator[BatchState, None]:
+        """All batches of the account, the latest first.
+
+        Raises:
+            RequestFailed: the list did not come.
+        """
+        last = ""
+        while True:
+            page = await self._get("/batches", {"limit": 100, **({"after": last} if last else {})})
+            found = page.get("data") if isinstance(page, dict) else None
+            states = [self._batch(one) for one in found or []]
+            for state in states:
+                yield state
+            if not states or states[-1].id == last or not page.get("has_more"):
+                return
+            last = states[-1].id
+
+    async def batch_state(self, batch_id: str) -> BatchState:
+        """How far a batch is.
+
+        Raises:
+            RequestFailed: no answer, or nobody knows the batch.
+        """
+        return self._batch(await self._get(f"/batches/{quote(batch_id, safe='')}"))
+
+    async def lines(self, file_id: str) -> AsyncGenerator[bytes, None]:
+        """A file of the provider line by line, without the API key.
+
+        Raises:
+            RequestFailed: it did not come, or not to its end.
+        """
+        with self._translating():
+            async with self._openai.files.with_streaming_response.content(file_id) as response:
+                rest = b""
+                chunks = response.iter_bytes()
+                while True:
+                    try:
+                        chunk = await anext(chunks)
+                    except StopAsyncIteration:
+                        break
+                    except Exception as error:  # the library lets errors of the one below through here
+                        message = self.redacted(f"connection lost: {error}")
+                        raise RequestFailed(FailureKind.TRANSIENT, None, message) from None
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        yield self.without_key(line)
+                if rest:
+                    yield self.without_key(rest)
+
+    async def delete(self, file_id: str) -> None:
+        """Let the provider forget a file.
+
+        Raises:
+            RequestFailed: it may still have it.
+        """
+        with self._translating():
+            await self._openai.files.delete(file_id)
+
+    async def _get(self, path: str, params: Mapping[str, Any] | None = None) -> Any:
+        with self._translating():
+            async with asyncio.timeout(self._timeout):
+                return await self._openai.get(path, cast_to=object, options={"params": params or {}})
+
+    def _batch(self, body: Any) -> BatchState:
+        body = body if isinstance(body, dict) else {"message": str(body)}
+        metadata, errors = body.get("metadata"), body.get("errors")
+        return BatchState(
+            id=self._expected(body.get("id"), "batch", self.said(body)),
+            tag=str(metadata.get("mifuse", "")) if isinstance(metadata, dict) else "",
+            state=str(body.get("status")),
+            input_file=body.get("input_file_id"),
+            output_file=body.get("output_file_id"),
+            error_file=body.get("error_file_id"),
+            message=self.said(errors.get("data")) if isinstance(errors, dict) else "",
+        )
+
+    @staticmethod
+    def _expected(value: Any, thing: str, said: str = "") -> str:
+        if isinstance(value, str) and value:
+            return value
+        raise RequestFailed(
+            FailureKind.FATAL, 200, f"found no id of a {thing} in the answer, expected one. {said}"
+        )
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        """Turn errors of the library into `RequestFailed`."""
+        import openai
+
+        # Raised "from None": those of the library hold the request with its headers.
+        try:
+            yield
+        except openai.APIStatusError as error:
+            kind = failure_kind(error.status_code, error.body)
+            message = self.said(error.body) or f"HTTP {error.status_code}"
+            headers = error.response.headers
+            raise RequestFailed(kind, error.status_code, message, wait_of(headers), dict(headers)) from None
+        except openai.APITimeoutError as error:
+            raise self._unreachable(error, "no answer in time") from None
+        except openai.APIConnectionError as error:
+            raise self._unreachable(error, f"connection failed: {error.__cause__}") from None
+        except openai.OpenAIError as error:
+            raise RequestFailed(FailureKind.FATAL, 0, self.redacted(str(error))) from None
+        except TimeoutError:
+            raise RequestFailed(FailureKind.TRANSIENT, None, "no answer in time") from None
+
+    def _unreachable(self, error: openai.APIConnectionError, message: str) -> RequestFailed:
+        left = type(error.__cause__).__name__ not in _LEFT_NOTHING
+        return RequestFailed(FailureKind.TRANSIENT, None if left else 0, self.redacted(message))
+
+    def said(self, body: Any) -> str:
+        """What an error body says, without the API key and at most 400 characters of it."""
+        text = self.redacted(message_of(body))
+        return text if len(text) <= 400 else f"{text[:400]}..."
+
+    def without_key(self, raw: bytes) -> bytes:
+        """Bytes without the API key, unless it is so short that it may well be a word of the answer."""
+        return raw.replace(self._api_key.encode(), b"***") if len(self._api_key) >= 8 else raw
+
+    def redacted(self, text: str) -> str:
+        """Text without the API key, and without what follows its first 8 characters if it is a long one."""
+        key = self._api_key
+        if len(key) < 8:
+            return re.sub(rf"(?<![\w-]){re.escape(key)}(?![\w-])", "***", text)
+        text = text.replace(key, "***")
+        return re.sub(rf"{re.escape(key[:8])}[\w*.-]*", "***", text) if len(key) >= 16 else text

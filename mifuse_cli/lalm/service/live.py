@@ -1,0 +1,282 @@
+"""Many requests at once, with every request and every answer in the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from mifuse_cli.errors import MifuseError, RemoteError
+from mifuse_cli.lalm.answers.parsing import Status
+from mifuse_cli.lalm.answers.response import Response, decode
+from mifuse_cli.lalm.journal.journal import committed
+from mifuse_cli.lalm.questions.plan import Request
+from mifuse_cli.lalm.service.breaker import Breaker
+from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed, backoff
+from mifuse_cli.lalm.service.pacing import Pacer, TurnResult
+from mifuse_cli.lalm.service.run_state import BudgetReached, Sender
+
+ATTEMPTS = 8  # requests for one question, rate limits not counted
+LOST = 3  # of them, those that may have been billed though nothing came back
+FIRST_DELAY = 0.5  # seconds; doubles with every attempt
+LONGEST_DELAY = 30.0
+DRAIN_SECONDS = 20.0  # that requests under way have left when the user interrupts
+
+_ANSWER_TOKENS = 60  # a guess for the limit of tokens, corrected when the usage comes
+_AUDIO_TOKENS = 25  # a second, likewise
+_GATEWAY_TIMEOUTS = (504, 524)  # of a proxy: the model may have answered
+_ADVICE = {
+    401: "Check the API key.",
+    402: "Check the credit of the account.",
+    403: "Check the API key and what it is allowed to do.",
+    404: "Check the address and the name of the model.",
+    429: "Check the credit of the account.",
+}
+
+_log = logging.getLogger("mifuse")
+
+
+@dataclass(eq=False)
+class LiveRun(Sender):
+    """Workers that send requests, and share the pace, the budget and the decision to stop.
+
+    Made inside the event loop that it runs in; reports after each question that is settled.
+    """
+
+    def __post_init__(self) -> None:
+        now = asyncio.get_running_loop().time
+        self._spent_before = self.budget.spent
+        self._stopped = asyncio.Event()
+        self._interrupted = asyncio.Event()
+        self._freed = asyncio.Event()
+        self._pacer = Pacer(self.service, now)
+        self._breaker = Breaker(self.service, resumed=self.journal.has_answers(), now=now)
+
+    async def ask(self, requests: Iterable[Request]) -> None:
+        """Send all requests, unless the run has to stop; then its `state` tells why.
+
+        At most twice as many requests as may be under way are taken from the iterator at a time, in another
+        thread. What was under way when the run stopped is waited for: it is paid for.
+        """
+        drawn = self._drawn(iter(requests))
+        workers = [asyncio.create_task(self._work(drawn)) for _ in range(self.service.concurrency)]
+        through: asyncio.Future[Any] = asyncio.gather(*workers, return_exceptions=True)
+        interrupted = asyncio.create_task(self._interrupted.wait())
+        try:
+            first: list[asyncio.Future[Any]] = [through, interrupted]
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(workers, timeout=DRAIN_SECONDS)
+        finally:
+            for task in (interrupted, *workers):
+                task.cancel()
+            await asyncio.gather(interrupted, *workers, return_exceptions=True)
+
+    def stop(self, error: Exception | None = None) -> None:
+        """Send no further request; of several errors the first one is kept in the state."""
+        self.state.error = self.state.error or error
+        self._stopped.set()
+        self._pacer.stop()
+        self._freed.set()
+
+    def interrupt(self) -> None:
+        """Stop because the user wishes it."""
+        self.state.interrupted = True
+        self._interrupted.set()
+        self.stop()
+        _log.info(
+            "interrupted: waiting %.0f s at most for what is under way; interrupt again to leave it",
+            DRAIN_SECONDS,
+        )
+
+    def _drawn(self, source: Iterator[Request]) -> Callable[[], Awaitable[Request | None]]:
+        """The next request, drawn with some others in a thread: a look into the journal takes a while."""
+        lock, ready = asyncio.Lock(), deque[Request]()
+
+        async def draw() -> Request | None:
+            async with lock:
+                if not ready:
+                    ready.extend(
+                        await asyncio.to_thread(lambda: list(islice(source, self.service.concurrency)))
+                    )
+                return ready.popleft() if ready else None
+
+        return draw
+
+    async def _work(self, drawn: Callable[[], Awaitable[Request | None]]) -> None:
+        try:
+            while not self._stopped.is_set() and (request := await drawn()):
+                await self._ask(request)
+        except Exception as error:
+            self.stop(error)
+
+    async def _ask(self, request: Request) -> None:
+        """Send a request until all its choices are answered, or it is given up, or the run stops."""
+        messages = await asyncio.to_thread(request.messages)
+        attempt, lost = 1, 0
+        choices = request.choices
+        while choices:
+            result = await self._turn(request, messages, choices, attempt)
+            if result is None:
+                return
+            if isinstance(result, int):
+                # A service that ignores "n" gives fewer answers than asked for; the rest is asked again.
+                choices, attempt, lost = choices[result:], 1, 0
+                continue
+            failure = result
+            stop: MifuseError | None = None
+            if failure.kind is FailureKind.FATAL:
+                raise self._fatal(failure)
+            if failure.kind is FailureKind.THROTTLED:
+                continue
+            if failure.kind is FailureKind.REJECTED:
+                self.state.rejected[request.name] = failure.message
+                stop = self._breaker.rejected(request.clip, failure)
+                choices = ()
+            else:
+                lost += _is_lost(failure)
+                stop = self._breaker.failed(failure, lost=_is_lost(failure))
+                if attempt == ATTEMPTS or lost == LOST:
+                    self.state.failed[request.name] = failure.message
+                    stop = stop or self._breaker.given_up(failure)
+                    choices = ()
+            if stop:
+                raise self._with_kept(stop)
+            if choices:
+                delay = random.uniform(0, backoff(attempt, FIRST_DELAY, LONGEST_DELAY))
+                await self._rest(max(delay, min(failure.wait or 0, LONGEST_DELAY)))
+                attempt += 1
+        self.report(self.state)
+
+    async def _turn(
+        self, request: Request, messages: list[dict[str, Any]], choices: tuple[int, ...], attempt: int
+    ) -> int | RequestFailed | None:
+        """Send a request once: number of answers, or why there is none; None if the run stops before."""
+        tokens = len(choices) * _ANSWER_TOKENS + request.text_bytes / 4 + request.seconds * _AUDIO_TOKENS
+        about = request.seconds, request.text_bytes, len(choices) * request.length
+        cost = self.meter.worst(*about)
+        if not await self._reserve(cost):
+            return None
+        if not (turn := await self._pacer.enter(tokens)):
+            self._free(cost, 0.0, left=False)
+            return None
+        intent = await committed(self.journal.begin(request.key, attempt, asked=request.name, cost=cost))
+        self.state.sent += 1
+        try:
+            fields = _fields(request, choices)
+            reply = await self.client.ask(messages, fields, request_key=f"{request.key}-{intent}")
+        except RequestFailed as failure:
+            rejected = failure.kind is FailureKind.REJECTED
+            status = None if _is_lost(failure) else failure.http_status
+            await committed(self.journal.fail(intent, status, failure.message, rejected=rejected))
+            self._free(cost, cost if status is None else 0.0, left=status != 0)
+            throttled = failure.kind is FailureKind.THROTTLED
+            result = TurnResult.ANSWERED if rejected else TurnResult.FAILED
+            result = TurnResult.THROTTLED if throttled else result
+            wait = self._pacer.leave(turn, result, headers=failure.headers, wait=failure.wait)
+            if throttled:
+                self._throttled(failure, wait)
+            return failure
+        stored = self.journal.store(
+            intent,
+            request.key,
+            reply.raw,
+            http_status=reply.http_status,
+            request_id=reply.request_id,
+            choice=choices[0],
+        )
+        response = decode(reply.raw)
+        spent = self.meter.observe(response.usage, *about)
+        got = min(len(response.choices), len(choices))
+        self._read(request, response, got)
+        settled = self.journal.settle(intent, request.key, response, choices=choices, cost=spent)
+        self._free(cost, cost if spent is None else spent)
+        result = TurnResult.ANSWERED if got else TurnResult.FAILED
+        self._pacer.leave(turn, result, tokens=_total(response.usage), headers=reply.headers)
+        await committed(stored, settled)
+        if got:
+            return got
+        said = self.client.said(response.error)
+        return RequestFailed(FailureKind.TRANSIENT, reply.http_status, f"an answer without choices: {said}")
+
+    def _read(self, request: Request, response: Response, got: int) -> None:
+        """Count the first ``got`` answers of a response, and stop the run if too many cannot be read."""
+        if got:
+            self._breaker.answered()
+            self.state.answered += got
+        for position in range(got):
+            answer = request.read(response, position)
+            status = answer.parsed.status
+            self.state.statuses[status] += 1
+            if not request.again and (stop := self._breaker.judged(status is Status.OK, answer.text)):
+                self.stop(self._with_kept(stop))
+
+    async def _reserve(self, cost: float) -> bool:
+        """Set money aside for a request; False if the run stops, because of the budget or otherwise."""
+        while not self._stopped.is_set():
+            known = self.meter.calibrated or not self.budget.in_flight
+            if known and self.budget.reserve(cost):
+                return True
+            if not self.budget.in_flight:
+                # Nothing under way will give any of it back.
+                self.stop(BudgetReached.after(self.budget, self.state.answered))
+                break
+            self._freed.clear()
+            await self._freed.wait()
+        return False
+
+    def _free(self, reserved: float, spent: float, *, left: bool = True) -> None:
+        self.budget.settle(reserved, spent, left=left)
+        self.state.spent = self.budget.spent - self._spent_before
+        self._freed.set()
+
+    def _throttled(self, failure: RequestFailed, wait: float) -> None:
+        """Count a 429, after which all wait for ``wait`` seconds; stop the run if that is for too long."""
+        self.state.limited += 1
+        if stop := self._breaker.throttled(failure, wait):
+            raise self._with_kept(stop)
+
+    def _fatal(self, failure: RequestFailed) -> MifuseError:
+        advice = _ADVICE.get(
+            failure.http_status or 0, "Check the address, the model and the parameters of the request."
+        )
+        return RemoteError(
+            f"{self.client.host} answered {failure.http_status}: {failure.sentence} {advice} {self._kept()}"
+        )
+
+    def _with_kept(self, error: MifuseError) -> MifuseError:
+        return RemoteError(f"{error} {self._kept()}")
+
+    def _kept(self) -> str:
+        return f"{self.state.answered} answers of this run are kept in {self.journal.path.name}."
+
+    async def _rest(self, seconds: float) -> None:
+        """Sleep, but wake up when the run stops."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopped.wait(), seconds)
+
+
+def _fields(request: Request, choices: tuple[int, ...]) -> dict[str, Any]:
+    fields = dict(request.fields)
+    if len(choices) > 1:
+        fields["n"] = len(choices)
+    if "seed" in fields:
+        # Of the rest of a question: with the same seed it would be the same answer again.
+        fields["seed"] ^= request.choices[0] ^ choices[0]
+    return fields
+
+
+def _is_lost(failure: RequestFailed) -> bool:
+    """Whether the request may have been billed though nothing came back."""
+    return failure.http_status is None or failure.http_status in _GATEWAY_TIMEOUTS
+
+
+def _total(usage: Mapping[str, int]) -> int | None:
+    if usage["total"] >= 0:
+        return usage["total"]
+    return usage["prompt"] + usage["completion"] if min(usage["prompt"], usage["completion"]) >= 0 else None

@@ -1,0 +1,91 @@
+"""Whom to ask, how fast and for how much, and whether an address is one of a service at all."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from mifuse_cli.errors import UsageError
+from mifuse_cli.lalm.cost.prices import Price
+
+
+@dataclass(frozen=True)
+class ServiceOptions:
+    """Whom to ask, how fast and for how much.
+
+    Attributes:
+        base_url: address of an OpenAI-compatible endpoint, up to and with ``/v1``.
+        model: name of the model there.
+        api_key: sent in the header; it appears in no message and no stored answer.
+        timeout: seconds for one request; for a file, without a sign of life.
+        stream: let the service send answers piece by piece, as some demand; they are read as a whole
+            nevertheless.
+        concurrency: most requests under way.
+        rpm, tpm: requests and tokens per minute that are allowed, None where not known.
+        price: of the model, None if not known.
+        budget: most USD over all runs, None for no limit.
+        max_requests: most requests over all runs, None for no limit.
+        max_unreadable: share of the last answers that may hold no distribution.
+        probe: what to find out about the service first: "auto" (what the questions rely on), "all" or "off".
+        transport: "live", or "batch" for the provider's batches.
+        poll_seconds: seconds between two looks at a batch.
+        save_minutes: minutes between two savings of the artifact.
+    """
+
+    base_url: str
+    model: str
+    api_key: str = field(repr=False)
+    timeout: float = 120.0
+    stream: bool = False
+    concurrency: int = 64
+    rpm: float | None = None
+    tpm: float | None = None
+    price: Price | None = None
+    budget: float | None = None
+    max_requests: int | None = None
+    max_unreadable: float = 0.5
+    probe: str = "auto"
+    transport: str = "live"
+    poll_seconds: float = 60.0
+    save_minutes: float = 5.0
+
+    @property
+    def host(self) -> str:
+        """Host and port of the address."""
+        return host_of(self.base_url)
+
+
+def check_address(base_url: str) -> None:
+    """Refuse what is no address of a service.
+
+    Raises:
+        UsageError: no http or https URL with a host, or a password with characters that end the host. The
+            message does not repeat any of it.
+    """
+    try:
+        parts = urlsplit(base_url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        # An @ behind the host is that of a password cut in two, the first part of which stands as the host.
+        rest = base_url.partition("://")[2].removeprefix(parts.netloc)
+    except ValueError:
+        whole, rest = False, ""
+    if not whole or "@" in rest or " " in base_url or not base_url.isprintable():
+        raise UsageError(
+            "--base-url, or OPENAI_BASE_URL: is no address of a service. Expected one like "
+            "https://api.openai.com/v1; in a user name or password write / ? # @ as %2F %3F %23 %40."
+        )
+
+
+def host_of(base_url: str) -> str:
+    """Host and port of an address, without user and password."""
+    return urlsplit(base_url).netloc.rpartition("@")[2]
+
+
+def is_local(base_url: str) -> bool:
+    """Whether the address is on this machine."""
+    name = urlsplit(base_url).hostname or ""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
