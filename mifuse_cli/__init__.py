@@ -18,11 +18,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # The same names for type checkers; a test compares both.
-    from mifuse_cli.arrays import Head as Head
-    from mifuse_cli.arrays import adapt_head as adapt_head
-    from mifuse_cli.arrays import fuse_arrays as fuse_arrays
-    from mifuse_cli.arrays import score_predictions as score_predictions
-    from mifuse_cli.arrays import train_head as train_head
     from mifuse_cli.errors import ArtifactError as ArtifactError
     from mifuse_cli.errors import DependencyError as DependencyError
     from mifuse_cli.errors import InputError as InputError
@@ -32,8 +27,13 @@ if TYPE_CHECKING:  # The same names for type checkers; a test compares both.
     from mifuse_cli.evaluation import Score as Score
     from mifuse_cli.fusion import Fusion as Fusion
     from mifuse_cli.fusion import FusionSettings as FusionSettings
-    from mifuse_cli.lalm.answers.parsing import Parsed as Parsed
-    from mifuse_cli.lalm.answers.parsing import parse_answer as parse_answer
+    from mifuse_cli.lalm import Parsed as Parsed
+    from mifuse_cli.lalm import parse_answer as parse_answer
+    from mifuse_cli.notebook import TrainedHead as TrainedHead
+    from mifuse_cli.notebook import adapt_head as adapt_head
+    from mifuse_cli.notebook import fuse_arrays as fuse_arrays
+    from mifuse_cli.notebook import score_predictions as score_predictions
+    from mifuse_cli.notebook import train_head as train_head
     from mifuse_cli.steps.compare import CompareConfig as CompareConfig
     from mifuse_cli.steps.compare import CompareResult as CompareResult
     from mifuse_cli.steps.compare import compare as compare
@@ -66,7 +66,7 @@ if TYPE_CHECKING:  # The same names for type checkers; a test compares both.
     from mifuse_cli.steps.validate import validate as validate
 
 _HOME = {
-    "arrays": ("Head", "adapt_head", "fuse_arrays", "score_predictions", "train_head"),
+    "notebook": ("TrainedHead", "adapt_head", "fuse_arrays", "score_predictions", "train_head"),
     "errors": (
         "ArtifactError",
         "DependencyError",
@@ -77,7 +77,7 @@ _HOME = {
     ),
     "evaluation": ("Score",),
     "fusion": ("Fusion", "FusionSettings"),
-    "lalm.answers.parsing": ("Parsed", "parse_answer"),
+    "lalm": ("Parsed", "parse_answer"),
     "steps.compare": ("CompareConfig", "CompareResult", "compare"),
     "steps.evaluate": ("EvaluateConfig", "EvaluateResult", "evaluate"),
     "steps.fuse": ("FuseConfig", "FuseResult", "fuse"),

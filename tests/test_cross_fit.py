@@ -73,7 +73,7 @@ def test_pooled_parity_and_silence():
     by_source = [np.log(slow_match(np.log(np.maximum(probs, 1e-3)), third)) for probs in sources]
     source = (by_source[0] + by_source[1]) / 2
     answers = np.log(slow_match(np.log(np.maximum(lalm[heard], 1e-2)), third))
-    together = cross_fit.Teachers.of(lalm, sources).pooled()
+    together = cross_fit.MatchedTeachers.of(lalm, sources).pooled()
     np.testing.assert_allclose(together[silent], source[silent], atol=1e-10)
     np.testing.assert_allclose(together[heard], (answers + source[heard]) / 2, atol=1e-10)
 
@@ -128,7 +128,7 @@ def test_agree_parity(rounds):
 
 def test_rounds_end_when_the_labels_stand_still():
     _, features, lalm, source = planted()
-    teachers = cross_fit.Teachers.of(lalm, [source]).pooled()
+    teachers = cross_fit.MatchedTeachers.of(lalm, [source]).pooled()
     student = ridge.cross_fitted([features], splits.random_folds(len(features), 5, np.random.default_rng(0)))
     one, many, more = (cross_fit.agree(teachers, student, rounds)[0] for rounds in (1, 50, 100))
     np.testing.assert_array_equal(many, more)
@@ -138,7 +138,7 @@ def test_rounds_end_when_the_labels_stand_still():
 @pytest.mark.parametrize("seed", range(3))
 def test_structure_makes_better_labels_than_either_teacher(seed):
     truth, features, lalm, source = planted(seed)
-    teachers = cross_fit.Teachers.of(lalm, [source]).pooled()
+    teachers = cross_fit.MatchedTeachers.of(lalm, [source]).pooled()
     fold = splits.random_folds(len(truth), 5, np.random.default_rng(seed))
     student = ridge.cross_fitted([(features - features.mean(axis=0)) / features.std(axis=0)], fold)
     labels, _ = cross_fit.agree(teachers, student)
@@ -146,7 +146,7 @@ def test_structure_makes_better_labels_than_either_teacher(seed):
     assert accuracy(labels, truth) > max(accuracy(probs, truth) for probs in others.values()) + 0.08
     silent = lalm.copy()
     silent[::3] = np.nan
-    labels, _ = cross_fit.agree(cross_fit.Teachers.of(silent, [source]).pooled(), student)
+    labels, _ = cross_fit.agree(cross_fit.MatchedTeachers.of(silent, [source]).pooled(), student)
     assert accuracy(labels[::3], truth[::3]) > accuracy(source[::3], truth[::3]) + 0.08
 
 

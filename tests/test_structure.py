@@ -172,13 +172,13 @@ def test_known_speakers_are_evened_out():
 @pytest.fixture
 def found(monkeypatch):
     """The two voices are found; what the source classifier says is noted."""
-    noted, teachers = [], cross_fit.Teachers.of
+    noted, teachers = [], cross_fit.MatchedTeachers.of
 
     def note(lalm, sources, matched):
         noted.append(list(sources))
         return teachers(lalm, noted[-1], matched=matched)
 
-    monkeypatch.setattr(cross_fit.Teachers, "of", note)
+    monkeypatch.setattr(cross_fit.MatchedTeachers, "of", note)
     groups = np.arange(CLIPS) // K % 2
     monkeypatch.setattr(cross_fit, "pseudo_speakers", lambda *args: [groups] * 3)
     return noted

@@ -104,8 +104,8 @@ def cross_fit(
     """
     matched = "matching" not in without
 
-    def teachers_with(sources: list[np.ndarray]) -> Teachers:
-        return Teachers.of(lalm, [] if "source" in without else sources, matched=matched)
+    def teachers_with(sources: list[np.ndarray]) -> MatchedTeachers:
+        return MatchedTeachers.of(lalm, [] if "source" in without else sources, matched=matched)
 
     teachers = teachers_with([structure.source])
     if "structure" in without:
@@ -158,7 +158,7 @@ def _matched_log(probs: np.ndarray, floor: float, matched: bool = True) -> np.nd
 
 
 @dataclass(frozen=True)
-class Teachers:
+class MatchedTeachers:
     """Log-probabilities of two teachers.
 
     Each is matched to a uniform class prior, as the diversity loss assumes, which removes a teacher's bias
@@ -174,7 +174,7 @@ class Teachers:
     source: np.ndarray | None
 
     @classmethod
-    def of(cls, lalm: np.ndarray, sources: Sequence[np.ndarray], *, matched: bool = True) -> Teachers:
+    def of(cls, lalm: np.ndarray, sources: Sequence[np.ndarray], *, matched: bool = True) -> MatchedTeachers:
         """Teachers with these mean distributions.
 
         Args:
@@ -262,7 +262,7 @@ def agree(
         the teachers' biases. Rounds end when fewer than 0.5 % of the clips change their class.
 
     Args:
-        teachers: t (U, K), of `Teachers.pooled`.
+        teachers: t (U, K), of `MatchedTeachers.pooled`.
         student: of `ridge.cross_fitted`.
         rounds: at most.
 

@@ -19,9 +19,9 @@ from mifuse_cli.config import Progress
 from mifuse_cli.errors import InputError, MifuseError
 from mifuse_cli.files import atomic_file
 from mifuse_cli.steps.compare.config import CompareConfig, CompareResult
+from mifuse_cli.steps.compare.formatting import as_csv, latex, markdown
 from mifuse_cli.steps.compare.planning import Plan, plan
 from mifuse_cli.steps.compare.scoring import results
-from mifuse_cli.steps.compare.tables import as_csv, latex, markdown
 
 __all__ = ["CompareConfig", "CompareResult", "compare"]
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class TargetCorpus:
     """One corpus as a target.
 
     Attributes:
@@ -69,7 +69,7 @@ class Plan:
     """
 
     classes: tuple[str, ...]
-    corpora: dict[str, Corpus]
+    corpora: dict[str, TargetCorpus]
     transfers: list[tuple[str, str]]
     seeds: list[int]
     systems: list[System]
@@ -146,7 +146,7 @@ def _systems(config: CompareConfig, answers: int) -> tuple[list[System], list[st
     return systems, notes
 
 
-def _check_speakers(config: CompareConfig, normalize: str, corpora: dict[str, Corpus]) -> None:
+def _check_speakers(config: CompareConfig, normalize: str, corpora: dict[str, TargetCorpus]) -> None:
     """Refuse options that need speakers if speakers are not known or too few."""
     inductive = config.protocol == "inductive"
     for name, corpus in corpora.items():
@@ -189,7 +189,7 @@ def _common_normalize(models: dict[Any, Path], shapes: dict[Any, Shape]) -> str:
     return modes.pop()
 
 
-def _corpus(config: CompareConfig, name: str, classes: tuple[str, ...]) -> Corpus:
+def _corpus(config: CompareConfig, name: str, classes: tuple[str, ...]) -> TargetCorpus:
     directory = config.data / f"{name}-target"
     directory = directory if directory.is_dir() else config.data / name
     manifest = _first(directory, "file", "manifest.csv", "metadata.csv")
@@ -216,7 +216,9 @@ def _corpus(config: CompareConfig, name: str, classes: tuple[str, ...]) -> Corpu
         lineage.speakers_parent(clips, manifest, out),
     )
     lineage.check_same_audio(answers, str(lalm), parents[1], str(manifest))
-    return Corpus(name, tuple(clips), labels, lalm, answers.probs.shape[1], int(unanswered.sum()), parents)
+    return TargetCorpus(
+        name, tuple(clips), labels, lalm, answers.probs.shape[1], int(unanswered.sum()), parents
+    )
 
 
 def _first(directory: Path, column: str, *names: str) -> Path:
@@ -233,7 +235,7 @@ def _first(directory: Path, column: str, *names: str) -> Path:
 
 def _task(
     config: CompareConfig,
-    target: Corpus,
+    target: TargetCorpus,
     source: str,
     seed: int,
     model_sha256: str,

@@ -29,7 +29,7 @@ _SUM_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class Head:
+class TrainedHead:
     """A classification head over features of clips: a hidden layer with dropout, then class logits.
 
     Features are standardised by their own mean and deviation over the clips that a function is given.
@@ -117,6 +117,8 @@ def fuse_arrays(
                 f"samples[{t}]: {len(one)} clips and {one.shape[-1]} classes, samples[0] has {len(teachers[0])} and "
                 f"{teachers[0].shape[-1]}"
             )
+        if np.isnan(one).all():
+            raise InputError(f"samples[{t}]: holds no valid distribution at all")
     if np.isnan(teachers[-1]).any():
         raise InputError(
             f"samples[{len(teachers) - 1}]: the source classifier, the last teacher, has missing samples"
@@ -172,7 +174,7 @@ def train_head(
     epochs: int = 30,
     learning_rate: float = 5e-4,
     seed: int = 0,
-) -> Head:
+) -> TrainedHead:
     """Train a head on labelled source clips, every class with the same total weight.
 
     Args:
@@ -200,7 +202,7 @@ def train_head(
 
 
 def adapt_head(
-    head: Head,
+    head: TrainedHead,
     features: ArrayLike,
     fused: Fusion,
     *,
@@ -210,7 +212,7 @@ def adapt_head(
     epochs: int = 30,
     learning_rate: float = 5e-4,
     seed: int = 0,
-) -> Head:
+) -> TrainedHead:
     """Adapt a source head to unlabelled clips, as ``mifuse train`` does; the head that is given stays as it is.
 
     Args:
@@ -245,10 +247,10 @@ def adapt_head(
 
 def _trained(
     classifier: Classifier, inputs: Features, options: Options, dropout: float, **learned: Any
-) -> Head:
+) -> TrainedHead:
     made = adapt(classifier, inputs, options, **learned)
     weights = {name: one.detach().numpy().copy() for name, one in classifier.head.state_dict().items()}
-    return Head(weights, classifier.head.out.out_features, dropout, made.history, made.terms)
+    return TrainedHead(weights, classifier.head.out.out_features, dropout, made.history, made.terms)
 
 
 def _options(**changes: Any) -> Options:

@@ -1,0 +1,184 @@
+"""The functions over arrays: what they give, that nothing changes under the caller, and what they refuse."""
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mifuse_cli as m
+from mifuse_cli import evaluation, fusion, provenance
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples/notebook.py"
+U, K, D = 40, 4, 6
+
+
+def samples(seed=0, n=5):
+    return np.random.default_rng(seed).dirichlet(np.ones(K), size=(U, n))
+
+
+def features(seed=0):
+    return np.random.default_rng(seed).normal(size=(U, D))
+
+
+def truth(seed=0):
+    return np.random.default_rng(seed).integers(K, size=U)
+
+
+@pytest.fixture(scope="module")
+def head():
+    return m.train_head(features(1), truth(1), classes=K, hidden=8, epochs=3)
+
+
+def test_the_example_runs_and_its_student_beats_both_teachers(capsys):
+    made = runpy.run_path(str(EXAMPLE))
+    lines = capsys.readouterr().out.splitlines()
+    ua = {line.split()[0]: float(line.split()[2]) for line in lines}
+    assert list(ua) == ["source", "LALM", "labels", "student"]
+    assert ua["student"] > max(ua["source"], ua["LALM"]) + 5
+    assert made["fused"].weights.shape == (200, 2)
+    assert len(EXAMPLE.read_text().splitlines()) <= 32
+
+
+class TestFuseArrays:
+    def test_weightings_are_those_of_fusion(self):
+        settings = m.FusionSettings(weighting="rank-mi", pool="log", sharpen=0.5)
+        found = m.fuse_arrays([samples(0), samples(1)], settings=settings)
+        expected = fusion.fuse_samples([samples(0), samples(1)], settings)
+        for name in ("probs", "weights", "mean", "mi"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+    def test_features_make_it_cross_fit(self):
+        plain = m.fuse_arrays([samples(0), samples(1)])
+        assert plain.settings.weighting == "mi" and plain.cross_fit is None
+        found = m.fuse_arrays([samples(0), samples(1)], features=features())
+        assert found.settings.weighting == "cross-fit" and found.cross_fit.voices == ()
+        again, other = (m.fuse_arrays([samples(0), samples(1)], features=features(), seed=s) for s in (0, 1))
+        np.testing.assert_array_equal(again.probs, found.probs)
+        assert np.abs(other.probs - found.probs).max() > 1e-4
+        # Scale and offset of a feature do not matter.
+        moved = m.fuse_arrays([samples(0), samples(1)], features=features() * 7 - 3)
+        np.testing.assert_allclose(moved.probs, found.probs, atol=1e-3)
+
+    def test_lists_and_missing_answers_will_do(self):
+        answers = samples(0)
+        answers[3] = np.nan
+        found = m.fuse_arrays([answers.tolist(), samples(1).tolist()])
+        assert found.weights[3].tolist() == [0, 1] and np.isfinite(found.probs).all()
+
+    @pytest.mark.parametrize(
+        ("given", "options", "message"),
+        [
+            ([samples()], {}, "of 1 teachers, expected two or more"),
+            ([samples()[0], samples()], {}, r"samples\[0\]: of shape \(5, 4\), expected \(U, N, K\)"),
+            ([samples(), samples()[:9]], {}, r"samples\[1\]: 9 clips and 4 classes, samples\[0\] has 40"),
+            ([samples() * 2, samples()], {}, "rows do not sum to 1, one sums to 2; divide"),
+            ([samples() - 1, samples()], {}, "negative probabilities"),
+            ([np.full((U, 2, K), np.nan), samples()], {}, r"samples\[0\]: holds no valid distribution"),
+            ([samples(), "abc"], {}, r"samples\[1\]: is no array of numbers"),
+            ([samples(), samples()], {"features": features()[:5]}, "features: of 5 clips, expected 40"),
+            ([samples(), samples()], {"features": np.full((U, D), np.inf)}, "features: hold NaN or inf"),
+            ([samples(), samples()], {"features": np.ones(U)}, r"features: of shape \(40,\), expected"),
+            ([samples(), samples()], {"settings": m.FusionSettings()}, "features: cross-fit needs them"),
+        ],
+    )
+    def test_what_is_refused(self, given, options, message):
+        with pytest.raises(m.InputError, match=message):
+            m.fuse_arrays(given, **options)
+
+    def test_a_part_of_a_row_and_a_classifier_with_gaps_are_refused(self):
+        part, gap = samples(), samples()
+        part[2, 1, 0] = gap[2, 1] = np.nan
+        with pytest.raises(m.InputError, match="NaN or infinity in a part of a row"):
+            m.fuse_arrays([part, samples()])
+        with pytest.raises(m.InputError, match="the source classifier, the last teacher, has missing"):
+            m.fuse_arrays([samples(), gap])
+
+    def test_what_does_not_fit_the_settings(self):
+        with pytest.raises(m.InputError, match="Dawid-Skene needs 3"):
+            m.fuse_arrays([samples(), samples()], settings=m.FusionSettings(weighting="dawid-skene"))
+        with pytest.raises(m.UsageError, match="--pool log: has no effect"):
+            m.FusionSettings(pool="log")
+
+
+class TestScore:
+    def test_is_that_of_evaluation(self):
+        probs, speakers = samples()[:, 0], [f"s{n % 5}" for n in range(U)]
+        found = m.score_predictions(truth(), probs, speakers=speakers, resamples=200, seed=3)
+        expected = evaluation.score(
+            truth(), probs, speakers=speakers, resamples=200, rng=provenance.rng(3, "evaluate")
+        )
+        assert dataclasses.replace(found, confusion=0) == dataclasses.replace(expected, confusion=0)
+        np.testing.assert_array_equal(found.confusion, expected.confusion)
+
+    @pytest.mark.parametrize(
+        ("labels", "options", "message"),
+        [
+            (truth()[:3], {}, r"truth: of shape \(3,\), expected \(40,\)"),
+            (truth() + 1, {}, "truth: holds 1 to 4, expected class indices from 0 to 3"),
+            (truth().astype(float), {}, "truth: of type float64, expected class indices"),
+            (["angry"] * U, {}, "expected class indices"),
+            (truth(), {"speakers": ["a"]}, "speakers: of 1 clips, expected 40"),
+        ],
+    )
+    def test_what_is_refused(self, labels, options, message):
+        with pytest.raises(m.InputError, match=message):
+            m.score_predictions(labels, samples()[:, 0], **options)
+
+
+class TestHeads:
+    def test_predictions_and_samples_are_distributions(self, head):
+        assert head.history.shape == (3, 1) and head.terms == ("cross_entropy",)
+        for layers in (features(), features()[:, None]):
+            np.testing.assert_allclose(head.predict(layers).sum(axis=1), 1, atol=1e-5)
+        drawn = head.sample(features(), passes=3)
+        assert drawn.shape == (U, 3, K) and not np.array_equal(drawn[:, 0], drawn[:, 1])
+        np.testing.assert_array_equal(head.sample(features(), passes=3), drawn)
+
+    def test_a_head_learns(self):
+        centres = np.random.default_rng(5).normal(size=(K, D)) * 3
+        head = m.train_head(features() + centres[truth()], truth(), classes=K, epochs=40)
+        said = head.predict(features(2) + centres[truth(2)]).argmax(axis=1)
+        assert (said == truth(2)).mean() > 0.8
+
+    @pytest.mark.parametrize("method", ["mifuse", "lalm-sfuda", "nrc+lalm", "shot"])
+    def test_adapting_leaves_the_source_head_as_it_was(self, head, method):
+        before = {name: one.copy() for name, one in head.weights.items()}
+        fused = m.fuse_arrays([samples(0), head.sample(features())])
+        student = m.adapt_head(head, features(), fused, method=method, epochs=2)
+        assert all(np.array_equal(head.weights[name], one) for name, one in before.items())
+        assert any(not np.array_equal(student.weights[name], one) for name, one in before.items())
+
+    def test_refresh_is_the_paper_s_loop(self, head):
+        fused = m.fuse_arrays([samples(0), head.sample(features())])
+        kept, renewed, usual = (
+            m.adapt_head(head, features(), fused, epochs=3, refresh=refresh).predict(features())
+            for refresh in (0, 1, None)
+        )
+        np.testing.assert_array_equal(renewed, usual)
+        assert np.abs(kept - renewed).max() > 1e-6
+        crossed = m.fuse_arrays([samples(0), head.sample(features())], features=features())
+        with pytest.raises(m.UsageError, match="labels of fuse --weighting cross-fit"):
+            m.adapt_head(head, features(), crossed, refresh=1)
+
+    def test_what_is_refused(self, head):
+        fused = m.fuse_arrays([samples(0), samples(1)])
+        with pytest.raises(m.InputError, match="1 layers of 5 features, the head was trained on 1 of 6"):
+            head.predict(features()[:, :5])
+        with pytest.raises(m.InputError, match="labels of 40 clips and 4 classes, expected 9"):
+            m.adapt_head(head, features()[:9], fused)
+        with pytest.raises(m.InputError, match="method 'oracle': expected one of mifuse"):
+            m.adapt_head(head, features(), fused, method="oracle")
+        with pytest.raises(m.InputError, match="passes: 1, expected 2 or more"):
+            head.sample(features(), passes=1)
+        with pytest.raises(m.InputError, match="no active dropout"):
+            m.train_head(features(), truth(), classes=K, dropout=0.0, epochs=1).sample(features())
+
+
+def test_parse_answer_reads_and_refuses():
+    classes = ("angry", "sad")
+    assert m.parse_answer('{"angry": 0.25, "sad": 0.75}', classes).probs == (0.25, 0.75)
+    assert m.parse_answer("I cannot tell.", classes).probs is None
+    with pytest.raises(ValueError):
+        m.parse_answer("{}", ())
