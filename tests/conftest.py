@@ -33,7 +33,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import soundfile  # noqa: E402
 
-pytest_plugins = ["scripted", "fake_slurm", "comparing"]
+pytest_plugins = ["scripted", "fake_slurm", "comparing", "nursery"]
 
 RATE = 16_000
 CLASSES = ("angry", "happy", "neutral", "sad")
