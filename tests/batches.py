@@ -4,6 +4,8 @@ import asyncio
 import sqlite3
 from contextlib import closing
 
+from conftest import HANG_SECONDS
+
 from mifuse_cli.lalm.batch import Counts, Money, run_batches
 from mifuse_cli.lalm.budget import Budget
 from mifuse_cli.lalm.client import Client
@@ -56,7 +58,7 @@ class Runs:
             budget.settle(reserved, spent, left=left)
 
         async def main(journal):
-            async with self.client(self.llmock.base_url(), "m", key, timeout=5) as client:
+            async with self.client(self.llmock.base_url(), "m", key, timeout=HANG_SECONDS) as client:
                 await run_batches(
                     asked,
                     client=client,

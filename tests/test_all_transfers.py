@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import trees
 import yaml
+from conftest import HANG_SECONDS
 from nursery import Nursery
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -90,19 +91,23 @@ class Place:
     def run(self, url: str, *options: str) -> Counter[str]:
         """Run to the end; what was made and what was unchanged."""
         running = self.start(url, *options)
-        assert running.wait(timeout=300) == 0, self.said.read_text()
+        assert running.wait(timeout=HANG_SECONDS) == 0, self.said.read_text()
         return self.done()
 
     def kill(self, url: str, when, *options: str):
         """Run until ``when()``, then kill every process of the recipe."""
         running = self.start(url, *options)
-        while not when():
-            assert running.poll() is None, self.said.read_text()
-            time.sleep(0.02)
+        self.wait(running, when)
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
         if self.nursery:
             self.nursery.wait_until_idle()
+
+    def wait(self, running: subprocess.Popen, when):
+        """Wait until ``when()``, which comes before the recipe ends."""
+        while not when():
+            assert running.poll() is None, self.said.read_text()
+            time.sleep(0.02)
 
     def says(self, pattern: str, times: int = 1):
         return lambda: len(re.findall(pattern, self.said.read_text(), re.MULTILINE)) >= times
@@ -177,11 +182,9 @@ def test_four_jobs_at_a_time_killed_at_every_stage_then_changed(place, serve):
 def test_the_same_through_slurm(place, serve, slurm):
     lalm, jobs = serve(), ("--cmd", "slurm", "--nj", "4", "--slurm-options", "-p short --mem 4G")
     running = place.start(lalm.url, *jobs)
-    while not (place.root / "exp/models/iemocap/seed0/train.h5").exists():
-        assert running.poll() is None, place.said.read_text()
-        time.sleep(0.05)
+    place.wait(running, (place.root / "exp/models/iemocap/seed0/train.h5").exists)
     os.killpg(running.pid, signal.SIGTERM)
-    assert running.wait(timeout=60) == 143
+    assert running.wait(timeout=HANG_SECONDS) == 143
     nothing_half_written(place.root)
 
     done = place.run(lalm.url, *jobs)

@@ -3,11 +3,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
-from conftest import KEY, mifuse, refused, start
+from conftest import HANG_SECONDS, KEY, mifuse, refused, start, until
 from safetensors import safe_open
 
 import mifuse_cli
@@ -26,14 +25,6 @@ COMMANDS = (
     "show",
     "validate",
 )
-
-
-def until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    return found
 
 
 @pytest.fixture
@@ -219,7 +210,7 @@ class TestQueryLalm:
         assert "interrupted: waiting" in next(line for line in process.stderr if "interr" in line)
         server.reply = None
         server.hold.set()
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=HANG_SECONDS)
         assert process.returncode == 130 and out == "" and "Traceback" not in err
         assert err.splitlines()[-1] == "error: interrupted; run the same command again to go on"
         made = Lalm.load(tmp_path / "l.h5")
@@ -234,11 +225,11 @@ class TestQueryLalm:
         server = serve()
         server.hold.clear()
         process = start(*arguments, server.url, OPENAI_API_KEY=KEY)
-        assert server.arrived.wait(30)
+        assert server.arrived.wait(HANG_SECONDS)
         process.send_signal(signal.SIGINT)
         next(line for line in process.stderr if "interrupted: waiting" in line)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=15)
+        out, err = process.communicate(timeout=HANG_SECONDS)
         assert process.returncode == 130 and out == "" and "Traceback" not in err
         assert err == "error: interrupted; run the same command again to go on\n"
         assert not (tmp_path / "l.h5").exists()
@@ -266,10 +257,13 @@ class TestQueryLalm:
         process.communicate()
         kept, first = stored(), set(server.asked)
         assert 15 <= len(kept) < 48 and len(first) < 48
-        server.reply, server.asked[:] = None, []
+        # What the killed run has sent goes to a server that nobody hears any more.
+        port = server.server_address[1]
+        server.reply = None
         server.hold.set()
-        time.sleep(0.1)  # requests of the killed run that were held are answered into the void
-        server.asked.clear()
+        server.shutdown()
+        server.server_close()
+        server = serve(port)
         result = mifuse(*arguments, server.url, "--json", OPENAI_API_KEY=KEY)
         found = json.loads(result.stdout)
         assert found["asked"] == len(server.asked) == 48 - len(kept)

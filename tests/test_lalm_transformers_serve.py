@@ -6,7 +6,7 @@ Such a model answers gibberish. So nothing here is about what it says, all about
 import numpy as np
 import pytest
 import soundfile
-from conftest import KEY, RATE, start, tone
+from conftest import HANG_SECONDS, KEY, RATE, start, tone
 from servers import missing_to_serve, transformers_serve
 from tiny_qwen2_audio import SHORTEST, TOKENS_PER_SECOND, make
 
@@ -79,7 +79,7 @@ def test_command_line_then_more_samples(ask, server, clips, tmp_path):
     out = tmp_path / "lalm.h5"
     options = {"--wav-dir": clips, "--model": server.model, "--base-url": server.url, "--out": out}
     process = start("query-lalm", *sum(options.items(), ()), "--n-samples", 2)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, stderr
     first = Lalm.load(out)
     assert ask().asked == 0

@@ -14,7 +14,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from conftest import KEY, start
+from conftest import HANG_SECONDS, KEY, start
 from scripted import completion, error, serving
 
 from mifuse_cli.artifacts import Lalm
@@ -157,7 +157,7 @@ def test_fifty_kills(corpora, nursery, tmp_path):
             check()
         assert unfinished >= 10 and 5 <= killed_early < 30
         last = start(*command, "--json")
-        printed, told = last.communicate(timeout=60)
+        printed, told = last.communicate(timeout=HANG_SECONDS)
         assert last.returncode == 0, told
         check()
     assert server.running == 0

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import emotional, write_csv
+from conftest import HANG_SECONDS, emotional, write_csv
+from nursery import Nursery
 from soundfile import write as write_audio
 from test_recipes_backends import gone
 from typer.main import get_command
@@ -24,11 +25,14 @@ URL = "http://127.0.0.1:1/v1"
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the recipes need bash")
 
 
-def run(*options, cwd, recipe=RECIPES / "run_all_transfers.sh") -> subprocess.CompletedProcess[str]:
-    """A recipe with this interpreter's mifuse first on the PATH."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-    command = ["bash", *map(str, (recipe, *options))]
+def run(
+    *options, cwd, recipe="run_all_transfers.sh", nursery: Nursery | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A recipe with this interpreter's mifuse first on the PATH, or that of a nursery."""
+    binaries = Path(sys.executable).parent
+    path = [*([str(nursery.binaries)] if nursery else []), str(binaries), os.environ["PATH"]]
+    environment = {**os.environ, "PATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
+    command = ["bash", *map(str, ((nursery.recipes if nursery else RECIPES) / recipe, *options))]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -89,7 +93,7 @@ def test_usage_errors_exit_2_with_the_help(options, complaint, tmp_path):
     ],
 )
 def test_usage_errors_of_one_transfer(options, complaint, tmp_path):
-    recipe = RECIPES / "run_transfer.sh"
+    recipe = "run_transfer.sh"
     done = run("--source", "a", "--target", "b", *shlex.split(options), cwd=tmp_path, recipe=recipe)
     assert done.returncode == 2 and complaint in done.stderr and list(tmp_path.iterdir()) == []
 
@@ -356,7 +360,7 @@ class TestRun:
             with open(os.open(stub.root / "started", os.O_RDWR)) as started:
                 pids = [int(started.readline()) for _ in range(2)]
             process.send_signal(sent)
-            process.communicate(timeout=30)
+            process.communicate(timeout=HANG_SECONDS)
         assert process.returncode == status
         assert all(map(gone, pids))
 
