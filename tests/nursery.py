@@ -59,6 +59,17 @@ class Nursery:
     binaries: Path
     address: str
 
+    def start(self, *arguments) -> subprocess.Popen[str]:
+        """The command line, as `conftest.start` does it."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([self.binaries / "mifuse", *map(str, arguments)], **pipes)
+
+    def kill(self, process: subprocess.Popen[str]) -> None:
+        """Kill a call, and wait until it is gone."""
+        process.kill()
+        process.communicate()
+        self.wait_until_idle()
+
     def wait_until_idle(self) -> None:
         """Return once no call runs: those whose command was killed have gone with it."""
         with socket.socket(socket.AF_UNIX) as link:

@@ -280,7 +280,7 @@ class TestQueryLalm:
 
 
 class TestTrain:
-    def test_killed_run_goes_on(self, pipeline, corpora, tmp_path):
+    def test_killed_run_goes_on(self, pipeline, corpora, tmp_path, nursery):
         arguments = ["--fused", pipeline.fused, "--model", pipeline.model, "--manifest", corpora.target]
         arguments += ["--epochs", "60", "--batch-size", "8"]
         partial = tmp_path / "s.partial"
@@ -289,13 +289,12 @@ class TestTrain:
             with safe_open(partial, "np") as file:
                 return int(file.metadata()["epoch"])
 
-        process = start("train", *arguments, "--out", tmp_path / "s")
+        process = nursery.start("train", *arguments, "--out", tmp_path / "s")
         until(lambda: partial.exists() and epoch() > 3)
-        process.kill()
-        process.communicate()
+        nursery.kill(process)
         reached = epoch()
         assert 3 < reached < 60 and not (tmp_path / "s").exists()
-        process = start("train", *arguments, "--out", tmp_path / "s", "--json")
+        process = nursery.start("train", *arguments, "--out", tmp_path / "s", "--json")
         out, err = process.communicate()
         assert process.returncode == 0 and f"continued after epoch {reached} " in err
         assert json.loads(out)["resumed_from"] == reached

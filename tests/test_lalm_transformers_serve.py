@@ -1,5 +1,6 @@
 """End to end against `transformers serve`: a real server, a real audio-language model, random weights.
 
+Slow, since the server and its answers are; test_lalm_llmock.py asks a quick one.
 Such a model answers gibberish. So nothing here is about what it says, all about what becomes of it.
 """
 
@@ -15,10 +16,13 @@ from mifuse_cli.artifacts import Lalm
 from mifuse_cli.errors import RemoteError
 from mifuse_cli.lalm.parsing import Status
 
-pytestmark = pytest.mark.skipif(
-    bool(missing_to_serve()),
-    reason=f"needs {', '.join(missing_to_serve())} to serve a model: pip install 'mifuse[dev]'",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        bool(missing_to_serve()),
+        reason=f"needs {', '.join(missing_to_serve())} to serve a model: pip install 'mifuse[dev]'",
+    ),
+]
 
 SECONDS = (0.5, 1.0, 4.0)
 
