@@ -147,7 +147,7 @@ def test_rooms_do_not_know_what_is_not_theirs(here):
 
 
 @pytest.mark.parametrize(
-    ("name", "allowed"), [("fusion", {"numpy", "scipy"}), ("evaluation", {"numpy", "scipy", "sklearn"})]
+    ("name", "allowed"), [("fusion", {"numpy", "scipy"}), ("evaluation", {"numpy", "scipy"})]
 )
 def test_the_maths_stands_alone(name, allowed):
     found = {room(other) for module in MODULES if room(module) == name for other in IMPORTS[module]}

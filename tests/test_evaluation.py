@@ -135,3 +135,27 @@ def test_rates_are_those_of_score():
     probs[[3, 9]] = np.nan
     found, expected = rates(truth, probs), scored(truth, probs)
     assert found == pytest.approx({name: getattr(expected, name) for name in ("ua", "wa", "macro_f1", "ece")})
+
+
+def test_scores_are_those_of_sklearn_and_scipy():
+    from scipy.stats import bootstrap
+    from sklearn.metrics import confusion_matrix, f1_score, recall_score
+
+    rng = np.random.default_rng(1)
+    truth, probs = rng.integers(3, size=70), rng.dirichlet(np.ones(4), 70)  # the fourth class does not occur
+    probs[[5, 40, 41]] = np.nan
+    predicted = np.where(np.isnan(probs).any(axis=1), 4, np.nan_to_num(probs).argmax(axis=1))
+    found = scored(truth, probs, seed=3, resamples=250)
+    assert found.recall[:3] == pytest.approx(recall_score(truth, predicted, labels=range(3), average=None))
+    assert found.macro_f1 == pytest.approx(f1_score(truth, predicted, labels=range(3), average="macro"))
+    np.testing.assert_array_equal(found.confusion, confusion_matrix(truth, predicted, labels=range(5))[:4])
+
+    def unweighted_accuracy(drawn, axis=-1):
+        right, of = predicted[drawn] == truth[drawn], truth[drawn]
+        return np.mean([right[of == k].mean() for k in np.unique(of)])
+
+    expected = bootstrap(
+        (np.arange(70),), unweighted_accuracy, n_resamples=250, batch=100, method="percentile",
+        vectorized=False, rng=np.random.default_rng(3),
+    ).confidence_interval  # fmt: skip
+    assert (found.ua_low, found.ua_high) == pytest.approx((expected.low, expected.high))

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mifuse_cli.evaluation.paired import interval
+
 ECE_BINS = 15
 RESAMPLES = 2000
+_BATCH = 100
 
 
 @dataclass(frozen=True)
@@ -66,25 +69,23 @@ def score(
         resamples: number of bootstrap draws.
         rng: source of the draws.
     """
-    from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
-
     classes = probs.shape[1]
     missing = np.isnan(probs).any(axis=1)
     predicted = predicted_classes(probs)
-    present = np.unique(truth)
-    recalls = recall_score(truth, predicted, labels=np.arange(classes), average=None, zero_division=0)
+    confusion = _confusion(truth, predicted, classes)
+    support, found = confusion.sum(axis=1), rates(truth, probs)
     groups = np.unique(speakers, return_inverse=True)[1] if speakers else np.arange(len(truth))
     low, high = _interval(truth, predicted, classes, groups, resamples, rng)
     return Score(
-        ua=float(recalls[present].mean()),
+        ua=found["ua"],
         ua_low=low,
         ua_high=high,
-        wa=float(accuracy_score(truth, predicted)),
-        macro_f1=float(f1_score(truth, predicted, labels=present, average="macro", zero_division=0)),
-        ece=expected_calibration_error(truth[~missing], probs[~missing]),
-        recall=tuple(float(recalls[k]) if k in present else None for k in range(classes)),
+        wa=found["wa"],
+        macro_f1=found["macro_f1"],
+        ece=found["ece"],
+        recall=tuple(float(confusion[k, k] / n) if n else None for k, n in enumerate(support)),
         marginal=tuple(map(float, probs[~missing].mean(axis=0))) if (~missing).any() else (),
-        confusion=confusion_matrix(truth, predicted, labels=np.arange(classes + 1))[:classes],
+        confusion=confusion,
         n=len(truth),
         missing=int(missing.sum()),
         speakers=len(set(speakers)) if speakers else 0,
@@ -101,8 +102,7 @@ def rates(truth: np.ndarray, probs: np.ndarray) -> dict[str, float]:
     """
     classes = probs.shape[1]
     predicted, known = predicted_classes(probs), ~np.isnan(probs).any(axis=1)
-    confusion = np.zeros((classes, classes + 1))
-    np.add.at(confusion, (truth, predicted), 1)
+    confusion = _confusion(truth, predicted, classes)
     hits, support, given = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)[:classes]
     there = support > 0
     return {
@@ -111,6 +111,13 @@ def rates(truth: np.ndarray, probs: np.ndarray) -> dict[str, float]:
         "macro_f1": float((2 * hits[there] / (support + given)[there]).mean()),
         "ece": expected_calibration_error(truth[known], probs[known]),
     }
+
+
+def _confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """(K, K + 1) counts, true by predicted class."""
+    counts = np.zeros((classes, classes + 1), dtype=np.int64)
+    np.add.at(counts, (truth, predicted), 1)
+    return counts
 
 
 def predicted_classes(probs: np.ndarray) -> np.ndarray:
@@ -175,8 +182,6 @@ def _interval(
     rng: np.random.Generator,
 ) -> tuple[float, float]:
     """95 % percentile interval of UA when groups of clips are drawn with replacement."""
-    from scipy.stats import bootstrap
-
     count = groups.max() + 1
     if count < 2:
         return float("nan"), float("nan")
@@ -185,19 +190,11 @@ def _interval(
     np.add.at(support, (groups, truth), 1)
     np.add.at(hits, (groups, truth), predicted == truth)
 
-    def unweighted_accuracy(drawn: np.ndarray, axis: int = -1) -> np.ndarray:
-        drawn = np.moveaxis(drawn.astype(int), axis, -1)
+    draws = []
+    # As scipy.stats.bootstrap does it, whose import takes longer than all the rest of an evaluation.
+    for start in range(0, resamples, _BATCH):
+        drawn = rng.integers(count, size=(min(_BATCH, resamples - start), count))
         n = support[drawn].sum(axis=-2)
         recalls = np.where(n > 0, hits[drawn].sum(axis=-2) / np.maximum(n, 1), np.nan)
-        return np.nanmean(recalls, axis=-1)
-
-    found = bootstrap(
-        (np.arange(count),),
-        unweighted_accuracy,
-        n_resamples=resamples,
-        batch=100,
-        method="percentile",
-        vectorized=True,
-        rng=rng,
-    ).confidence_interval
-    return float(found.low), float(found.high)
+        draws.append(np.nanmean(recalls, axis=-1))
+    return interval(np.concatenate(draws))
