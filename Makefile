@@ -1,13 +1,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test lint bench clean
+.PHONY: demo check test lint bench clean
 
 demo: .venv/installed  ## the whole method on synthetic speech: a table and a picture in exp/demo
 	$(BIN)/python -m mifuse_cli.demo --out exp/demo
 
+check: lint  ## lint and the tests that are not slow
+	$(PYTEST) -m "not slow"
+
 test: .venv/installed  ## all tests
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+	$(PYTEST)
 
 lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,15 +30,24 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
 }
 
+import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import soundfile  # noqa: E402
 
-pytest_plugins = ["scripted", "fake_slurm", "comparing"]
+pytest_plugins = ["scripted", "fake_slurm", "comparing", "nursery"]
 
 RATE = 16_000
 CLASSES = ("angry", "happy", "neutral", "sad")
 KEY = "sk-test-5f0e1d2c3b4a59687"
+HANG_SECONDS = 600.0
+"""After so long something hangs, even on a machine that is busy: the limit of every wait, which measures nothing."""
+
+# Nor is a slow example a wrong one.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -217,7 +227,7 @@ class Handler(BaseHTTPRequestHandler):
             server.asked.append(hashlib.sha256(wav + question["text"].encode()).hexdigest())
             server.headers_seen.append(self.headers["Authorization"])
         server.arrived.set()
-        if not server.hold.wait(20):
+        if not server.hold.wait(HANG_SECONDS):
             self.close_connection = True
             return
         status, answer = 200, None
@@ -369,6 +379,15 @@ def start(*arguments, **env):
         return subprocess.Popen(command, env={**os.environ, **env}, **pipes)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def until(condition):
+    """Wait for what makes the condition true, which is returned."""
+    deadline = time.monotonic() + HANG_SECONDS
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return found
 
 
 def refused(result, code, *words):

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from conftest import HANG_SECONDS
 
 from mifuse_cli.lalm.answers.elicitation import Answer, read_answer
 from mifuse_cli.lalm.answers.response import Response, decode
@@ -108,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
             while callable(line):
                 line = line(request)
             if line == "hang":
-                self.server.release.wait(20)
+                self.server.release.wait(HANG_SECONDS)
         finally:
             # Before the answer leaves: the client may be quick to send the next request.
             with self.server.lock:
@@ -204,7 +205,7 @@ def ask(
     questions: int | Iterable[Request] = 2,
     *,
     concurrency: int = 2,
-    timeout: float = 10.0,
+    timeout: float = HANG_SECONDS,
     price: Price | None = None,
     budget: Budget | None = None,
     usd: float | None = None,

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-START_SECONDS = 60
-STOP_SECONDS = 10
+from conftest import HANG_SECONDS
+
+STOP_SECONDS = 30
 SERVE_NEEDS = ("accelerate", "fastapi", "soundfile", "soxr", "uvicorn")
 
 
@@ -67,7 +68,7 @@ def running(
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     try:
-        settled.wait(START_SECONDS)
+        settled.wait(HANG_SECONDS)
         if not found:
             process.kill()
             reader.join(STOP_SECONDS)

@@ -18,17 +18,25 @@ from pathlib import Path
 import pytest
 import trees
 import yaml
+from conftest import HANG_SECONDS
+from nursery import Nursery
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+BINARIES = Path(sys.executable).parent
 CORPORA = ("iemocap", "msp-improv", "msp-podcast")
 ROWS = ["source-only", "LALM", "fused", "LALM-SFUDA", "MI-Fuse", "cross-fit"]
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the recipes need bash")
 
 
-@pytest.fixture
-def place(tmp_path, encoders):
-    """Three unpacked corpora, the settings of the preset with fewer epochs, and a way to run the recipe."""
+@pytest.fixture(params=["forked", pytest.param("started", marks=pytest.mark.slow)])
+def place(request, tmp_path, encoders):
+    """Three unpacked corpora, the settings of the preset with fewer epochs, and a way to run the recipe.
+
+    Its commands are forked from a process that has imported everything. The slow tests are the same with commands that
+    are started as users start them: that each step finds what it needs by itself, and that nothing of a killed
+    one is left but files.
+    """
     trees.iemocap(tmp_path / "IEMOCAP_full_release")
     trees.msp_improv(tmp_path / "MSP-IMPROV")
     trees.msp_podcast(tmp_path / "MSP-Podcast")
@@ -36,7 +44,8 @@ def place(tmp_path, encoders):
     change(tmp_path / "conf/train-source.yaml", encoder=str(encoders["wavlm"]), epochs=1)
     change(tmp_path / "conf/train.yaml", epochs=1)
     change(tmp_path / "conf/query-lalm.yaml", **{"n-samples": 2})
-    return Place(tmp_path)
+    nursery = request.getfixturevalue("nursery") if request.param == "forked" else None
+    return Place(tmp_path, nursery)
 
 
 def change(path: Path, **values):
@@ -46,8 +55,8 @@ def change(path: Path, **values):
 class Place:
     """Runs the recipe in a directory; what it says is gathered in ``said``."""
 
-    def __init__(self, root: Path):
-        self.root = root
+    def __init__(self, root: Path, nursery: Nursery | None):
+        self.root, self.nursery = root, nursery
         self.said = root / "said"
         self.corpora = CORPORA
 
@@ -68,17 +77,11 @@ class Place:
     def start(self, url: str, *options: str) -> subprocess.Popen:
         roots = {"iemocap": "IEMOCAP_full_release", "msp-improv": "MSP-IMPROV", "msp-podcast": "MSP-Podcast"}
         given = [word for name in self.corpora for word in (f"--{name}", roots[name])]
-        command = [
-            "bash",
-            str(RECIPES / "run_all_transfers.sh"),
-            "--preset",
-            "paper",
-            "--conf",
-            "conf",
-            *given,
-        ]
+        recipes = self.nursery.recipes if self.nursery else RECIPES
+        command = ["bash", recipes / "run_all_transfers.sh", "--preset", "paper", "--conf", "conf", *given]
         command += ["--lalm-url", url, "--lalm-model", "pretended", "--seeds", "0", *options]
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        binaries = [self.nursery.binaries, BINARIES] if self.nursery else [BINARIES]
+        path = os.pathsep.join([*map(str, binaries), os.environ["PATH"]])
         with self.said.open("w") as said:
             return subprocess.Popen(
                 command, cwd=self.root, env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
@@ -88,17 +91,23 @@ class Place:
     def run(self, url: str, *options: str) -> Counter[str]:
         """Run to the end; what was made and what was unchanged."""
         running = self.start(url, *options)
-        assert running.wait(timeout=300) == 0, self.said.read_text()
+        assert running.wait(timeout=HANG_SECONDS) == 0, self.said.read_text()
         return self.done()
 
     def kill(self, url: str, when, *options: str):
         """Run until ``when()``, then kill every process of the recipe."""
         running = self.start(url, *options)
+        self.wait(running, when)
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+        if self.nursery:
+            self.nursery.wait_until_idle()
+
+    def wait(self, running: subprocess.Popen, when):
+        """Wait until ``when()``, which comes before the recipe ends."""
         while not when():
             assert running.poll() is None, self.said.read_text()
             time.sleep(0.02)
-        os.killpg(running.pid, signal.SIGKILL)
-        running.wait()
 
     def says(self, pattern: str, times: int = 1):
         return lambda: len(re.findall(pattern, self.said.read_text(), re.MULTILINE)) >= times
@@ -173,11 +182,9 @@ def test_four_jobs_at_a_time_killed_at_every_stage_then_changed(place, serve):
 def test_the_same_through_slurm(place, serve, slurm):
     lalm, jobs = serve(), ("--cmd", "slurm", "--nj", "4", "--slurm-options", "-p short --mem 4G")
     running = place.start(lalm.url, *jobs)
-    while not (place.root / "exp/models/iemocap/seed0/train.h5").exists():
-        assert running.poll() is None, place.said.read_text()
-        time.sleep(0.05)
+    place.wait(running, (place.root / "exp/models/iemocap/seed0/train.h5").exists)
     os.killpg(running.pid, signal.SIGTERM)
-    assert running.wait(timeout=60) == 143
+    assert running.wait(timeout=HANG_SECONDS) == 143
     nothing_half_written(place.root)
 
     done = place.run(lalm.url, *jobs)

@@ -10,6 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from conftest import HANG_SECONDS
 
 import mifuse_cli
 from mifuse_cli.config import Config
@@ -276,7 +277,7 @@ def loaded_after(statement: str) -> set[str]:
     """Top-level packages that a fresh interpreter has loaded after ``statement``."""
     code = f"{statement}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=HANG_SECONDS
     )
     return {name.split(".")[0] for name in json.loads(done.stdout)}
 

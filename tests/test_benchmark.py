@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from conftest import CLASSES, make_corpus, write_csv
-from test_recipes import RECIPES, commands, counts, run, value
+from test_recipes import commands, counts, run, value
 
-RECIPE = RECIPES / "run_benchmark.sh"
+RECIPE = "run_benchmark.sh"
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the recipes need bash")
 
@@ -70,13 +70,15 @@ def test_dry_run(place):
     assert not (place / "exp").exists()
 
 
-def test_from_corpora_to_the_summary(place, serve):
-    lalm = serve()
+@pytest.mark.parametrize("way", ["forked", pytest.param("started", marks=pytest.mark.slow)])
+def test_from_corpora_to_the_summary(place, serve, way, request):
+    """By commands that are forked, and that are started as users start them: slow, and each loads what it needs."""
+    lalm, nursery = serve(), request.getfixturevalue("nursery") if way == "forked" else None
     options = [
         "--corpora", "corpora", "--conf", "conf", "--lalm-url", lalm.url, "--seeds", "0", "--n-samples", "3",
         "--n-answers", "2", "--folds", "3", "--nj", "1",
     ]  # fmt: skip
-    done = run(*options, cwd=place, recipe=RECIPE)
+    done = run(*options, cwd=place, recipe=RECIPE, nursery=nursery)
     assert done.returncode == 0, done.stderr
     assert len(lalm.asked) == 2 * 24 * 3
     text = (place / "exp/benchmark/benchmark.md").read_text()

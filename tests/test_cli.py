@@ -3,11 +3,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
-from conftest import KEY, mifuse, refused, start
+from conftest import HANG_SECONDS, KEY, mifuse, refused, start, until
 from safetensors import safe_open
 
 import mifuse_cli
@@ -26,14 +25,6 @@ COMMANDS = (
     "show",
     "validate",
 )
-
-
-def until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    return found
 
 
 @pytest.fixture
@@ -220,7 +211,7 @@ class TestQueryLalm:
         assert "interrupted: waiting" in next(line for line in process.stderr if "interr" in line)
         server.reply = None
         server.hold.set()
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=HANG_SECONDS)
         assert process.returncode == 130 and out == "" and "Traceback" not in err
         assert err.splitlines()[-1] == "error: interrupted; run the same command again to go on"
         made = Lalm.load(tmp_path / "l.h5")
@@ -235,11 +226,11 @@ class TestQueryLalm:
         server = serve()
         server.hold.clear()
         process = start(*arguments, server.url, OPENAI_API_KEY=KEY)
-        assert server.arrived.wait(30)
+        assert server.arrived.wait(HANG_SECONDS)
         process.send_signal(signal.SIGINT)
         next(line for line in process.stderr if "interrupted: waiting" in line)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=15)
+        out, err = process.communicate(timeout=HANG_SECONDS)
         assert process.returncode == 130 and out == "" and "Traceback" not in err
         assert err == "error: interrupted; run the same command again to go on\n"
         assert not (tmp_path / "l.h5").exists()
@@ -267,10 +258,13 @@ class TestQueryLalm:
         process.communicate()
         kept, first = stored(), set(server.asked)
         assert 15 <= len(kept) < 48 and len(first) < 48
-        server.reply, server.asked[:] = None, []
+        # What the killed run has sent goes to a server that nobody hears any more.
+        port = server.server_address[1]
+        server.reply = None
         server.hold.set()
-        time.sleep(0.1)  # requests of the killed run that were held are answered into the void
-        server.asked.clear()
+        server.shutdown()
+        server.server_close()
+        server = serve(port)
         result = mifuse(*arguments, server.url, "--json", OPENAI_API_KEY=KEY)
         found = json.loads(result.stdout)
         assert found["asked"] == len(server.asked) == 48 - len(kept)
@@ -287,7 +281,7 @@ class TestQueryLalm:
 
 
 class TestTrain:
-    def test_killed_run_goes_on(self, pipeline, corpora, tmp_path):
+    def test_killed_run_goes_on(self, pipeline, corpora, tmp_path, nursery):
         arguments = ["--fused", pipeline.fused, "--model", pipeline.model, "--manifest", corpora.target]
         arguments += ["--epochs", "60", "--batch-size", "8"]
         partial = tmp_path / "s.partial"
@@ -296,13 +290,12 @@ class TestTrain:
             with safe_open(partial, "np") as file:
                 return int(file.metadata()["epoch"])
 
-        process = start("train", *arguments, "--out", tmp_path / "s")
+        process = nursery.start("train", *arguments, "--out", tmp_path / "s")
         until(lambda: partial.exists() and epoch() > 3)
-        process.kill()
-        process.communicate()
+        nursery.kill(process)
         reached = epoch()
         assert 3 < reached < 60 and not (tmp_path / "s").exists()
-        process = start("train", *arguments, "--out", tmp_path / "s", "--json")
+        process = nursery.start("train", *arguments, "--out", tmp_path / "s", "--json")
         out, err = process.communicate()
         assert process.returncode == 0 and f"continued after epoch {reached} " in err
         assert json.loads(out)["resumed_from"] == reached

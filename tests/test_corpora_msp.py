@@ -336,7 +336,7 @@ def test_podcast_of_the_largest_release_is_read_in_seconds(tmp_path):
     write(tmp_path / "Labels/labels_consensus.csv", "\n".join([header, *rows]))
     start = time.process_time()
     assert sum(one.label == "N" for one in podcast.read(tmp_path)) == 265_000
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 60
 
 
 def test_podcast_published_counts_are_those_of_release_1_8():

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
 
 from mifuse_cli.evaluation import (
@@ -154,3 +155,21 @@ def test_rates_and_score_are_those_of_scikit_learn():
     assert score.recall[:3] == pytest.approx(recalls[:3]) and score.recall[3] is None
     matrix = confusion_matrix(truth, said, labels=range(5))[:4]
     np.testing.assert_array_equal(score.confusion, matrix)
+
+
+def test_the_interval_is_that_of_scipy():
+    rng = np.random.default_rng(1)
+    truth, probs = rng.integers(3, size=70), rng.dirichlet(np.ones(4), 70)  # the fourth class does not occur
+    probs[[5, 40, 41]] = np.nan
+    predicted = predicted_classes(probs)
+    found = scored(truth, probs, seed=3, resamples=250)
+
+    def unweighted_accuracy(drawn, axis=-1):
+        right, of = predicted[drawn] == truth[drawn], truth[drawn]
+        return np.mean([right[of == k].mean() for k in np.unique(of)])
+
+    expected = bootstrap(
+        (np.arange(70),), unweighted_accuracy, n_resamples=250, batch=100, method="percentile",
+        vectorized=False, rng=np.random.default_rng(3),
+    ).confidence_interval  # fmt: skip
+    assert (found.ua_low, found.ua_high) == pytest.approx((expected.low, expected.high))

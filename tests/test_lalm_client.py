@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import pytest
+from conftest import HANG_SECONDS
 from scripted import GOOD, KEY, error, serving
 
 from mifuse_cli.errors import UsageError
@@ -14,7 +15,7 @@ from mifuse_cli.lalm.service.service_options import ServiceOptions
 MESSAGES = [{"role": "user", "content": "Which emotion?"}]
 
 
-def ask(url, *, key=KEY, timeout=10.0, fields=None, request_key=None):
+def ask(url, *, key=KEY, timeout=HANG_SECONDS, fields=None, request_key=None):
     async def main():
         async with Client(ServiceOptions(url, "m", key, timeout=timeout)) as client:
             return await client.ask(MESSAGES, fields or {}, request_key=request_key)
@@ -104,7 +105,7 @@ class TestFailures:
         assert "connection failed" in failed.message
 
     def test_no_answer_in_time_may_have_been_billed(self, play):
-        failed = failure(play("hang").url, timeout=0.1)
+        failed = failure(play("hang").url, timeout=2)
         assert (failed.kind, failed.http_status, failed.message) == (
             FailureKind.TRANSIENT,
             None,

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from conftest import HANG_SECONDS
 from scripted import GOOD, keep
 
 import mifuse_cli
@@ -78,8 +79,8 @@ class TestCommits:
     def gate(self, journal):
         """Holds the writer until it is set; what is handed in meanwhile goes into one transaction."""
         gate, there = threading.Event(), threading.Event()
-        journal.submit(lambda db: there.set() or gate.wait(20))
-        assert there.wait(20)
+        journal.submit(lambda db: there.set() or gate.wait(HANG_SECONDS))
+        assert there.wait(HANG_SECONDS)
         yield gate
         gate.set()
 

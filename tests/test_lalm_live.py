@@ -181,7 +181,7 @@ class TestFaults:
         assert len(journal.unresolved()) == (2 if fault == "drop" else 0)
 
     def test_a_timeout_is_tried_again_and_stays_unresolved(self, play, journal):
-        assert ask(play("hang", (200, GOOD)).url, journal, 1, timeout=0.5).answered == 1
+        assert ask(play("hang", (200, GOOD)).url, journal, 1, timeout=3).answered == 1
         assert [asked for asked, _ in journal.unresolved()] == ["clip q0"]
 
     def test_the_wait_that_a_server_asks_for_is_honoured(self, play, journal, monkeypatch):
@@ -254,7 +254,7 @@ class TestRateLimits:
         assert answers(journal) == 1 and len(server.requests) == 2
 
     def test_with_answers_in_between_the_run_goes_on(self, play, journal, monkeypatch):
-        monkeypatch.setattr(stopping, "PATIENCE", 0.75)
+        monkeypatch.setattr(stopping, "PATIENCE", 2)
         limit = (429, error("slow down"), {"retry-after-ms": "300"})
-        asked = ask(play(*[limit, (200, GOOD)] * 4).url, journal, 4, concurrency=1)
-        assert (asked.answered, asked.limited, asked.error) == (4, 4, None)
+        asked = ask(play(*[limit, (200, GOOD)] * 8).url, journal, 8, concurrency=1)
+        assert (asked.answered, asked.limited, asked.error) == (8, 8, None)

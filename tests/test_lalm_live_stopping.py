@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from conftest import HANG_SECONDS
 from scripted import (
     GOOD,
     MAX_TOKENS,
@@ -59,7 +60,7 @@ def crowd(number, line):
     """Lines for requests of which none is answered before they all are there."""
 
     def wait(request):
-        together.wait(20)
+        together.wait(HANG_SECONDS)
         return line
 
     together = threading.Barrier(number)
@@ -222,7 +223,7 @@ class TestFatal:
 
     def test_requests_under_way_are_kept(self, play, journal):
         def late(request):
-            assert stopped.wait(10)
+            assert stopped.wait(HANG_SECONDS)
             return 200, GOOD
 
         async def beside(asking):
@@ -230,7 +231,7 @@ class TestFatal:
             stopped.set()
 
         def revoked(request):
-            assert arrived.wait(10)
+            assert arrived.wait(HANG_SECONDS)
             return 401, error("revoked")
 
         def last(request):
@@ -258,7 +259,7 @@ class TestInterrupted:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_what_is_under_way_comes_in(self, play, journal, number):
         def held(request):
-            assert released.wait(10)
+            assert released.wait(HANG_SECONDS)
             return 200, GOOD
 
         async def beside(asking):
@@ -296,7 +297,7 @@ class TestInterrupted:
         limit = (429, error("slow down"), {"Retry-After": "600"})
         server = play(limit)
         asked = ask(server.url, journal, 20, beside=beside)
-        assert time.monotonic() - server.requests[-1].time < 10
+        assert time.monotonic() - server.requests[-1].time < 300
         assert (asked.interrupted, asked.error, asked.answered) == (True, None, 0)
 
     def test_cancelling_keeps_what_was_committed(self, play, journal):

@@ -249,9 +249,9 @@ def test_hostile_text_takes_no_time():
         '{"a": "',
     )
     for piece in pieces:
-        start = time.perf_counter()
+        start = time.process_time()
         parse_answer("{" + piece * (65_000 // len(piece)), CLASSES)
-        assert time.perf_counter() - start < 5, piece
+        assert time.process_time() - start < 5, piece
 
 
 ANY_TEXT = st.one_of(

@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+from conftest import HANG_SECONDS
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -145,7 +146,7 @@ class TestChunks:
 def ask(llmock):
     """Ask llmock once for a streamed answer."""
 
-    def ask(timeout=5.0, **fields):
+    def ask(timeout=HANG_SECONDS, **fields):
         async def main():
             async with Client(
                 ServiceOptions(llmock.base_url(), "m", KEY, timeout=timeout, stream=True)
@@ -190,9 +191,9 @@ class TestServer:
         assert (caught.value.kind, caught.value.http_status) == (FailureKind.TRANSIENT, None)
 
     def test_a_trickle_does_not_outlast_the_deadline(self, ask, llmock):
-        llmock.reply("word " * 40).pace(100)  # no pause comes near the deadline, the whole takes seconds
+        llmock.reply("word " * 80).pace(100)  # no pause comes near the deadline, the whole takes seconds
         with pytest.raises(RequestFailed, match="no answer in time") as caught:
-            ask(timeout=0.5)
+            ask(timeout=2)
         assert (caught.value.kind, caught.value.http_status) == (FailureKind.TRANSIENT, None)
 
     @pytest.mark.parametrize(

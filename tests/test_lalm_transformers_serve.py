@@ -1,12 +1,13 @@
 """End to end against `transformers serve`: a real server, a real audio-language model, random weights.
 
+Slow, since the server and its answers are; test_lalm_llmock.py asks a quick one.
 Such a model answers gibberish. So nothing here is about what it says, all about what becomes of it.
 """
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import KEY, RATE, start, tone
+from conftest import HANG_SECONDS, KEY, RATE, start, tone
 from servers import missing_to_serve, transformers_serve
 from tiny_qwen2_audio import SHORTEST, TOKENS_PER_SECOND, make
 
@@ -15,10 +16,13 @@ from mifuse_cli.artifacts import Lalm
 from mifuse_cli.errors import RemoteError
 from mifuse_cli.lalm.answers.parsing import Status
 
-pytestmark = pytest.mark.skipif(
-    bool(missing_to_serve()),
-    reason=f"needs {', '.join(missing_to_serve())} to serve a model: pip install 'mifuse[dev]'",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        bool(missing_to_serve()),
+        reason=f"needs {', '.join(missing_to_serve())} to serve a model: pip install 'mifuse[dev]'",
+    ),
+]
 
 SECONDS = (0.5, 1.0, 4.0)
 
@@ -79,7 +83,7 @@ def test_command_line_then_more_samples(ask, server, clips, tmp_path):
     out = tmp_path / "lalm.h5"
     options = {"--wav-dir": clips, "--model": server.model, "--base-url": server.url, "--out": out}
     process = start("query-lalm", *sum(options.items(), ()), "--n-samples", 2)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, stderr
     first = Lalm.load(out)
     assert ask().asked == 0

@@ -8,7 +8,7 @@ import threading
 from contextlib import closing
 
 import pytest
-from conftest import KEY, refused, start
+from conftest import HANG_SECONDS, KEY, refused, start
 from llmock.routers import batch as provider
 from querying import GOOD, Query
 from scripted import completion, error, serving
@@ -103,9 +103,9 @@ class TestInterrupted:
         batches.held = {1}
         flags = ["--manifest", query.manifest, "--out", query.out, "--model", "m", "--base-url", url]
         process = start("query-lalm", *flags, "--n-samples", 2, *BATCH, OPENAI_API_KEY=KEY)
-        assert batches.looked.wait(30)
+        assert batches.looked.wait(HANG_SECONDS)
         process.send_signal(signal.SIGTERM)
-        told = process.communicate(timeout=20)[1]
+        told = process.communicate(timeout=HANG_SECONDS)[1]
         assert process.returncode == 130, told
         assert "batches under way stay with the provider" in told
         made = Lalm.load(query.out)

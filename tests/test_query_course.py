@@ -3,13 +3,12 @@
 import json
 import re
 import threading
-import time
 from collections import Counter
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import CLASSES, RATE, mifuse, refused, tone, write_csv
+from conftest import CLASSES, RATE, mifuse, refused, tone, until, write_csv
 from llmock.routers import batch as provider
 from querying import GOOD, PROBS, Query, heard
 from scripted import completion, error
@@ -160,10 +159,8 @@ class TestTransport:
 
 def test_is_saved_while_it_runs(query, play):
     def answer(request):
-        if len(server.requests) >= 30 and not seen:
-            deadline = time.monotonic() + 20
-            while not query.out.exists() and time.monotonic() < deadline:
-                threading.Event().wait(0.005)
+        if len(server.requests) == 30:
+            until(query.out.exists)
             seen.append(Lalm.load(query.out))
         return good(request)
 

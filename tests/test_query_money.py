@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import soundfile
-from conftest import RATE, read_rows, refused, tone, write_csv
+from conftest import HANG_SECONDS, RATE, read_rows, refused, tone, write_csv
 from querying import GOOD, Query, heard, seconds_of
 from scripted import completion, error
 
@@ -211,7 +211,7 @@ class TestPilot:
 class TestBudget:
     def test_half_the_cost_with_64_under_way(self, query, play, till, prices):
         def crowd(request):
-            together.wait(20)
+            together.wait(HANG_SECONDS)
             return till
 
         samples, together = 20, threading.Barrier(64)

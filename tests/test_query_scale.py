@@ -66,7 +66,7 @@ def child(code, *arguments):
 
 
 def test_while_it_asks(tmp_path):
-    few, many, seconds = 400, 2400, 0.5
+    few, many, seconds = 200, 1000, 1.25
     rng, found = np.random.default_rng(0), []
     for clips in (few, many):
         root = tmp_path / str(clips)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import emotional, write_csv
+from conftest import HANG_SECONDS, emotional, write_csv
+from nursery import Nursery
 from soundfile import write as write_audio
 from test_recipes_backends import gone
 from typer.main import get_command
@@ -24,11 +25,14 @@ URL = "http://127.0.0.1:1/v1"
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the recipes need bash")
 
 
-def run(*options, cwd, recipe=RECIPES / "run_all_transfers.sh") -> subprocess.CompletedProcess[str]:
-    """A recipe with this interpreter's mifuse first on the PATH."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-    command = ["bash", *map(str, (recipe, *options))]
+def run(
+    *options, cwd, recipe="run_all_transfers.sh", nursery: Nursery | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A recipe with this interpreter's mifuse first on the PATH, or that of a nursery."""
+    binaries = Path(sys.executable).parent
+    path = [*([str(nursery.binaries)] if nursery else []), str(binaries), os.environ["PATH"]]
+    environment = {**os.environ, "PATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
+    command = ["bash", *map(str, ((nursery.recipes if nursery else RECIPES) / recipe, *options))]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -89,7 +93,7 @@ def test_usage_errors_exit_2_with_the_help(options, complaint, tmp_path):
     ],
 )
 def test_usage_errors_of_one_transfer(options, complaint, tmp_path):
-    recipe = RECIPES / "run_transfer.sh"
+    recipe = "run_transfer.sh"
     done = run("--source", "a", "--target", "b", *shlex.split(options), cwd=tmp_path, recipe=recipe)
     assert done.returncode == 2 and complaint in done.stderr and list(tmp_path.iterdir()) == []
 
@@ -113,14 +117,16 @@ def test_a_file_in_conf_that_no_step_reads_is_an_error(tmp_path):
 
 
 class TestDryRun:
-    def test_of_prepared_corpora(self, tmp_path, corpora):
+    def test_of_prepared_corpora(self, tmp_path, corpora, nursery):
         for name in ("a", "b", "a-target"):
             (tmp_path / "c" / name).mkdir(parents=True)
         shutil.copy(corpora.labels, tmp_path / "c" / "b" / "metadata.csv")
         for directory in ("a", "a-target"):
             manifest = [{"file": str(corpora.wav_dir / f"{n:02}-2.wav")} for n in (0, 1)]
             write_csv(tmp_path / "c" / directory / "manifest.csv", manifest)
-        done = run("--corpora", "c", "--lalm-url", URL, "--seeds", "0 1", "--dry-run", cwd=tmp_path)
+        done = run(
+            "--corpora", "c", "--lalm-url", URL, "--seeds", "0 1", "--dry-run", cwd=tmp_path, nursery=nursery
+        )
         assert done.returncode == 0, done.stderr
         lines = commands(done.stdout)
         assert counts(lines) == {
@@ -135,7 +141,7 @@ class TestDryRun:
         assert "# b: the cost is not known: error: " in done.stdout and "files are missing" in done.stdout
         assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
-    def test_of_corpora_as_unpacked(self, tmp_path):
+    def test_of_corpora_as_unpacked(self, tmp_path, nursery):
         rng, wav = np.random.default_rng(0), tmp_path / "emodb" / "wav"
         wav.mkdir(parents=True)
         for n, letter in enumerate("WFNT"):
@@ -144,14 +150,16 @@ class TestDryRun:
         (tmp_path / "exp" / "data" / "emodb").mkdir(parents=True)
         write_csv(tmp_path / "exp" / "data" / "emodb" / "manifest.csv", [{"file": str(wav / "03a01Wa.wav")}])
         options = ["--emodb", "emodb", "--nemo", "nowhere", "--lalm-url", URL, "--seeds", "0", "--dry-run"]
-        done = run("--preset", "free", *options, cwd=tmp_path)
+        done = run("--preset", "free", *options, cwd=tmp_path, nursery=nursery)
         assert done.returncode == 0, done.stderr
         assert commands(done.stdout)[0] == ["prepare", "emodb", "emodb", "exp/data/emodb", "--update"]
         assert "#   requests  20 for 20 answers" in done.stdout
         assert re.search(
             "^# nemo: the cost is not known: error: .*nowhere: no such dir", done.stdout, re.MULTILINE
         )
-        later = run("--preset", "free", *options, "--stage", "3", "--stop-stage", "3", cwd=tmp_path)
+        later = run(
+            "--preset", "free", *options, "--stage", "3", "--stop-stage", "3", cwd=tmp_path, nursery=nursery
+        )
         assert "#   requests  5 for 5 answers" in later.stdout
         assert sorted(path.name for path in tmp_path.rglob("*.csv")) == ["manifest.csv"]
 
@@ -167,10 +175,12 @@ class TestDryRun:
             ),
         ],
     )
-    def test_every_command_line_and_file_of_the_presets_is_understood(self, roots, partitions, tmp_path):
+    def test_every_command_line_and_file_of_the_presets_is_understood(
+        self, roots, partitions, tmp_path, nursery
+    ):
         options = "--seeds 0 --lalm-model m --encoder E --layers all --normalize target --n-samples 3 --weighting mi"
         more = ["--dry-run", "--lalm-options", "--rpm 500 --yes", "--lalm-url", URL]
-        done = run(*roots.split(), *options.split(), *more, cwd=tmp_path)
+        done = run(*roots.split(), *options.split(), *more, cwd=tmp_path, nursery=nursery)
         assert done.returncode == 0, done.stderr
         lines = commands(done.stdout)
         for line in lines:
@@ -356,7 +366,7 @@ class TestRun:
             with open(os.open(stub.root / "started", os.O_RDWR)) as started:
                 pids = [int(started.readline()) for _ in range(2)]
             process.send_signal(sent)
-            process.communicate(timeout=30)
+            process.communicate(timeout=HANG_SECONDS)
         assert process.returncode == status
         assert all(map(gone, pids))
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import HANG_SECONDS
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 UTILS = RECIPES / "utils"
@@ -19,7 +20,12 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the recipe
 
 def bash(*command, **changes) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", *map(str, command)], capture_output=True, text=True, check=False, timeout=60, **changes
+        ["bash", *map(str, command)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANG_SECONDS,
+        **changes,
     )
 
 
@@ -175,7 +181,7 @@ class TestBothBackends:
         with open(os.open(tmp_path / "started", os.O_RDWR)) as started:
             pids = [int(started.readline()) for _ in range(2)]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
+        assert process.wait(HANG_SECONDS) == 143
         assert all(map(gone, pids))
         assert not (tmp_path / "logs" / "a.3.log").exists()
 
@@ -186,7 +192,7 @@ def gone(pid: int) -> bool:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
-    return bool(select.select([handle], [], [], 20)[0])
+    return bool(select.select([handle], [], [], HANG_SECONDS)[0])
 
 
 class TestLocal:

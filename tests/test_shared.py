@@ -61,7 +61,9 @@ def test_recorded_answers_are_read_and_beat_chance(manifest, base_url, tmp_path,
     assert score.metrics["ua"] > 0.4
 
 
+@pytest.mark.slow
 def test_a_head_on_a_real_encoder_separates_emotions_of_unseen_speakers(manifest, tmp_path):
+    """What no encoder of random weights can show: that features of a real one carry emotions."""
     result = train_source(
         TrainSourceConfig(manifest=manifest, encoder=str(ENCODER), layers="middle", out=tmp_path / "source")
     )

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
-from conftest import CLASSES, read_rows, tone, train_config, weights, write_csv
+from conftest import CLASSES, HANG_SECONDS, read_rows, tone, train_config, weights, write_csv
 
 import mifuse_cli as m
 from mifuse_cli.artifacts import Lalm
@@ -148,7 +148,9 @@ class TestUpdate:
             "    assert getattr(mifuse_cli, name)(config).up_to_date, name\n"
             "    print(name, *sorted({'torch', 'transformers'} & sys.modules.keys()))"
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_SECONDS
+        )
         assert done.stdout.split() == list(current), done.stderr
 
     def test_damaged_model_is_made_anew(self, copy, corpora, encoders):

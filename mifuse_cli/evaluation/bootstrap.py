@@ -28,6 +28,10 @@ def unweighted_accuracy(hits: np.ndarray, support: np.ndarray) -> np.ndarray:
     return np.where(occur > 0, recalls.sum(axis=-1) / np.maximum(occur, 1), np.nan)
 
 
+_BATCH = 100
+"""Draws at a time, which bounds the memory."""
+
+
 @dataclass(frozen=True)
 class Tally:
     """Counts of correct predictions in one transfer, by speaker and class.
@@ -89,26 +93,15 @@ def bootstrap_ua(tallies: Sequence[Tally], *, resamples: int, rng: np.random.Gen
     Returns:
         (R, T + 1, B): each transfer, then the mean over transfers.
     """
-    from scipy.stats import bootstrap
-
     sizes = {one.corpus: len(one.support) for one in tallies}
-    corpora = list(sizes)
-
-    def unweighted_accuracy(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
-        each = np.stack([one.drawn(drawn[corpora.index(one.corpus)].astype(int)) for one in tallies], axis=1)
-        return np.concatenate([each, each.mean(axis=1, keepdims=True)], axis=1)
-
-    # Only the draws are needed, to compute differences; not scipy's interval.
-    found = bootstrap(
-        [np.arange(size) for size in sizes.values()],
-        lambda *drawn, axis=-1: unweighted_accuracy(*(np.atleast_2d(one) for one in drawn)),
-        n_resamples=resamples,
-        batch=100,
-        method="percentile",
-        vectorized=True,
-        rng=rng,
-    )
-    return found.bootstrap_distribution
+    draws = []
+    # Draw for draw as scipy.stats.bootstrap, which takes longer to import than all else that an evaluation does.
+    for start in range(0, resamples, _BATCH):
+        batch = min(_BATCH, resamples - start)
+        drawn = {corpus: rng.integers(size, size=(batch, size)) for corpus, size in sizes.items()}
+        each = np.stack([one.drawn(drawn[one.corpus]) for one in tallies], axis=1)
+        draws.append(np.concatenate([each, each.mean(axis=1, keepdims=True)], axis=1))
+    return np.concatenate(draws, axis=-1)
 
 
 def interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
