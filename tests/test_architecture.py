@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,44 @@ IMPORTS = {name: imports(path, MODULES) for name, path in MODULES.items()}
 INSIDE = {name: {other for other in found if other in MODULES} for name, found in IMPORTS.items()}
 INSIDE[ROOT.name] = set()  # it finds what it exports when asked; the imports in it are for type checkers
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+
+
+PAGE = (ROOT.parent / "docs/architecture.md").read_text(encoding="utf-8")
+
+
+def told(heading: str) -> list[str]:
+    """Lines of the page behind a mark, up to the first empty one, without fences."""
+    lines = PAGE.partition(f"<!-- {heading} -->\n")[2].partition("\n\n")[0].splitlines()
+    return [line for line in lines if not line.startswith("```")]
+
+
+def test_the_picture_of_the_rooms_is_true():
+    rooms = [" ".join(sorted(names)) for names in reversed(FLOORS) if names != {ROOT.name}]
+    assert told("rooms") == rooms
+    assert told("lalm") == [" ".join(sorted(names)) for names in reversed(LALM_FLOORS)]
+
+
+def reached(name: str) -> set[str]:
+    """Modules that a module imports, and those that these import, and so on; doors are gone through."""
+    found, todo = set(), [name]
+    while todo:
+        new = INSIDE[todo.pop()] - found
+        found |= new
+        todo += new
+    return found
+
+
+def test_the_way_of_one_probability_is_as_told():
+    stops = [line.split("`")[1] for line in told("walk")]
+    files = {path.relative_to(ROOT).as_posix(): name for name, path in MODULES.items()}
+    names = [files[stop] for stop in stops]
+    assert len(names) <= 12
+    for here, following in pairwise(names):
+        # One uses the other, or both are steps with a file between them, or an engine reads what a step wrote.
+        between_files = room(here) == "steps"
+        assert here in reached(following) or between_files, (here, following)
+    for number, name in enumerate(names):
+        assert not INSIDE[name] & set(names[number + 1 :]), f"{name} turns back"
 
 
 def test_imports_are_found_wherever_they_stand(tmp_path):

@@ -9,7 +9,7 @@ from conftest import mifuse, refused, train_config, weights
 from teachers import ask_another
 
 import mifuse_cli as m
-from mifuse_cli.artifacts import Fused, Lalm, Source
+from mifuse_cli.artifacts import Fused, Lalm, Predictions, Source
 from mifuse_cli.errors import UsageError
 from mifuse_cli.methods import loop
 
@@ -160,3 +160,39 @@ class TestHiddenStates:
         assert len(set(Source.load(config.out).speaker)) > 1
         result = m.fuse(m.FuseConfig(lalm=copy.lalm, source=config.out, out=copy.root / "f.h5"))
         assert "pseudo-speakers" not in result.how
+
+
+class TestArtifactsOfEarlierVersions:
+    """Of these the fused labels told less of how they were made, and a student told its recipe."""
+
+    @pytest.mark.parametrize(
+        "lost", [{"calibrate_lalm", "keep_weighting", "without"}, {"sharpen", "without"}]
+    )
+    def test_fused_labels_are_learned_as_before(self, copy, corpora, lost):
+        made = Fused.load(copy.fused)
+        told = {name: value for name, value in made.header.parameters.items() if name not in lost}
+        # Uniform weights in place of those by mutual information kept the temperature of these.
+        for weighting, tau in (("mi", 0.1), ("uniform", 0.5)):
+            parameters = {**told, "weighting": weighting, "tau": tau}
+            replace(made, header=replace(made.header, parameters=parameters)).save(copy.root / "old.h5")
+            out = copy.root / f"student-{weighting}"
+            m.train(train_config(copy, corpora, out, fused=copy.root / "old.h5", epochs=4))
+        assert weights(copy.root / "student-mi") == weights(copy.student)
+        assert weights(copy.root / "student-uniform") != weights(copy.student)
+
+    def test_source_samples_without_hidden_states_can_be_weighed_alone(self, copy):
+        replace(Source.load(copy.source), hidden=None, speaker=None).save(copy.source)
+        flags = ["fuse", "--lalm", copy.lalm, "--source", copy.source, "--out", copy.root / "f.h5"]
+        line = refused(mifuse(*flags), 4, "holds no hidden states", "made by an older mifuse", "Make it anew")
+        assert Source.load(copy.source).header.command in line
+        assert mifuse(*flags, "--weighting", "mi").exit_code == 0
+
+    def test_a_student_of_a_recipe_can_be_scored(self, copy, corpora):
+        file = copy.student / "predictions.h5"
+        made = Predictions.load(file)
+        told = {k: v for k, v in made.header.parameters.items() if k not in ("weighting", "refresh")}
+        replace(made, header=replace(made.header, parameters={**told, "recipe": "best"})).save(file)
+        result = m.evaluate(
+            m.EvaluateConfig(predictions=file, manifest=corpora.labels, out=copy.root / "e.h5")
+        )
+        assert "|recipe:best|" in result.signature and "refresh" not in result.signature
