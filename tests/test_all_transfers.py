@@ -44,6 +44,7 @@ def place(request, tmp_path, encoders):
     change(tmp_path / "conf/train-source.yaml", encoder=str(encoders["wavlm"]), epochs=1)
     change(tmp_path / "conf/train.yaml", epochs=1)
     change(tmp_path / "conf/query-lalm.yaml", **{"n-samples": 2})
+    (tmp_path / "conf/evaluate.yaml").write_text("resamples: 100\n")
     nursery = request.getfixturevalue("nursery") if request.param == "forked" else None
     return Place(tmp_path, nursery)
 

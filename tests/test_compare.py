@@ -208,13 +208,15 @@ class TestResume:
         for name, probs in predictions(tmp_path / "out").items():
             np.testing.assert_allclose(probs, predictions(compared.out)[name], atol=1e-5)
 
-    def test_errors_of_a_process_are_told(self, world, tmp_path):
+    @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+    def test_errors_of_a_process_are_told(self, world, tmp_path, jobs):
+        """Here and, which is slow as they load torch, by processes of their own."""
         root = shutil.copytree(world, tmp_path / "world")
         planned = plan(config(root, tmp_path / "out", systems="lalm"))
         assert len(planned.tasks) == 2
         (root / "lalm/b.h5").unlink()
         with pytest.raises(InputError, match=r"b\.h5: no such file"):
-            list(_run(list(planned.tasks.values()), jobs=2))
+            list(_run(list(planned.tasks.values()), jobs=jobs))
 
 
 class TestInductive:
