@@ -122,7 +122,7 @@ def of_transfers(transfers, *names: str) -> set[str]:
     return {f"{a}-{b}/seed0/{name}" for a, b in transfers for name in names}
 
 
-LABELS = ("source.h5", "fused.h5")
+LABELS = ("source.h5", "fused.h5", "cross-fit.h5")
 STUDENTS = ("lalm-sfuda", "mifuse", "cross-fit")
 SCORES = tuple(f"eval-{row}.h5" for row in ("source-only", "lalm", "fused", *STUDENTS))
 
@@ -180,7 +180,9 @@ def test_four_jobs_at_a_time_killed_at_every_stage_then_changed(place, serve):
     check_table(place)
 
 
+@pytest.mark.slow
 def test_the_same_through_slurm(place, serve, slurm):
+    """From scratch through arrays of jobs; in the quick tests of test_recipes_backends.py mifuse is pretended."""
     lalm, jobs = serve(), ("--cmd", "slurm", "--nj", "4", "--slurm-options", "-p short --mem 4G")
     running = place.start(lalm.url, *jobs)
     place.wait(running, (place.root / "exp/models/iemocap/seed0/train.h5").exists)

@@ -201,7 +201,9 @@ class TestResume:
         file.write_bytes(file.read_bytes()[:-200])
         assert m.compare(config(world, out, systems="lalm", update=True)).made == 1
 
+    @pytest.mark.slow
     def test_processes_give_the_same(self, world, compared, tmp_path):
+        """Two processes, which load torch anew; all other tests run in this one."""
         m.compare(
             config(world, tmp_path / "out", systems="mifuse-mi,mifuse-cross-fit,labels-cross-fit", jobs=2)
         )

@@ -112,7 +112,7 @@ def test_refresh_is_an_option_of_training(pipeline, corpora, tmp_path):
         m.train(train_config(pipeline, corpora, tmp_path / name, epochs=4, **changes))
     found = {name: weights(tmp_path / name) for name in "abcd"}
     assert found["a"] == found["b"] and len(set(found.values())) == 3
-    with pytest.raises(UsageError, match="--refresh 1: --method nrc has no labels to renew"):
+    with pytest.raises(UsageError, match="--refresh 1: --method nrc has no fused labels"):
         train_config(pipeline, corpora, tmp_path / "x", method="nrc", refresh=1)
 
 

@@ -366,9 +366,7 @@ class TestPrecision:
         config = json.loads((run.model / "config.json").read_text())
         (run.model / "config.json").write_text(json.dumps(config | {"precision": "fp32"}))
         exact = self.points(run.model, corpora, tmp_path / "b.h5", tmp_path / "cache")
-        # How far bfloat16 is off for a single clip depends on the processor's kernels, more than on average.
-        gap = np.abs(found - exact)
-        assert gap.max() > 1e-5 and gap.mean() < 0.05, (gap.max(), gap.mean())
+        assert 1e-5 < np.abs(found - exact).max() < 0.1
         assert len(list((tmp_path / "cache").iterdir())) == 2
 
     @pytest.mark.parametrize("tune", ["head", "top-1"])

@@ -86,7 +86,9 @@ class TestQueryLalm:
         silent = np.isnan(made.probs).all(axis=(1, 2))
         assert np.flatnonzero(silent).tolist() == [2, 7]
         assert (made.status[silent] != Status.OK).all() and made.raw_answer(2, 0) == "I cannot tell."
-        fused = m.fuse(m.FuseConfig(lalm=ask.out, source=pipeline.source, out=tmp_path / "fused.h5"))
+        fused = m.fuse(
+            m.FuseConfig(lalm=ask.out, source=pipeline.source, out=tmp_path / "fused.h5", weighting="mi")
+        )
         assert fused.fallbacks == 2 and "2 clips have no valid LALM answer" in " ".join(fused.notes)
         labels = Fused.load(tmp_path / "fused.h5")
         np.testing.assert_array_equal(labels.weights[[2, 7]], [[0, 1], [0, 1]])
@@ -109,7 +111,9 @@ class TestQueryLalm:
     def test_answers_that_do_not_vary(self, ask, pipeline, tmp_path):
         ask.server.reply = lambda digest: '{"angry": 70, "happy": 10, "neutral": 10, "sad": 10}'
         assert ask().mean_mi == pytest.approx(0, abs=1e-7)
-        result = m.fuse(m.FuseConfig(lalm=ask.out, source=pipeline.source, out=tmp_path / "f.h5"))
+        result = m.fuse(
+            m.FuseConfig(lalm=ask.out, source=pipeline.source, out=tmp_path / "f.h5", weighting="mi")
+        )
         assert "lalm: answers are identical on 100% of clips" in result.notes[0]
 
     def test_service_that_refuses_keeps_answers(self, ask):

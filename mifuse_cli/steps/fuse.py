@@ -368,10 +368,11 @@ def _how(parameters: Mapping[str, Any]) -> str:
 def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:
     parameters = artifact.header.parameters
     for name, share in parameters["diagnostics"]["identical"].items():
-        if share is not None and fusion.is_dead(share):
+        # Cross-fit makes no use of mutual information.
+        if share is not None and fusion.is_dead(share) and parameters["weighting"] != CROSS_FIT:
             yield (
-                f"{name}: answers are identical on {share:.0%} of clips, so its mutual information is meaningless "
-                "about it; sample it at a temperature above 0 or use --weighting uniform"
+                f"{name}: answers are identical on {share:.0%} of clips, so its mutual information is meaningless; "
+                "sample it at a temperature above 0 or use --weighting uniform"
             )
     if parameters["weighting"] != artifact.header.config["weighting"]:
         yield "all teachers weigh the same therefore; --keep-weighting insists on the weighting"
