@@ -45,7 +45,7 @@ def draw(path: Path, scores: dict[str, Evaluation], students: dict[str, Path]) -
         ):
             curves.plot(epochs, values, style, color=colour, label=f"{name}: {str(term).replace('_', ' ')}")
     curves.set(xlabel="epoch", ylabel="loss (nats)", title="Training curves")
-    curves.legend(loc="center right", bbox_to_anchor=(1, 0.5), fontsize=8)
+    curves.legend(loc="upper right", bbox_to_anchor=(1, 0.5), fontsize=8)
     _bars(bars, scores)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -100,9 +100,8 @@ def fuse_samples(
         shares, lalm = fuse_answers(mean, mi, settings)
         rng = random("pseudo-speakers")
         found = cross_fit(lalm.astype(float), structure, without=settings.left_out, rng=rng)
-        with np.errstate(
-            invalid="ignore"
-        ):  # If the source model is left out, a clip without an answer has no teacher: NaN.
+        # If the source model is left out, a clip without an answer has no teacher: NaN.
+        with np.errstate(invalid="ignore"):
             teachers = found.exponents[:, :2] / found.exponents[:, :2].sum(axis=1, keepdims=True)
         weights = np.hstack([shares * teachers[:, :1], teachers[:, 1:]])
         probs = sharpened(found.labels, settings.sharpen)

@@ -89,6 +89,8 @@ class FusionSettings(Config):
                 yield f"--without {part}: is no part of --weighting {self.weighting}; expected lalm"
         if {"lalm", "source"} <= self.left_out:
             yield "--without lalm,source: leaves no teacher; name one of them"
+        if "lalm" in self.left_out and self.calibrate_lalm != "none":
+            yield f"--calibrate-lalm {self.calibrate_lalm}: has no effect --without lalm; leave it out"
         for field in dataclasses.fields(FusionSettings):
             value = getattr(self, field.name)
             if field.name in _unused(self.weighting) and value != field.default:
