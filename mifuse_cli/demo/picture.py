@@ -45,7 +45,8 @@ def draw(path: Path, scores: dict[str, Evaluation], students: dict[str, Path]) -
         ):
             curves.plot(epochs, values, style, color=colour, label=f"{name}: {str(term).replace('_', ' ')}")
     curves.set(xlabel="epoch", ylabel="loss (nats)", title="Training curves")
-    curves.legend(loc="upper right", bbox_to_anchor=(1, 0.5), fontsize=8)
+    curves.margins(y=0.25)  # room for the legend above the curves
+    curves.legend(loc="upper right", fontsize=8, ncols=2)
     _bars(bars, scores)
     figure.savefig(path, dpi=110)
     plt.close(figure)
