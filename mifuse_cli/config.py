@@ -80,6 +80,21 @@ class StepConfig(Config):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """Result of every step that makes something.
+
+    Attributes:
+        out: the file or directory that was made.
+        up_to_date: nothing was done, since --update found the output current.
+        notes: what the user should know.
+    """
+
+    out: Path
+    up_to_date: bool = False
+    notes: tuple[str, ...] = ()
+
+
 def is_repeatable(field: dataclasses.Field[Any]) -> bool:
     """Whether the option may be given several times: its type is ``tuple[Path, ...]``."""
     return str(field.type).startswith("tuple")

@@ -26,16 +26,19 @@ BINARIES = Path(sys.executable).parent
 CORPORA = ("iemocap", "msp-improv", "msp-podcast")
 ROWS = ["source-only", "LALM", "fused", "LALM-SFUDA", "MI-Fuse", "cross-fit"]
 
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the recipes need bash")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("bash") is None, reason="the recipes need bash"),
+]
 
 
-@pytest.fixture(params=["forked", pytest.param("started", marks=pytest.mark.slow)])
+@pytest.fixture(params=["forked", "started"])
 def place(request, tmp_path, encoders):
     """Three unpacked corpora, the settings of the preset with fewer epochs, and a way to run the recipe.
 
-    Its commands are forked from a process that has imported everything. The slow tests are the same with commands that
-    are started as users start them: that each step finds what it needs by itself, and that nothing of a killed
-    one is left but files.
+    Its commands are forked from a process that has imported everything, which kills and gets to more of them, or are
+    started as users start them: that each step finds what it needs by itself, and that nothing of a killed one is
+    left but files. Quick tests are those of test_recipes.py, where mifuse is pretended, and of test_benchmark.py.
     """
     trees.iemocap(tmp_path / "IEMOCAP_full_release")
     trees.msp_improv(tmp_path / "MSP-IMPROV")
@@ -180,7 +183,6 @@ def test_four_jobs_at_a_time_killed_at_every_stage_then_changed(place, serve):
     check_table(place)
 
 
-@pytest.mark.slow
 def test_the_same_through_slurm(place, serve, slurm):
     """From scratch through arrays of jobs; in the quick tests of test_recipes_backends.py mifuse is pretended."""
     lalm, jobs = serve(), ("--cmd", "slurm", "--nj", "4", "--slurm-options", "-p short --mem 4G")

@@ -209,6 +209,7 @@ class TestPilot:
 
 
 class TestBudget:
+    @pytest.mark.slow
     def test_half_the_cost_with_64_under_way(self, query, play, till, prices):
         def crowd(request):
             together.wait(HANG_SECONDS)

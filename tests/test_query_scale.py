@@ -15,7 +15,10 @@ from scripted import completion, serving
 
 from mifuse_cli.audio import RATE, wav_bytes
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc"),
+]
 
 HIGHEST = """
 import gc, json, sys

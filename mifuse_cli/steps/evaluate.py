@@ -11,7 +11,7 @@ import numpy as np
 
 from mifuse_cli import __version__, artifacts, evaluation, fusion, lineage, manifest, provenance
 from mifuse_cli.artifacts import Artifact, Evaluation, Fused, Lalm, Parent, Predictions, Source, Training
-from mifuse_cli.config import Progress, StepConfig, at_least, one_of, option
+from mifuse_cli.config import Progress, StepConfig, StepResult, at_least, one_of, option
 from mifuse_cli.errors import ArtifactError
 from mifuse_cli.manifest import LabelledClip, read_labelled
 
@@ -44,8 +44,8 @@ class EvaluateConfig(StepConfig):
             yield from one_of("--normalize", self.normalize, ("source", "target", "speaker"))
 
 
-@dataclass(frozen=True)
-class EvaluateResult:
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult(StepResult):
     """The score; rates are in [0, 1].
 
     Attributes:
@@ -54,17 +54,12 @@ class EvaluateResult:
         classes: names in order.
         metrics: all fields of `evaluation.Score` except the confusion matrix.
         confusion: K rows of K + 1 counts, true by predicted class, last column: no prediction.
-        up_to_date: nothing was done, since --update found the output current.
-        notes: what the user should know.
     """
 
-    out: Path
     signature: str
     classes: tuple[str, ...]
     metrics: dict[str, Any]
     confusion: list[list[int]]
-    up_to_date: bool = False
-    notes: tuple[str, ...] = ()
 
 
 def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> EvaluateResult:

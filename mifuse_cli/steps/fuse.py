@@ -15,7 +15,7 @@ import numpy as np
 
 from mifuse_cli import artifacts, fusion, lineage, provenance
 from mifuse_cli.artifacts import Fused, Lalm, Parent, Source
-from mifuse_cli.config import Progress, StepConfig, option
+from mifuse_cli.config import Progress, StepConfig, StepResult, option
 from mifuse_cli.errors import ArtifactError, InputError
 from mifuse_cli.fusion import CROSS_FIT, Fusion, FusionSettings
 
@@ -58,8 +58,8 @@ class FuseConfig(FusionSettings, StepConfig):
         yield from super().problems()
 
 
-@dataclass(frozen=True)
-class FuseResult:
+@dataclass(frozen=True, kw_only=True)
+class FuseResult(StepResult):
     """Result of the fusion.
 
     Teachers are the LALMs in the order given, then the source classifier. One LALM is named "lalm", several by
@@ -80,11 +80,8 @@ class FuseResult:
         how: in one line, how the labels were made.
         temperature: by LALM that was calibrated.
         marginal: mean fused probability by class.
-        up_to_date: nothing was done, since --update found the output current.
-        notes: what the user should know.
     """
 
-    out: Path
     clips: int
     fallbacks: int
     without_answer: dict[str, int]
@@ -98,8 +95,6 @@ class FuseResult:
     how: str
     temperature: dict[str, float]
     marginal: dict[str, float]
-    up_to_date: bool = False
-    notes: tuple[str, ...] = ()
 
 
 def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mifuse_cli import fusion, lineage, provenance
 from mifuse_cli.artifacts import Source, Training
-from mifuse_cli.config import Progress, StepConfig, at_least, one_of, option, target_problems
+from mifuse_cli.config import Progress, StepConfig, StepResult, at_least, one_of, option, target_problems
 from mifuse_cli.manifest import clips_of
 from mifuse_cli.model.shape import read_shape
 
@@ -49,8 +49,8 @@ class SampleSourceConfig(StepConfig):
             yield from one_of("--normalize", self.normalize, ("source", "target", "speaker"))
 
 
-@dataclass(frozen=True)
-class SampleSourceResult:
+@dataclass(frozen=True, kw_only=True)
+class SampleSourceResult(StepResult):
     """What was sampled.
 
     Attributes:
@@ -58,17 +58,12 @@ class SampleSourceResult:
         clips, samples: U and M.
         mean_mi: mean mutual information over clips, in nats.
         marginal: mean predicted probability by class.
-        up_to_date: nothing was done, since --update found the output current.
-        notes: what the user should know.
     """
 
-    out: Path
     clips: int
     samples: int
     mean_mi: float
     marginal: dict[str, float]
-    up_to_date: bool = False
-    notes: tuple[str, ...] = ()
 
 
 def sample_source(config: SampleSourceConfig, *, progress: Progress | None = None) -> SampleSourceResult:

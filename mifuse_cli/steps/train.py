@@ -13,6 +13,7 @@ from mifuse_cli import artifacts, lineage, provenance
 from mifuse_cli.artifacts import Fused, Parent, Predictions, Training
 from mifuse_cli.config import (
     Progress,
+    StepResult,
     above_zero,
     one_of,
     option,
@@ -100,8 +101,8 @@ class TrainConfig(AdaptationConfig):
         yield from super().problems()
 
 
-@dataclass(frozen=True)
-class TrainResult:
+@dataclass(frozen=True, kw_only=True)
+class TrainResult(StepResult):
     """What was trained.
 
     Attributes:
@@ -113,11 +114,8 @@ class TrainResult:
         losses: mean of every loss term in the last epoch.
         marginal: mean predicted probability by class.
         resumed_from: epoch that an interrupted run had reached, 0 if there was none.
-        up_to_date: nothing was done, since --update found the output current.
-        notes: what the user should know.
     """
 
-    out: Path
     method: str
     labels: str
     clips: int
@@ -125,8 +123,6 @@ class TrainResult:
     losses: dict[str, float]
     marginal: dict[str, float]
     resumed_from: int = 0
-    up_to_date: bool = False
-    notes: tuple[str, ...] = ()
 
 
 def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult:

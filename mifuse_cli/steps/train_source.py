@@ -15,6 +15,7 @@ from mifuse_cli.artifacts import Parent, Training
 from mifuse_cli.config import (
     Progress,
     StepConfig,
+    StepResult,
     above_zero,
     at_least,
     between,
@@ -104,8 +105,8 @@ class TrainSourceConfig(StepConfig):
             yield f"--layers {self.layers!r}: expected all, middle, or numbers separated by commas"
 
 
-@dataclass(frozen=True)
-class TrainSourceResult:
+@dataclass(frozen=True, kw_only=True)
+class TrainSourceResult(StepResult):
     """What was trained.
 
     Attributes:
@@ -116,19 +117,14 @@ class TrainSourceResult:
         validation_ua: unweighted accuracy on the held-out clips after that many epochs, in [0, 1]; NaN
             without any.
         temperature: fitted on the held-out clips.
-        up_to_date: nothing was done, since --update found the output current.
-        notes: what the user should know.
     """
 
-    out: Path
     clips: int
     validation_clips: int
     validation_speakers: int
     epochs: int
     validation_ua: float
     temperature: float
-    up_to_date: bool = False
-    notes: tuple[str, ...] = ()
 
 
 def train_source(config: TrainSourceConfig, *, progress: Progress | None = None) -> TrainSourceResult:

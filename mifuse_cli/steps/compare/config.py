@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mifuse_cli import evaluation
-from mifuse_cli.config import at_least, one_of, option, words
+from mifuse_cli.config import StepResult, at_least, one_of, option, words
 from mifuse_cli.errors import did_you_mean
 from mifuse_cli.methods.adaptation import AdaptationConfig
 from mifuse_cli.steps.compare.systems import GROUPS, SYSTEMS
@@ -78,8 +78,8 @@ class CompareConfig(AdaptationConfig):
         yield from super().problems()
 
 
-@dataclass(frozen=True)
-class CompareResult:
+@dataclass(frozen=True, kw_only=True)
+class CompareResult(StepResult):
     """What was compared.
 
     Attributes:
@@ -88,17 +88,12 @@ class CompareResult:
         runs: number of runs: predictions of one system for one transfer and seed.
         made: how many of them were made now.
         results: what ``results.json`` holds.
-        up_to_date: nothing was done, since --update found the output current.
-        notes: what the user should know.
     """
 
-    out: Path
     protocol: str
     runs: int
     made: int
     results: dict[str, Any]
-    up_to_date: bool = False
-    notes: tuple[str, ...] = ()
 
 
 def _once(flag: str, values: list[str]) -> Iterable[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mifuse_cli import corpora
-from mifuse_cli.config import Config, one_of, option
+from mifuse_cli.config import Config, StepResult, one_of, option
 from mifuse_cli.corpora.selection import Wanted
 from mifuse_cli.errors import UsageError
 from mifuse_cli.labels import CLASSES, parse_classes
@@ -82,8 +82,8 @@ class PrepareConfig(Config):
         )
 
 
-@dataclass(frozen=True)
-class PrepareResult:
+@dataclass(frozen=True, kw_only=True)
+class PrepareResult(StepResult):
     """What was prepared.
 
     Attributes:
@@ -98,11 +98,8 @@ class PrepareResult:
         left_out: clips of other emotions.
         published: published counts beside those of this copy, as (what, published, found), where they are
             known.
-        up_to_date: nothing was done, since --update found the output current.
-        notes: what the user should know.
     """
 
-    out: Path
     corpus: str
     root: str
     clips: int
@@ -112,8 +109,6 @@ class PrepareResult:
     groups: dict[str, dict[str, int]]
     left_out: dict[str, int]
     published: list[dict[str, Any]]
-    up_to_date: bool = False
-    notes: tuple[str, ...] = ()
 
 
 def pairs(text: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mifuse_cli import lalm
-from mifuse_cli.config import StepConfig, above_zero, at_least, one_of, option, target_problems
+from mifuse_cli.config import StepConfig, StepResult, above_zero, at_least, one_of, option, target_problems
 from mifuse_cli.errors import UsageError
 from mifuse_cli.labels import CLASSES, parse_classes
 
@@ -188,8 +188,8 @@ class QueryLalmConfig(StepConfig):
             yield from above_zero(f"--{name.replace('_', '-')}", 1 if value is None else value)
 
 
-@dataclass(frozen=True)
-class QueryLalmResult:
+@dataclass(frozen=True, kw_only=True)
+class QueryLalmResult(StepResult):
     """What was asked and answered.
 
     Attributes:
@@ -206,11 +206,8 @@ class QueryLalmResult:
         unresolved: requests of unknown outcome, which may have been billed: clip and sample.
         volume, estimate: what has to be sent for the whole corpus, and tokens, cost and hours of it, as far as a
             dry run or a pilot could tell.
-        up_to_date: nothing was done, since --update found the output current.
-        notes: what the user should know.
     """
 
-    out: Path
     clips: int
     samples: int
     asked: int = 0
@@ -224,5 +221,3 @@ class QueryLalmResult:
     unresolved: tuple[str, ...] = ()
     volume: lalm.Volume | None = None
     estimate: lalm.Estimate | None = None
-    up_to_date: bool = False
-    notes: tuple[str, ...] = ()
