@@ -157,6 +157,16 @@ def above_zero(flag: str, value: float) -> Iterable[str]:
         yield f"{flag} {value}: expected more than 0"
 
 
+NORMALIZATIONS = ("source", "target", "speaker")
+"""Whose statistics standardise the input of a classifier's head."""
+
+
+def normalize_problems(value: str) -> Iterable[str]:
+    """A problem sentence if ``value`` is neither empty nor one of `NORMALIZATIONS`."""
+    if value:
+        yield from one_of("--normalize", value, NORMALIZATIONS)
+
+
 def target_problems(manifest: Path | None, wav_dir: Path | None) -> Iterable[str]:
     """A problem sentence unless exactly one source of clips is given."""
     if (manifest is None) == (wav_dir is None):

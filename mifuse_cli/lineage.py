@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,19 @@ def digest(path: Path) -> str:
         ArtifactError: a file that is no artifact.
     """
     if not path.is_dir():
-        return artifacts.read(path).digest()
+        state = path.stat() if path.is_file() else None
+        return _artifact_digest(path, *((state.st_mtime_ns, state.st_size, state.st_ino) if state else ()))
     files = sorted(file for pattern in _MODEL_FILES for file in path.rglob(pattern))
     if not files:
         raise InputError(f"{path}: holds no model (config.json and *.safetensors). Check the path.")
     lines = [f"{file.relative_to(path).as_posix()} {file_sha256(file)}" for file in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _artifact_digest(path: Path, *state: int) -> str:
+    """Content hash of an artifact, taken once while the file's time, size and inode stay as they are."""
+    return artifacts.read(path).digest()
 
 
 def parent(role: str, path: Path, out: Path) -> Parent:
@@ -46,6 +54,11 @@ def parent(role: str, path: Path, out: Path) -> Parent:
 def relative(path: Path, out: Path) -> str:
     """``path`` as seen from the directory that holds the output ``out``."""
     return os.path.relpath(path, out.parent)
+
+
+def place_of(parent: Parent, artifact: Path) -> Path:
+    """Where the parent of an artifact is, as seen from here; the converse of `relative`, also beyond links."""
+    return Path(os.path.normpath(os.path.abspath(artifact.parent / parent.path)))
 
 
 def clips_parent(clips: Sequence[Clip], path: Path, out: Path) -> Parent:
@@ -134,7 +147,7 @@ def check_parents(artifact: Artifact, path: Path) -> None:
         ArtifactError: naming the changed parent and the command that makes the artifact anew.
     """
     for one in artifact.header.parents:
-        place = path.parent / one.path
+        place = place_of(one, path)
         if one.role not in COMPARED or not place.exists():
             continue
         if digest(place) != one.sha256:

@@ -199,6 +199,12 @@ def clips_of(manifest: Path | None, wav_dir: Path | None) -> tuple[list[Clip], P
     return scan(wav_dir), wav_dir
 
 
+def speakers_of(clips: Sequence[Clip]) -> list[str] | None:
+    """Speaker of every clip, or None unless at least two are known and no clip lacks one."""
+    names = [clip.speaker for clip in clips if clip.speaker]
+    return names if len(names) == len(clips) and len(set(names)) > 1 else None
+
+
 def digest(clips: Sequence[Clip]) -> str:
     """Hex SHA-256 over ids and audio bytes of the clips, on which the steps that read audio depend."""
     return digest_of((clip.utt_id, audio.file_sha256(clip.path)) for clip in clips)

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mifuse_cli import evaluation, fusion, provenance, splits
-from mifuse_cli.errors import InputError
+from mifuse_cli.config import options_of
+from mifuse_cli.errors import InputError, UsageError
 from mifuse_cli.evaluation import Score
 from mifuse_cli.fusion import Fusion, FusionSettings
-from mifuse_cli.methods.adaptation import METHODS, Options, adapt
+from mifuse_cli.methods.adaptation import METHODS, AdaptationConfig, Options, adapt
 from mifuse_cli.methods.teachers import Teachers
 
 if TYPE_CHECKING:
@@ -62,8 +63,7 @@ class TrainedHead:
         """
         from mifuse_cli.model.classifier import sample
 
-        if passes < 2:
-            raise InputError(f"passes: {passes}, expected 2 or more")
+        _at_least("passes", passes, 2)
         classifier, inputs = self._ready(features)
         return sample(classifier, inputs, passes, provenance.named_seed(seed, "sample-source"))
 
@@ -108,8 +108,11 @@ def fuse_arrays(
     """
     if settings is None:
         settings = FusionSettings(weighting="mi" if features is None else fusion.CROSS_FIT)
-    if len(samples) < 2:
-        raise InputError(f"samples: of {len(samples)} teachers, expected two or more")
+    _of_type("settings", settings, FusionSettings)
+    if settings.is_weighted and features is not None:
+        raise InputError(f"features: --weighting {settings.weighting} makes no use of them; leave them out")
+    if not isinstance(samples, list | tuple) or len(samples) < 2:
+        raise InputError("samples: expected a list of two arrays or more, one of each teacher")
     teachers = [_distributions(one, f"samples[{t}]", "U N K") for t, one in enumerate(samples)]
     for t, one in enumerate(teachers):
         if (len(one), one.shape[-1]) != (len(teachers[0]), teachers[0].shape[-1]):
@@ -157,8 +160,11 @@ def score_predictions(
     """
     predicted = _distributions(probs, "probs", "U K")
     labels = _classes(truth, len(predicted), predicted.shape[1])
+    _at_least("resamples", resamples, 1)
     if speakers is not None and len(speakers) != len(labels):
         raise InputError(f"speakers: of {len(speakers)} clips, expected {len(labels)}")
+    if speakers is not None and not all(speakers):
+        raise InputError("speakers: some are unknown; leave them out, so that clips are drawn")
     rng = provenance.rng(seed, "evaluate")
     names = None if speakers is None else list(map(str, speakers))
     return evaluation.score(labels, predicted, speakers=names, resamples=resamples, rng=rng)
@@ -189,15 +195,21 @@ def train_head(
 
     Raises:
         InputError: other shapes, features that are not finite, or class indices that are not among the K.
+        UsageError: a number that makes no sense.
     """
     from mifuse_cli.model.classifier import seeded
+
+    options = _options(method="oracle", epochs=epochs, learning_rate=learning_rate, seed=seed)
+    _at_least("hidden", hidden, 1)
+    _at_least("classes", classes, 2)
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout: {dropout}, expected 0 or more and below 1")
 
     inputs = _inputs(features)
     labels = _classes(truth, len(inputs), classes)
     with seeded(seed, "train-source", "head"):
         _, layers, width = inputs.values.shape
         classifier = _classifier(layers, width, classes, hidden, dropout)
-    options = _options(method="oracle", epochs=epochs, learning_rate=learning_rate, seed=seed)
     return _trained(classifier, inputs, options, dropout, truth=labels)
 
 
@@ -228,8 +240,14 @@ def adapt_head(
 
     Raises:
         InputError: features or labels of other clips, classes or widths, or an unknown method.
-        UsageError: ``refresh`` with labels of ``cross-fit``.
+        UsageError: ``refresh`` with labels of ``cross-fit`` or another method, a number that makes no sense.
     """
+    options = _options(method=method, epochs=epochs, learning_rate=learning_rate, refresh=refresh, seed=seed)
+    _of_type("head", head, TrainedHead)
+    _of_type("fused", fused, Fusion)
+    _at_least("passes", passes, 2)
+    if refresh is not None and method != "mifuse":
+        raise UsageError(f"--refresh {refresh}: --method {method} has no fused labels; leave it out")
     if method not in METHODS or method == "oracle":
         raise InputError(
             f"method {method!r}: expected one of {', '.join(m for m in METHODS if m != 'oracle')}"
@@ -241,7 +259,6 @@ def adapt_head(
             f"and {head.classes}"
         )
     teachers = Teachers(fused.probs, fused.mean, fused.mi, fused.settings, passes)
-    options = _options(method=method, epochs=epochs, learning_rate=learning_rate, refresh=refresh, seed=seed)
     return _trained(classifier, inputs, options, head.dropout, teachers=teachers)
 
 
@@ -253,16 +270,19 @@ def _trained(
     return TrainedHead(weights, classifier.head.out.out_features, dropout, made.history, made.terms)
 
 
-def _options(**changes: Any) -> Options:
-    usual = {
-        "batch_size": 64,
-        "weight_decay": 0.01,
-        "diversity_weight": 1.0,
-        "diversity_prior": "uniform",
-        "refresh": None,
-        "ema": 0.99,
-    }
-    return Options(**{**usual, **changes})
+def _options(method: str, **changes: Any) -> Options:
+    """The defaults of ``mifuse train`` with changes, which are checked as there."""
+    return options_of(AdaptationConfig(**changes), Options, method=method)
+
+
+def _at_least(name: str, value: int, lowest: int) -> None:
+    if not isinstance(value, int | np.integer) or value < lowest:
+        raise InputError(f"{name}: {value!r}, expected a whole number, {lowest} or more")
+
+
+def _of_type(name: str, value: object, wanted: type) -> None:
+    if not isinstance(value, wanted):
+        raise InputError(f"{name}: is of type {type(value).__name__}, expected {wanted.__name__}")
 
 
 def _classifier(layers: int, width: int, classes: int, hidden: int, dropout: float) -> Classifier:

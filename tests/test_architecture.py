@@ -119,7 +119,7 @@ def reached(name: str) -> set[str]:
 
 
 def test_the_way_of_one_probability_is_as_told():
-    stops = [line.split("`")[1] for line in told("walk")]
+    stops = [line.split("`")[1] for line in told("walk") if line[0].isdigit()]
     files = {path.relative_to(ROOT).as_posix(): name for name, path in MODULES.items()}
     names = [files[stop] for stop in stops]
     assert len(names) <= 12
@@ -298,7 +298,7 @@ def imported_names(path: Path) -> set[str]:
     }
 
 
-MOST_IMPORTED = 44  # names of ours
+MOST_IMPORTED = 46  # names of ours
 MOST_GIVEN = 24
 
 

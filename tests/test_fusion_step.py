@@ -219,6 +219,7 @@ class TestOptions:
             ({"without": "structure"}, "--without structure: is no part of --weighting mi; expected lalm"),
             ({"weighting": "cross-fit", "without": "voice"}, "did you mean 'voices'"),
             ({"weighting": "cross-fit", "without": "lalm,source"}, "leaves no teacher"),
+            ({"without": "lalm", "weighting": "dawid-skene"}, "dawid-skene needs the LALMs"),
             ({"without": "lalm", "calibrate_lalm": "self-agreement"}, "has no effect --without lalm"),
             ({"weighting": "cross-fit", "pool": "log"}, "--pool log: has no effect on --weighting cross-fit"),
             ({"weighting": "cross-fit", "tau": 1.0}, "--tau 1.0: has no effect"),

@@ -70,7 +70,7 @@ class TestFuseArrays:
     @pytest.mark.parametrize(
         ("given", "options", "message"),
         [
-            ([samples()], {}, "of 1 teachers, expected two or more"),
+            ([samples()], {}, "samples: expected a list of two arrays or more"),
             ([samples()[0], samples()], {}, r"samples\[0\]: of shape \(5, 4\), expected \(U, N, K\)"),
             ([samples(), samples()[:9]], {}, r"samples\[1\]: 9 clips and 4 classes, samples\[0\] has 40"),
             ([samples() * 2, samples()], {}, "rows do not sum to 1, one sums to 2; divide"),
@@ -81,6 +81,13 @@ class TestFuseArrays:
             ([samples(), samples()], {"features": np.full((U, D), np.inf)}, "features: hold NaN or inf"),
             ([samples(), samples()], {"features": np.ones(U)}, r"features: of shape \(40,\), expected"),
             ([samples(), samples()], {"settings": m.FusionSettings()}, "features: cross-fit needs them"),
+            ([samples(), samples()], {"settings": "mi"}, "settings: is of type str, expected FusionSettings"),
+            ({"lalm": samples()}, {}, "samples: expected a list"),
+            (
+                [samples(), samples()],
+                {"settings": m.FusionSettings(weighting="mi"), "features": features()},
+                "features: --weighting mi makes no use of them",
+            ),
         ],
     )
     def test_what_is_refused(self, given, options, message):
@@ -120,6 +127,8 @@ class TestScore:
             (truth().astype(float), {}, "truth: of type float64, expected class indices"),
             (["angry"] * U, {}, "expected class indices"),
             (truth(), {"speakers": ["a"]}, "speakers: of 1 clips, expected 40"),
+            (truth(), {"speakers": [None] * U}, "speakers: some are unknown"),
+            (truth(), {"resamples": 0}, "resamples: 0, expected a whole number, 1 or more"),
         ],
     )
     def test_what_is_refused(self, labels, options, message):
@@ -170,8 +179,22 @@ class TestHeads:
             m.adapt_head(head, features()[:9], fused)
         with pytest.raises(m.InputError, match="method 'oracle': expected one of mifuse"):
             m.adapt_head(head, features(), fused, method="oracle")
-        with pytest.raises(m.InputError, match="passes: 1, expected 2 or more"):
+        with pytest.raises(m.InputError, match="passes: 1, expected a whole number, 2 or more"):
             head.sample(features(), passes=1)
+        for options, message in (
+            ({"epochs": 0}, "--epochs 0: expected 1 or more"),
+            ({"refresh": -1}, "--refresh -1: expected 0 or more"),
+            ({"learning_rate": -1.0}, "--learning-rate -1.0: expected more than 0"),
+            ({"passes": 1}, "passes: 1, expected a whole number, 2 or more"),
+            ({"method": "shot", "refresh": 2}, "--refresh 2: --method shot has no fused labels"),
+        ):
+            with pytest.raises(m.MifuseError, match=message):
+                m.adapt_head(head, features(), m.fuse_arrays([samples(0), samples(1)]), **options)
+        for options in ({"hidden": 0}, {"dropout": 1.5}, {"epochs": -1}, {"classes": ("a", "b")}):
+            with pytest.raises(m.MifuseError, match="expected"):
+                m.train_head(features(), truth(), **{"classes": K, **options})
+        with pytest.raises(m.InputError, match="fused: is of type ndarray, expected Fusion"):
+            m.adapt_head(head, features(), samples()[:, 0])
         with pytest.raises(m.InputError, match="no active dropout"):
             m.train_head(features(), truth(), classes=K, dropout=0.0, epochs=1).sample(features())
 

@@ -1,17 +1,26 @@
 """Labels are made in ``fuse`` and learned in ``train``: whatever was chosen in one reaches the other."""
 
 import dataclasses
+import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from conftest import mifuse, refused, train_config, weights
 from teachers import ask_another
 
 import mifuse_cli as m
+from mifuse_cli import provenance
 from mifuse_cli.artifacts import Fused, Lalm, Predictions, Source
-from mifuse_cli.errors import UsageError
+from mifuse_cli.errors import InputError, UsageError
+from mifuse_cli.fusion import fuse_samples
+from mifuse_cli.manifest import read_clips
 from mifuse_cli.methods import loop
+from mifuse_cli.methods.structure import structure_of
+from mifuse_cli.model import checkpoint
+from mifuse_cli.model.prepare import all_layers, frozen_classifier, frozen_inputs
 
 VALUES = {
     "weighting": "entropy",
@@ -144,22 +153,115 @@ class TestHiddenStates:
         assert mifuse(*flags, "--weighting", "mi").exit_code == 0
 
     def test_too_many_clips_are_refused(self, copy, monkeypatch):
-        monkeypatch.setattr("mifuse_cli.fusion.ridge.LARGEST", 7)
+        """All layers count, not one alone: 3 of 16 features."""
+        monkeypatch.setattr("mifuse_cli.fusion.ridge.LARGEST", 20)
         flags = ["fuse", "--lalm", copy.lalm, "--source", copy.source, "--out", copy.root / "f.h5"]
-        refused(mifuse(*flags), 3, "24 clips with 16 features a layer", "--weighting, such as mi")
+        refused(mifuse(*flags), 3, "24 clips with 3 layers of 16 features", "--weighting, such as mi")
 
-    def test_speakers_are_kept_for_models_that_need_them(self, copy, corpora):
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"normalize": "speaker"}, {"normalize": "target"}, {"calibrate": True}, {"n_samples": 7}],
+        ids=str,
+    )
+    def test_labels_are_those_of_the_classifier_as_it_was_sampled(self, copy, corpora, monkeypatch, options):
+        """Made here from the model and the encoder's states, with two pseudo-speakers that are always found."""
+        groups = np.arange(24) % 2
+        monkeypatch.setattr("mifuse_cli.fusion.cross_fit.pseudo_speakers", lambda *_: [groups])
         config = m.SampleSourceConfig(
-            model=copy.model,
-            manifest=corpora.target,
-            out=copy.root / "by.h5",
-            n_samples=4,
-            normalize="speaker",
+            model=copy.model, manifest=corpora.target, out=copy.root / "s.h5", **{"n_samples": 4, **options}
         )
         m.sample_source(config)
-        assert len(set(Source.load(config.out).speaker)) > 1
-        result = m.fuse(m.FuseConfig(lalm=copy.lalm, source=config.out, out=copy.root / "f.h5"))
-        assert "pseudo-speakers" not in result.how
+        result = m.fuse(m.FuseConfig(lalm=copy.lalm, source=config.out, out=copy.root / "f.h5", seed=3))
+        by_speaker = options.get("normalize") == "speaker"
+        assert (", 2 pseudo-speakers;" in result.how) != by_speaker
+        assert ("standardised by known speakers" in result.how) == by_speaker
+        loaded, clips = checkpoint.load(copy.model), read_clips(corpora.target)
+        if options.get("calibrate"):
+            loaded.calibrate()
+        device, cache = torch.device("cpu"), copy.root / "cache"
+        normalize = options.get("normalize", "source")
+        structure = structure_of(
+            all_layers(loaded, clips, device=device, cache=cache, progress=None),
+            frozen_classifier(loaded, device),
+            frozen_inputs(loaded, clips, normalize=normalize, device=device, cache=cache, progress=None),
+            speakers=[clip.speaker for clip in clips] if by_speaker else None,
+            passes=config.n_samples,
+            seed=3,
+        )
+        samples = [Lalm.load(copy.lalm).probs.astype(float), Source.load(config.out).probs.astype(float)]
+        random = partial(provenance.rng, 3)
+        expected = fuse_samples(samples, m.FusionSettings(), structure=structure, random=random)
+        np.testing.assert_array_equal(Fused.load(result.out).probs, expected.probs)
+
+    def test_the_model_is_found_beyond_links(self, copy, corpora, tmp_path):
+        (tmp_path / "large").mkdir()
+        (copy.root / "exp").symlink_to(tmp_path / "large", target_is_directory=True)
+        source = copy.root / "exp/source.h5"
+        m.sample_source(
+            m.SampleSourceConfig(model=copy.model, manifest=corpora.target, out=source, n_samples=4)
+        )
+        m.fuse(m.FuseConfig(lalm=copy.lalm, source=source, out=copy.root / "exp/f.h5"))
+
+
+class TestWithoutAnswers:
+    def test_methods_that_learn_from_a_lalm_refuse_labels_without_one(self, copy, corpora):
+        config = m.FuseConfig(lalm=copy.lalm, source=copy.source, out=copy.root / "f.h5", without="lalm")
+        assert not m.fuse(config).notes
+        for method in ("lalm-sfuda", "dine", "prode", "shot+lalm", "nrc+lalm"):
+            with pytest.raises(InputError, match=f"--method {re.escape(method)}: learns from answers"):
+                m.train(train_config(copy, corpora, copy.root / method, fused=config.out, method=method))
+        assert m.train(train_config(copy, corpora, copy.root / "s", fused=config.out)).clips == 24
+
+    def test_who_labels_a_clip_without_an_answer_is_told(self, copy):
+        silent, told = ask_another(copy, "silent.h5", silent=[2, 9]), {}
+        for name, options in {
+            "mi": {"weighting": "mi"},
+            "both": {},
+            "structure": {"without": "source"},
+            "source": {"without": "structure"},
+        }.items():
+            config = {
+                "lalm": silent,
+                "source": copy.source,
+                "out": copy.root / f"labels-{name}.h5",
+                **options,
+            }
+            result = m.fuse(m.FuseConfig(**config))
+            (told[name],) = [note for note in result.notes if note.startswith("2 clips")]
+            assert all(np.isfinite(list(result.mean_weight.values())))
+        assert all("by the source classifier alone" in told[name] for name in ("mi", "source"))
+        assert "by the source classifier and the structure of the clips alone" in told["both"]
+        assert "by the structure of the clips alone" in told["structure"]
+
+    def test_several_models_are_averaged_even_if_one_never_varies(self, copy):
+        other = ask_another(copy, "other.h5", seed=1)
+        never_vary(other)
+        made = m.fuse(m.FuseConfig(lalm=(copy.lalm, other), source=copy.source, out=copy.root / "f.h5"))
+        assert made.mean_weight == pytest.approx({"lalm": 0.25, "other": 0.25, "source": 0.5})
+
+
+def test_what_was_chosen_is_in_the_protocol_line_and_the_result(copy, corpora):
+    """Of the labels, and of the student that learned them."""
+    protocol, how = {}, {}
+    for number, options in enumerate(
+        ({"without": "structure,voices"}, {}, {"weighting": "mi", "tau": 0.5, "sharpen": 0.5, "pool": "log"})
+    ):
+        fused, student = copy.root / f"{number}.h5", copy.root / f"student{number}"
+        how[number] = m.fuse(m.FuseConfig(lalm=copy.lalm, source=copy.source, out=fused, **options)).how
+        m.train(train_config(copy, corpora, student, fused=fused))
+        for file in (fused, student / "predictions.h5"):
+            config = m.EvaluateConfig(
+                predictions=file, manifest=corpora.labels, out=copy.root / "e.h5", force=True
+            )
+            protocol.setdefault(number, []).append(m.evaluate(config).signature)
+    for line in protocol[0]:
+        assert "|weighting:cross-fit|without:structure+voices|" in line
+    for line in protocol[1]:
+        assert "|weighting:cross-fit|" in line and "without" not in line
+    for line in protocol[2]:
+        assert "|weighting:mi(0.5)|pool:log|sharpen:0.5|" in line
+    assert "without structure+voices, pseudo-speakers not looked for" in how[0]
+    assert "no pseudo-speakers found" in how[1] and "(MI-Fuse)" not in how[2]
 
 
 class TestArtifactsOfEarlierVersions:

@@ -64,7 +64,7 @@ def test_planted_labels_change_nothing_of_the_default(pipeline, corpora, tmp_pat
     assert weights(tmp_path / "paper") != weights(tmp_path / "plain/student")
     for name, labels in (
         ("plain/student", "weighting:cross-fit|refresh:0"),
-        ("paper", "weighting:mi|refresh:1"),
+        ("paper", "weighting:mi(0.1)|pool:linear|refresh:1"),
     ):
         result = m.evaluate(
             m.EvaluateConfig(

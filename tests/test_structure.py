@@ -203,7 +203,7 @@ def test_the_source_classifier_hears_what_found_voices_leave(found):
     assert gap(own) > 3 * max(map(gap, by_voice))
 
 
-def test_several_models_are_heard_as_one_by_mutual_information():
+def test_several_models_are_averaged():
     features = raw(CLIPS)
     said = [np.random.default_rng(n).dirichlet(np.ones(K), (CLIPS, 4)) for n in range(3)]
     said[0][7] = np.nan

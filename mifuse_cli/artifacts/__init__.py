@@ -287,7 +287,7 @@ def read(path: Path) -> Artifact:
         for name, spec in KINDS[kind].columns().items():
             if name in file:
                 values = file[name].asstr() if spec["dtype"] == "str" else file[name]
-                arrays[name] = values[:].astype(spec["dtype"])
+                arrays[name] = values[:].astype(spec["dtype"], copy=False)
             elif spec["required"]:
                 raise ArtifactError(f"{path}: has no dataset {name!r}. Make it anew.")
         recorded = file.attrs.get("sha256")

@@ -117,14 +117,14 @@ def content_hash(
     return total.hexdigest()
 
 
-def _pieces(blocks: Iterable[np.ndarray]) -> Iterator[bytes]:
+def _pieces(blocks: Iterable[np.ndarray]) -> Iterator[bytes | memoryview]:
     between = b""
     for block in blocks:
         if block.dtype.kind == "U":
             yield between + "\0".join(block).encode()
             between = b"\0"
         else:
-            yield np.ascontiguousarray(block).tobytes()
+            yield np.ascontiguousarray(block).data
 
 
 def check_shapes(

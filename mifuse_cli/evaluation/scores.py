@@ -14,7 +14,6 @@ from mifuse_cli.evaluation.bootstrap import bootstrap_ua, interval, tally, unwei
 
 ECE_BINS = 15
 RESAMPLES = 2000
-_BATCH = 100
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from mifuse_cli.fusion.calibration import label_free_temperature, with_temperatu
 from mifuse_cli.fusion.dawid_skene import dawid_skene
 from mifuse_cli.fusion.estimators import is_dead, mean_and_mi, share_identical
 from mifuse_cli.fusion.pools import pool_of, sharpened
-from mifuse_cli.fusion.settings import FusionSettings
+from mifuse_cli.fusion.settings import CROSS_FIT, FusionSettings
 from mifuse_cli.fusion.weightings import OF_MI, WEIGHTINGS, top_labels
 
 if TYPE_CHECKING:
@@ -153,8 +153,8 @@ def fuse_answers(mean: np.ndarray, mi: np.ndarray, settings: FusionSettings) -> 
     """The audio-language models' distributions fused without the classifier; those of a single one are
     returned unchanged.
 
-    Weightings that need the classifier (``t3``) or three teachers (``dawid-skene``) are replaced by uniform ones,
-    and ``cross-fit``, which treats the LALMs as one teacher, by ``mi``.
+    Weightings that need the classifier (``t3``) or three teachers (``dawid-skene``) are replaced by uniform ones, and
+    so is ``cross-fit``, which treats the LALMs as one teacher.
 
     Args:
         mean: (U, T, K) mean distributions of all teachers, NaN where silent; the last one is the classifier.
@@ -169,10 +169,8 @@ def fuse_answers(mean: np.ndarray, mi: np.ndarray, settings: FusionSettings) -> 
     if mi.shape[1] == 2:
         return weights, mean[:, 0]
     mean, mi = mean[:, :-1].astype(np.float64), mi[:, :-1].astype(np.float64)
-    if settings.weighting in ("t3", "dawid-skene"):
+    if settings.weighting in ("t3", "dawid-skene", CROSS_FIT):
         settings = settings.uniform()
-    elif not settings.is_weighted:
-        settings = FusionSettings(weighting="mi")
     weights = np.zeros(mi.shape)
     probs = np.full((len(mean), mean.shape[-1]), np.nan)
     unsharpened = FusionSettings.of({**settings.parameters(), "sharpen": 1.0})

@@ -43,7 +43,7 @@ def cross_fitted(layers: Iterable[np.ndarray], fold: np.ndarray, ridge: float = 
 
     Args:
         layers: of any widths; read one at a time.
-        fold: (U,) of `folds`.
+        fold: (U,) fold of every clip.
         ridge: penalty.
 
     Raises:

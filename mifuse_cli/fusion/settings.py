@@ -60,7 +60,7 @@ class FusionSettings(Config):
     without: str = option(
         "",
         f"Parts of --weighting cross-fit to leave out, separated by commas: {', '.join(PARTS)}. Of other weightings: "
-        "lalm, which leaves the source model alone.",
+        "lalm, so that the source model is the only teacher.",
     )
 
     @property
@@ -77,6 +77,7 @@ class FusionSettings(Config):
 
     def problems(self) -> Iterable[str]:
         """Values that make no sense."""
+        yield from super().problems()
         yield from one_of("--weighting", self.weighting, (CROSS_FIT, *WEIGHTINGS))
         yield from one_of("--pool", self.pool, POOLS)
         yield from one_of("--mi-estimator", self.mi_estimator, MI_ESTIMATORS)
@@ -89,6 +90,8 @@ class FusionSettings(Config):
                 yield f"--without {part}: is no part of --weighting {self.weighting}; expected lalm"
         if {"lalm", "source"} <= self.left_out:
             yield "--without lalm,source: leaves no teacher; name one of them"
+        if "lalm" in self.left_out and self.weighting == "dawid-skene":
+            yield "--without lalm: --weighting dawid-skene needs the LALMs for a majority; give another --weighting"
         if "lalm" in self.left_out and self.calibrate_lalm != "none":
             yield f"--calibrate-lalm {self.calibrate_lalm}: has no effect --without lalm; leave it out"
         for field in dataclasses.fields(FusionSettings):
@@ -97,9 +100,24 @@ class FusionSettings(Config):
                 flag = field.name.replace("_", "-")
                 yield f"--{flag} {value}: has no effect on --weighting {self.weighting}; leave it out"
 
+    def described(self) -> dict[str, str]:
+        """The settings that matter and are not the default, as parts of a protocol line."""
+        tau = f"({self.tau:g})" if self.weighting in OF_TAU else ""
+        changed = {
+            "sharpen": f"{self.sharpen:g}",
+            "mi_estimator": self.mi_estimator,
+            "calibrate_lalm": self.calibrate_lalm,
+            "without": "+".join(sorted(self.left_out)),
+        }
+        return {
+            "weighting": f"{self.weighting}{tau}",
+            **({} if "pool" in _unused(self.weighting) else {"pool": self.pool}),
+            **{name: told for name, told in changed.items() if getattr(self, name) != _DEFAULT[name]},
+        }
+
     def parameters(self) -> dict[str, Any]:
-        """The settings by name, without fields of subclasses."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(FusionSettings)}
+        """The settings by name that have an effect on this weighting, without fields of subclasses."""
+        return {name: getattr(self, name) for name in _DEFAULT if name not in _unused(self.weighting)}
 
     @staticmethod
     def of(parameters: Mapping[str, Any]) -> FusionSettings:
@@ -110,6 +128,9 @@ class FusionSettings(Config):
     def uniform(self) -> FusionSettings:
         """These settings with all teachers weighing the same."""
         return FusionSettings.of({**self.parameters(), "weighting": "uniform"})
+
+
+_DEFAULT = {field.name: field.default for field in dataclasses.fields(FusionSettings)}
 
 
 def _unused(weighting: str) -> set[str]:

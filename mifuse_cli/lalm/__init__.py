@@ -9,7 +9,7 @@
 ``arrays``     from the journal to arrays
 =============  ======================================================================================
 
-A room may import from those above it. The names below are all that a step needs, and a notebook that reads
+A room may import from those that stand before it. The names below are all that a step needs, and a notebook that reads
 answers; the library that talks to a service is loaded when one is asked.
 """
 

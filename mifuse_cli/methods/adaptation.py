@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mifuse_cli.config import StepConfig, above_zero, at_least, between, one_of, option
-from mifuse_cli.errors import UsageError
+from mifuse_cli.errors import InputError, UsageError
 from mifuse_cli.methods.teachers import Teachers
 
 if TYPE_CHECKING:
@@ -210,6 +210,11 @@ def _method(options: Options, teachers: Teachers | None, truth: np.ndarray | Non
             seed=options.seed,
         )
     answers = teachers.answers
+    if np.isnan(answers).any(axis=1).all():
+        raise InputError(
+            f"--method {options.method}: learns from answers of a LALM, but the fused labels hold none for any of "
+            f"{len(answers)} clips. Fuse again, not --without lalm, or use a method without a LALM, such as shot."
+        )
     if options.method == "lalm-sfuda":
         return LalmLabels(answers, weight, options.diversity_prior)
     if options.method == "dine":

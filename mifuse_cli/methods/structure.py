@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mifuse_cli import provenance, splits
+from mifuse_cli.errors import InputError
 from mifuse_cli.fusion import ridge
 from mifuse_cli.fusion.cross_fit import Structure
 from mifuse_cli.model.classifier import Classifier, Features, sample
@@ -48,7 +49,13 @@ def structure_of(
         passes: dropout passes of the classifier.
         seed: of the passes and the folds.
     """
-    layers = structure_layers(hidden.shape[1])
+    layers, clips, width = structure_layers(hidden.shape[1]), len(hidden), hidden.shape[2]
+    if not ridge.fits(clips, len(layers) * width):
+        raise InputError(
+            f"{clips} clips with {len(layers)} layers of {width} features are too many for --weighting cross-fit, "
+            f"whose matrices hold {ridge.LARGEST} of either. Fuse a part of the clips, or give another --weighting, "
+            "such as mi."
+        )
     return Structure(
         source=_mean_of_passes(classifier, inputs, passes, seed, "own"),
         hidden=hidden[:, list(layers)],

@@ -32,7 +32,7 @@ def frozen_inputs(
     Args:
         checkpoint: the model.
         clips: U clips.
-        normalize: one of `standard.MODES`, or "" for the checkpoint's own.
+        normalize: one of `config.NORMALIZATIONS`, or "" for the checkpoint's own.
         device: where to compute and hold them.
         cache: directory of the feature cache, None for the default.
         progress: called as clips are encoded.

@@ -21,7 +21,7 @@ class Shape:
         classes: in the order of the logits.
         layers: positions of the hidden states that the head sees; width: D of each.
         hidden, dropout: of the head.
-        normalize: one of `standard.MODES`; how its inputs are standardised by default.
+        normalize: one of `config.NORMALIZATIONS`; how its inputs are standardised by default.
         statistics_of: "source" or "target", the domain that the stored statistics describe.
         tune: "head", "top-N" or "all": what was trained last.
         encoder: directory or hub name given as ``--encoder``; the files are in ``encoder/``.

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mifuse_cli.errors import InputError
 
-MODES = ("source", "target", "speaker")
 _SMALLEST_STD = 1e-5
 
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from mifuse_cli import __version__, artifacts, evaluation, fusion, lineage, manifest, provenance
 from mifuse_cli.artifacts import Artifact, Evaluation, Fused, Lalm, Parent, Predictions, Source, Training
-from mifuse_cli.config import Progress, StepConfig, StepResult, at_least, one_of, option
+from mifuse_cli.config import Progress, StepConfig, StepResult, at_least, normalize_problems, option
 from mifuse_cli.errors import ArtifactError
-from mifuse_cli.manifest import LabelledClip, read_labelled
+from mifuse_cli.fusion import FusionSettings
+from mifuse_cli.manifest import read_labelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,7 @@ class EvaluateConfig(StepConfig):
         if (self.model is None) == (self.predictions is None):
             yield "expected one of --model and --predictions" + (", not both" if self.model else "")
         yield from at_least("--resamples", self.resamples, 100)
-        if self.normalize:
-            yield from one_of("--normalize", self.normalize, ("source", "target", "speaker"))
+        yield from normalize_problems(self.normalize)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +87,15 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     if lineage.is_current(config, config.out, parents):
         return _result(config.out, Evaluation.load(config.out), up_to_date=True)
     if config.model:
-        probs, notes = _predict(config, clips, progress), ()
+        probs = _predict(config, clips, progress)
     else:
         artifacts.check_same_utterances(made.utt_id, str(system), ids, str(config.manifest))
-        probs, notes = distributions(made, str(system)), ()
+        probs = distributions(made, str(system))
     truth = np.array([one.label for one in labelled])
     found = evaluation.score(
         truth,
         probs.astype(float),
-        speakers=_speakers(labelled),
+        speakers=manifest.speakers_of(clips),
         resamples=config.resamples,
         rng=provenance.rng(config.seed, "evaluate"),
     )
@@ -119,7 +119,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         reliability_accuracy=right,
     )
     artifact.save(config.out)
-    return _result(config.out, artifact, notes=notes)
+    return _result(config.out, artifact)
 
 
 def distributions(artifact: Artifact, where: str) -> np.ndarray:
@@ -153,12 +153,6 @@ def _predict(config: EvaluateConfig, clips: list[manifest.Clip], progress: Progr
     return predict(frozen_classifier(loaded, device), inputs)
 
 
-def _speakers(labelled: list[LabelledClip]) -> list[str] | None:
-    """Speaker of every clip, or None unless at least two are known and no clip lacks one."""
-    names = [one.clip.speaker for one in labelled if one.clip.speaker]
-    return names if len(names) == len(labelled) and len(set(names)) > 1 else None
-
-
 def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, ids: np.ndarray) -> str:
     parameters = made.header.parameters
     system = parameters.get("method") or {"training": "source-only", "source": "source-only"}.get(
@@ -170,7 +164,9 @@ def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, 
         parts["protocol"] = {1.0: "transductive", 0.0: "inductive"}.get(float(seen), "mixed")
         parts["checkpoint"] = parameters["checkpoint"]
         # Students of a "recipe" were trained before labels were made by fuse alone.
-        parts |= {name: parameters[name] for name in ("recipe", "weighting", "refresh") if name in parameters}
+        if "fusion" in parameters:
+            parts |= FusionSettings.of(parameters["fusion"]).described()
+        parts |= {name: parameters[name] for name in ("recipe", "refresh") if name in parameters}
     elif isinstance(made, Training) or "seen_in_training" in parameters:
         parts["protocol"] = "unseen" if seen == 0 else "seen-in-training"
         parts["checkpoint"] = "source-validation"
@@ -179,17 +175,7 @@ def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, 
     if isinstance(made, Lalm):
         parts |= {"lalm": parameters["model"], "samples": made.probs.shape[1]}
     if isinstance(made, Fused):
-        parts["weighting"] = (
-            f"{parameters['weighting']}({parameters['tau']:g})"
-            if parameters["weighting"] in fusion.OF_TAU
-            else parameters["weighting"]
-        )
-        if parameters["weighting"] != fusion.CROSS_FIT:
-            parts["pool"] = parameters["pool"]
-        if parameters.get("sharpen", 1.0) != 1.0:
-            parts["sharpen"] = f"{parameters['sharpen']:g}"
-        if (calibrated := made.header.config.get("calibrate_lalm", "none")) != "none":
-            parts["calibrated"] = calibrated
+        parts |= FusionSettings.of({**made.header.config, **parameters}).described()
     return evaluation.signature(
         **parts,
         classes=list(made.header.classes),
@@ -201,13 +187,10 @@ def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, 
     )
 
 
-def _result(
-    out: Path, artifact: Evaluation, *, up_to_date: bool = False, notes: tuple[str, ...] = ()
-) -> EvaluateResult:
+def _result(out: Path, artifact: Evaluation, *, up_to_date: bool = False) -> EvaluateResult:
     parameters = artifact.header.parameters
     missing = parameters["metrics"]["missing"]
-    if missing:
-        notes = (*notes, f"{missing} clips have no prediction and count as wrong")
+    notes = (f"{missing} clips have no prediction and count as wrong",) if missing else ()
     return EvaluateResult(
         out=out,
         signature=parameters["signature"],

@@ -172,31 +172,21 @@ def _structure(config: FuseConfig, source: Source) -> Structure:
 
     Raises:
         ArtifactError: the artifact holds no hidden states.
-        InputError: the classifier is not where it was, or there are too many clips for their features.
+        InputError: the classifier is not where it was, or there are too many clips and features.
     """
     if source.hidden is None:
         raise ArtifactError(
             f"{config.source}: holds no hidden states of the encoder, which --weighting {CROSS_FIT} looks at (it was "
-            "made by an older mifuse, or with --no-hidden-states). Make it anew with its command, "
-            f"{source.header.command}, or give another --weighting, such as mi."
+            "made by an older mifuse, or with --no-hidden-states). Make it anew with its command, without that flag "
+            f"and with --force: {source.header.command}. Or give another --weighting, such as mi."
         )
     parent = source.header.parent("model")
-    model = config.source.parent / parent.path if parent else config.source
-    if not model.is_dir():
+    model = lineage.place_of(parent, config.source) if parent else None
+    if model is None or not model.is_dir():
         raise InputError(
-            f"{config.source}: its model {model} is not there, of which --weighting {CROSS_FIT} needs the head. Put it "
-            "back, or give another --weighting, such as mi."
+            f"{config.source}: its model {model or ''} is not there, of which --weighting {CROSS_FIT} needs the head. "
+            "Put it back, or give another --weighting, such as mi."
         )
-    from mifuse_cli.fusion import ridge
-
-    clips, _, width = source.hidden.shape
-    if not ridge.fits(clips, width):
-        raise InputError(
-            f"{config.source}: {clips} clips with {width} features a layer of the encoder are too many for --weighting "
-            f"{CROSS_FIT}, whose matrices hold {ridge.LARGEST} of either. Fuse a part of the clips, or give another "
-            "--weighting, such as mi."
-        )
-
     from mifuse_cli.methods.structure import structure_of
     from mifuse_cli.model import checkpoint
     from mifuse_cli.model.device import find_device
@@ -227,7 +217,7 @@ def _diagnostics(teachers: list[str], found: Fusion) -> dict[str, Any]:
     """Statistics for the artifact, by teacher and overall; None where there is no value to average."""
     columns = {
         "mean_mi": fusion.mean_mi(found.mi),
-        "mean_weight": found.weights.mean(axis=0),
+        "mean_weight": np.nanmean(found.weights, axis=0),
         "mean_confidence": fusion.confidence(found.mean),
         "label_agreement": fusion.label_agreement(found.mean, found.probs),
         "identical": np.array(found.identical),
@@ -251,14 +241,14 @@ def _load(config: FuseConfig) -> tuple[dict[Path, Lalm], Source]:
     lineage.check_parents(source, config.source)
     for path, lalm in lalms.items():
         lineage.check_same_audio(lalm, str(path), source.header.parent("clips"), str(config.source))
-    partial = [
+    incomplete = [
         f"{path}: {_unanswered(lalm)} of {lalm.status.size} questions are unanswered; to ask them, run its "
         f"command again: {lalm.header.command}"
         for path, lalm in lalms.items()
         if not _is_complete(lalm)
     ]
-    if partial and not config.partial:
-        raise ArtifactError(f"{'. '.join(partial)}. Or pass --partial to fuse the answers that there are.")
+    if incomplete and not config.partial:
+        raise ArtifactError(f"{'. '.join(incomplete)}. Or pass --partial to fuse the answers that there are.")
     if config.weighting == "dawid-skene":
         _check_distinct(lalms)
     return lalms, source
@@ -297,7 +287,7 @@ def _parents(config: FuseConfig, source: Source) -> list[Parent]:
     parents.append(lineage.parent("source", config.source, config.out))
     heard = source.header.parent("clips")
     if heard is not None:
-        clips = lineage.relative(config.source.parent / heard.path, config.out)
+        clips = lineage.relative(lineage.place_of(heard, config.source), config.out)
         parents.append(Parent("clips", clips, heard.sha256))
     return parents
 
@@ -350,14 +340,22 @@ def _result(out: Path, artifact: Fused, *, up_to_date: bool = False) -> FuseResu
 def _how(parameters: Mapping[str, Any]) -> str:
     """In one line, how labels with these parameters of an artifact were made."""
     settings = FusionSettings.of(parameters)
+    told = settings.described()
+    weighting = told.pop("weighting")
+    further = "".join(f", {name.replace('_', ' ')} {value}" for name, value in told.items())
     if settings.is_weighted:
-        tau = f" with tau {settings.tau:g}" if settings.weighting in fusion.OF_TAU else ""
-        pool = "" if settings.weighting == "dawid-skene" else f", {settings.pool} pool"
-        paper = " (MI-Fuse)" if settings.weighting == "mi" else ""
-        return f"teachers weighed by {settings.weighting}{tau}{pool}{paper}; our default: --weighting {CROSS_FIT}"
+        paper = " (MI-Fuse)" if settings == FusionSettings(weighting="mi") else ""
+        return f"teachers weighed by {weighting}{further}{paper}; our default: --weighting {CROSS_FIT}"
+    return f"cross-fit{further}, {_pseudo_speakers(parameters, settings)}; the paper's way: --weighting mi"
+
+
+def _pseudo_speakers(parameters: Mapping[str, Any], settings: FusionSettings) -> str:
+    if parameters["source_normalize"] == "speaker":
+        return "standardised by known speakers"
+    if settings.left_out & {"voices", "structure"}:
+        return "pseudo-speakers not looked for"
     counts = parameters["pseudo_speakers"]
-    voices = f" of {' / '.join(map(str, counts))} pseudo-speakers" if counts else ""
-    return f"teachers and a cross-fitted linear model of hidden states{voices} agree; the paper's way: --weighting mi"
+    return f"{' / '.join(map(str, counts))} pseudo-speakers" if counts else "no pseudo-speakers found"
 
 
 def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:
@@ -388,5 +386,13 @@ def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:
             yield f"{name}: its temperature {value:.3g} is the last one tried; its answers cannot be calibrated"
     for name, number in parameters.get("unanswered", {}).items():
         yield f"{name}: {number} questions are unanswered; fuse again once they are answered"
-    if fallbacks:
-        yield f"{fallbacks} clips have no valid LALM answer and take the source teacher's distribution"
+    left_out = FusionSettings.of(parameters).left_out
+    if fallbacks and "lalm" not in left_out:
+        others = "the source classifier"
+        if parameters["weighting"] == CROSS_FIT:
+            named = {"source": others, "structure": "the structure of the clips"}
+            others = (
+                " and ".join(told for part, told in named.items() if part not in left_out)
+                or "the class prior"
+            )
+        yield f"{fallbacks} clips have no valid LALM answer and are labelled by {others} alone"

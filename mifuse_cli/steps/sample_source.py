@@ -8,11 +8,19 @@ from pathlib import Path
 
 from mifuse_cli import fusion, lineage, provenance
 from mifuse_cli.artifacts import Source, Training
-from mifuse_cli.config import Progress, StepConfig, StepResult, at_least, one_of, option, target_problems
+from mifuse_cli.config import (
+    Progress,
+    StepConfig,
+    StepResult,
+    at_least,
+    normalize_problems,
+    option,
+    target_problems,
+)
 from mifuse_cli.manifest import clips_of
 from mifuse_cli.model.shape import read_shape
 
-_OF_THE_MODEL = ("method", "weighting", "refresh", "checkpoint")
+_OF_THE_MODEL = ("method", "fusion", "refresh", "checkpoint")
 """Parameters of a sampled student that are copied to the artifact of its samples."""
 
 
@@ -45,8 +53,7 @@ class SampleSourceConfig(StepConfig):
         """Values that make no sense."""
         yield from target_problems(self.manifest, self.wav_dir)
         yield from at_least("--n-samples", self.n_samples, 2)
-        if self.normalize:
-            yield from one_of("--normalize", self.normalize, ("source", "target", "speaker"))
+        yield from normalize_problems(self.normalize)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,7 @@ def show(config: ShowConfig, *, progress: Progress | None = None) -> ShowResult:
 def _state(file: Path, parent: artifacts.Parent) -> str:
     if parent.role not in lineage.COMPARED:
         return "not compared"
-    place = file.parent / parent.path
+    place = lineage.place_of(parent, file)
     if not place.exists():
         return "absent"
     try:

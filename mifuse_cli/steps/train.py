@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from mifuse_cli.config import (
     Progress,
     StepResult,
     above_zero,
+    normalize_problems,
     one_of,
     option,
     options_of,
@@ -86,8 +87,7 @@ class TrainConfig(AdaptationConfig):
             yield f"--fused: --method {self.method} learns from a LALM, give the artifact of fuse"
         if (self.labels is None) == (self.method == "oracle"):
             yield "--labels: --method oracle needs them, and no other method may see them"
-        if self.normalize:
-            yield from one_of("--normalize", self.normalize, ("source", "target", "speaker"))
+        yield from normalize_problems(self.normalize)
         if self.normalize and self.fused:
             yield "--normalize: it is given by the fused labels; leave it out"
         yield from tune_problems(self.tune)
@@ -192,9 +192,9 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
         tune=config.tune,
         temperature=1.0,
     )
-    labels = {}
+    labels: dict[str, Any] = {}
     if config.method == "mifuse" and teachers is not None:
-        labels = {"weighting": teachers.settings.weighting, "refresh": options.refresh}
+        labels = {"fusion": teachers.settings.parameters(), "refresh": options.refresh}
     header = lineage.header(
         config,
         shape.classes,
@@ -276,7 +276,7 @@ def _result(out: Path, *, up_to_date: bool = False, resumed_from: int = 0) -> Tr
     if "refresh" in parameters:
         every = parameters["refresh"]
         renewed = f"fused anew every {every} epochs" if every > 1 else "fused anew every epoch"
-        labels = f"{parameters['weighting']}, {renewed if every else 'as fuse made them'}"
+        labels = f"{parameters['fusion']['weighting']}, {renewed if every else 'as fuse made them'}"
     marginal = predictions.probs.mean(axis=0)
     return TrainResult(
         out=out,

@@ -13,6 +13,7 @@ import numpy as np
 from mifuse_cli import evaluation, lineage, provenance, splits
 from mifuse_cli.artifacts import Parent, Training
 from mifuse_cli.config import (
+    NORMALIZATIONS,
     Progress,
     StepConfig,
     StepResult,
@@ -84,7 +85,7 @@ class TrainSourceConfig(StepConfig):
             parse_classes(self.classes)
         except UsageError as error:
             yield str(error)
-        yield from one_of("--normalize", self.normalize, ("source", "target", "speaker"))
+        yield from one_of("--normalize", self.normalize, NORMALIZATIONS)
         yield from tune_problems(self.tune, ("auto",))
         yield from one_of("--precision", self.precision, PRECISIONS)
         for flag, number in (

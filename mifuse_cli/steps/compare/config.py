@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mifuse_cli import evaluation
-from mifuse_cli.config import StepResult, at_least, one_of, option, words
+from mifuse_cli.config import StepResult, at_least, normalize_problems, one_of, option, words
 from mifuse_cli.errors import did_you_mean
 from mifuse_cli.methods.adaptation import AdaptationConfig
 from mifuse_cli.steps.compare.systems import GROUPS, SYSTEMS
@@ -67,8 +67,7 @@ class CompareConfig(AdaptationConfig):
                 yield f"--systems {name!r}: no system or group is called so{hint}; groups: main, {', '.join(GROUPS)}"
         if not words(self.systems):
             yield "--systems: expected at least one"
-        if self.normalize:
-            yield from one_of("--normalize", self.normalize, ("source", "target", "speaker"))
+        yield from normalize_problems(self.normalize)
         yield from one_of("--protocol", self.protocol, PROTOCOLS)
         yield from at_least("--folds", self.folds, 2)
         yield from at_least("--n-answers", self.n_answers, 1)

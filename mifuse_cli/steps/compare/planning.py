@@ -13,7 +13,7 @@ from mifuse_cli import artifacts, fusion, lineage, provenance, truth
 from mifuse_cli.artifacts import Compared, Lalm, Parent
 from mifuse_cli.config import options_of, words
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError
-from mifuse_cli.manifest import Clip, columns_of, read_clips
+from mifuse_cli.manifest import Clip, columns_of, read_clips, speakers_of
 from mifuse_cli.methods import adaptation
 from mifuse_cli.model.shape import Shape, read_shape
 from mifuse_cli.steps.compare.config import CompareConfig
@@ -47,9 +47,8 @@ class TargetCorpus:
 
     @property
     def speakers(self) -> list[str] | None:
-        """Speaker of every clip, or None unless at least two are known and no clip lacks one."""
-        names = [clip.speaker for clip in self.clips if clip.speaker]
-        return names if len(names) == len(self.clips) and len(set(names)) > 1 else None
+        """Speaker of every clip, None where intervals cannot be over speakers, see `speakers_of`."""
+        return speakers_of(self.clips)
 
 
 @dataclass(frozen=True)
