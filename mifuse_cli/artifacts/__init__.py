@@ -175,7 +175,7 @@ class Fused(Artifact):
     kind = "fused"
     probs: np.ndarray = column("U K", "float32", "fused labels", distribution=True)
     weights: np.ndarray = column(
-        "U T", "float32", "weight of every teacher, rows sum to 1", distribution=True
+        "U T", "float32", "weight of every teacher, rows sum to 1; NaN without any", distribution=True
     )
     mean: np.ndarray = column(
         "U T K", "float32", "mean distribution of every teacher, NaN without an answer", distribution=True

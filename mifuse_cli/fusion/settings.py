@@ -44,18 +44,21 @@ class FusionSettings(Config):
         "Keep a weighting by mutual information even if a teacher's answers never vary; default: uniform then.",
     )
     pool: str = option("linear", "linear: weighted mean; log: weighted geometric mean; poe: product.")
-    sharpen: float = option(1.0, "Temperature T of the fused labels, p^(1/T): 0.5 to 1 sharpens.")
+    sharpen: float = option(
+        1.0, "Temperature T of the fused labels, p^(1/T): below 1, such as 0.5, sharpens."
+    )
     mi_estimator: str = option(
         "bayes",
-        "scaled: I * N/(N-1), which undoes the bias of few samples; bayes: scaled, and for answers that are "
-        "single labels the posterior mean entropy; shrunk: scaled, drawn to the teacher's mean; jackknife; "
-        "pairwise-js; plugin: I.",
+        "Estimate of mutual information from N answers. plugin: H(mean p) - mean H(p), which is too low for few "
+        "answers; scaled: that times N/(N-1); bayes: scaled, and from the posterior mean entropy where answers are "
+        "single labels; shrunk: scaled, drawn to the mean over the teacher's clips; jackknife; pairwise-js: twice the "
+        "mean Jensen-Shannon divergence of two answers.",
     )
     calibrate_lalm: str = option(
         "none",
-        "Give LALMs the temperature at which an answer is as sure as often it agrees with the others about "
-        "the clip (self-agreement) or with the classifier (source-agreement); or none. The classifier's is in "
-        "its checkpoint: sample-source --calibrate.",
+        "Temperature of the LALMs' distributions, fitted without labels: their mean confidence becomes the rate at "
+        "which two answers about a clip agree (self-agreement), or at which answers agree with the classifier "
+        "(source-agreement). The classifier's own is in its checkpoint: sample-source --calibrate.",
     )
     without: str = option(
         "",
