@@ -70,9 +70,9 @@ class AdaptationConfig(StepConfig):
     )
     refresh: int | None = option(
         None,
-        "Of mifuse, the student of fused labels: epochs between two fusions, for each of which a classifier teacher, an "
-        "exponential moving average (EMA) of the student, is sampled; 0: labels stay as they are. Default: 1 for labels "
-        "of weighed teachers, as in the paper, 0 for those of cross-fit, which cannot be fused anew.",
+        "Of mifuse, the student of fused labels: epochs between two fusions, for each of which a classifier teacher, "
+        "an exponential moving average (EMA) of the student, is sampled; 0: labels stay as they are. Default: 1 for "
+        "labels of weighed teachers, as in the paper, 0 for those of cross-fit, which cannot be fused anew.",
         panel=_PANEL,
     )
     ema: float = option(
