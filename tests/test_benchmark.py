@@ -70,9 +70,10 @@ def test_dry_run(place):
     assert not (place / "exp").exists()
 
 
-@pytest.mark.parametrize("way", ["forked", pytest.param("started", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["forked", "started"])
 def test_from_corpora_to_the_summary(place, serve, way, request):
-    """By commands that are forked, and that are started as users start them: slow, and each loads what it needs."""
+    """By commands that are forked, and that are started as users start them, each of which loads what it needs."""
     lalm, nursery = serve(), request.getfixturevalue("nursery") if way == "forked" else None
     options = [
         "--corpora", "corpora", "--conf", "conf", "--lalm-url", lalm.url, "--seeds", "0", "--n-samples", "3",

@@ -281,7 +281,9 @@ class TestQueryLalm:
 
 
 class TestTrain:
+    @pytest.mark.slow
     def test_killed_run_goes_on(self, pipeline, corpora, tmp_path, nursery):
+        """A whole command that is killed; quick tests resume the training loop alone."""
         arguments = ["--fused", pipeline.fused, "--model", pipeline.model, "--manifest", corpora.target]
         arguments += ["--epochs", "60", "--batch-size", "8"]
         partial = tmp_path / "s.partial"

@@ -116,7 +116,10 @@ def test_a_file_in_conf_that_no_step_reads_is_an_error(tmp_path):
     )
 
 
+@pytest.mark.slow
 class TestDryRun:
+    """With the real mifuse, which has to understand every line; quick tests are with a pretended one."""
+
     def test_of_prepared_corpora(self, tmp_path, corpora, nursery):
         for name in ("a", "b", "a-target"):
             (tmp_path / "c" / name).mkdir(parents=True)
