@@ -346,7 +346,8 @@ def _how(parameters: Mapping[str, Any]) -> str:
     if settings.is_weighted:
         paper = " (MI-Fuse)" if settings == FusionSettings(weighting="mi") else ""
         return f"teachers weighed by {weighting}{further}{paper}; our default: --weighting {CROSS_FIT}"
-    return f"cross-fit{further}, {_pseudo_speakers(parameters, settings)}; the paper's way: --weighting mi"
+    how = f"cross-fit of teachers and hidden states{further}, {_pseudo_speakers(parameters, settings)}"
+    return f"{how}; the paper's way: --weighting mi"
 
 
 def _pseudo_speakers(parameters: Mapping[str, Any], settings: FusionSettings) -> str:
