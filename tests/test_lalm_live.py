@@ -26,8 +26,7 @@ from mifuse_cli.lalm.answers.response import decode
 from mifuse_cli.lalm.cost.budget import Meter
 from mifuse_cli.lalm.cost.prices import cost_of
 from mifuse_cli.lalm.journal.journal import Journal
-from mifuse_cli.lalm.service import breaker as stopping
-from mifuse_cli.lalm.service import live as asking_module
+from mifuse_cli.lalm.service import breaker, live
 
 OOPS = (500, error("oops"))
 
@@ -40,8 +39,8 @@ def journal(tmp_path):
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
-    monkeypatch.setattr(asking_module, "FIRST_DELAY", 0.01)
-    monkeypatch.setattr(asking_module, "LONGEST_DELAY", 0.05)
+    monkeypatch.setattr(live, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(live, "LONGEST_DELAY", 0.05)
 
 
 def intents(journal):
@@ -185,7 +184,7 @@ class TestFaults:
         assert [asked for asked, _ in journal.unresolved()] == ["clip q0"]
 
     def test_the_wait_that_a_server_asks_for_is_honoured(self, play, journal, monkeypatch):
-        monkeypatch.setattr(asking_module, "LONGEST_DELAY", 5)
+        monkeypatch.setattr(live, "LONGEST_DELAY", 5)
         server = play((503, error("busy"), {"retry-after-ms": "300"}), (200, GOOD))
         ask(server.url, journal, 1)
         assert server.requests[1].time - server.requests[0].time >= 0.28
@@ -254,7 +253,7 @@ class TestRateLimits:
         assert answers(journal) == 1 and len(server.requests) == 2
 
     def test_with_answers_in_between_the_run_goes_on(self, play, journal, monkeypatch):
-        monkeypatch.setattr(stopping, "PATIENCE", 2)
+        monkeypatch.setattr(breaker, "PATIENCE", 2)
         limit = (429, error("slow down"), {"retry-after-ms": "300"})
         asked = ask(play(*[limit, (200, GOOD)] * 8).url, journal, 8, concurrency=1)
         assert (asked.answered, asked.limited, asked.error) == (8, 8, None)

@@ -28,7 +28,7 @@ from mifuse_cli.lalm.answers.response import decode
 from mifuse_cli.lalm.cost.budget import Budget, Meter
 from mifuse_cli.lalm.cost.prices import cost_of
 from mifuse_cli.lalm.journal.journal import Journal
-from mifuse_cli.lalm.service import live as asking_module
+from mifuse_cli.lalm.service import live
 from mifuse_cli.lalm.service.run_state import BudgetReached
 
 BAD = (400, error("bad audio."))
@@ -43,8 +43,8 @@ def journal(tmp_path):
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
-    monkeypatch.setattr(asking_module, "FIRST_DELAY", 0.01)
-    monkeypatch.setattr(asking_module, "LONGEST_DELAY", 0.05)
+    monkeypatch.setattr(live, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(live, "LONGEST_DELAY", 0.05)
 
 
 def stored(journal):
@@ -281,7 +281,7 @@ class TestInterrupted:
             await until(lambda: len(server.requests) == 5)
             os.kill(os.getpid(), signal.SIGINT)
 
-        monkeypatch.setattr(asking_module, "DRAIN_SECONDS", 0.05)
+        monkeypatch.setattr(live, "DRAIN_SECONDS", 0.05)
         server = play(*[(200, GOOD)] * 3, "hang")
         asked = ask(server.url, journal, 20, concurrency=2, timeout=60, price=PRICE, usd=1.0, beside=beside)
         assert (asked.interrupted, asked.answered) == (True, 3)
