@@ -330,6 +330,7 @@ def test_podcast_suggests_the_directory_that_it_is_in(tmp_path):
         assert f"Did you mean {root}?" in str(raised.value)
 
 
+@pytest.mark.slow
 def test_podcast_of_the_largest_release_is_read_in_seconds(tmp_path):
     header, row, _ = LITERAL.splitlines()
     rows = (row.replace("0001_0008", f"{n:04}_{n:06}") for n in range(265_000))

@@ -34,6 +34,7 @@ def spend(limiter, key):
 
 
 class TestVerdict:
+    @pytest.mark.slow
     def test_spent_quota_and_a_shaky_server(self, ask, llmock, llmock_server, key):
         llmock.limits(rpm=1200).fail(503, times=3).rate_limit(times=2, retry_after=0.4)
         llmock_server.state.chaos.error_rates = {503: 0.03}

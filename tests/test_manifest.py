@@ -261,6 +261,7 @@ class TestClips:
         with pytest.raises(InputError, match="1 clips stand more than once"):
             Clips(None, corpus / "wav")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["wav/{}.wav", "{}/a.wav"])
     def test_memory_does_not_grow_with_a_manifest(self, tmp_path, name):
         count = 15_000
