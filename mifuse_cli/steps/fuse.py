@@ -31,8 +31,8 @@ _QUESTION = ("elicit", "system", "template")
 class FuseConfig(FusionSettings, StepConfig):
     """Fuse what audio-language models and the source classifier say into one label a clip, which train learns.
 
-    Without options: labels on which both teachers and the structure of the clips agree (cross-fit), which
-        train best on our benchmark. The paper's: --weighting mi.
+    Without options: labels on which both teachers and the structure of the clips agree (cross-fit). The paper's:
+    --weighting mi.
     """
 
     lalm: tuple[Path, ...] = option(
