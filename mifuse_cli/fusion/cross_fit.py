@@ -258,8 +258,8 @@ def agree(
     predictions.
 
     The class prior is the mean of the uniform prior and the marginal estimated from all three views: a
-        uniform prior would impose equal classes on an unbalanced target, an estimated one alone would follow
-        the teachers' biases. Rounds end when fewer than 0.5 % of the clips change their class.
+    uniform prior would impose equal classes on an unbalanced target, an estimated one alone would follow the
+    teachers' biases. Rounds end when fewer than 0.5 % of the clips change their class.
 
     Args:
         teachers: t (U, K), of `MatchedTeachers.pooled`.

@@ -18,8 +18,8 @@ def dawid_skene(labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarra
     teacher t calls l. It starts from the shares of the votes and stops after 100 steps or when no
     posterior moves by 1e-5. Counts get a prior of 5 on the diagonal, 1 elsewhere and 1 for each class.
 
-    The teachers' errors have to be independent. With two teachers it cannot be decided which one is
-        right; several samples of one model count as one teacher, since they repeat its errors.
+    The teachers' errors have to be independent. With two teachers it cannot be decided which one is right;
+    several samples of one model count as one teacher, since they repeat its errors.
 
     Args:
         labels: (U, T) class indices, -1 where a teacher is silent; at least one a clip.

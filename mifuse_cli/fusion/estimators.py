@@ -36,11 +36,10 @@ def mean_and_mi(samples: np.ndarray, estimator: str = "scaled") -> tuple[np.ndar
     teacher's other clips (log K if
     it has none).
 
-    ``bayes`` is for votes, answers that are a label and no distribution. The entropy of each is 0, so I is the
-    entropy of the votes, which is strongly underestimated from few votes: it is replaced by its posterior
-        mean under a
-    Jeffreys prior, and the mean distribution by its posterior mean, in which no class has probability 0. For
-    samples that are not votes, ``bayes`` is ``scaled``.
+    ``bayes`` is for votes, answers that are a label and no distribution. The entropy of each is 0, so I is
+    the entropy of the votes, which is strongly underestimated from few votes: it is replaced by its posterior
+    mean under a Jeffreys prior, and the mean distribution by its posterior mean, in which no class has
+    probability 0. For samples that are not votes, ``bayes`` is ``scaled``.
 
     Args:
         samples: (U, N, K) distributions, NaN rows where missing.

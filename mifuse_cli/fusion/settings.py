@@ -31,8 +31,8 @@ class FusionSettings(Config):
         CROSS_FIT,
         "cross-fit: labels on which both teachers, matched to the same class prior, and a cross-fitted linear "
         "model of the encoder's hidden states agree; best on average on our three corpora, not shown elsewhere. "
-        "mi: MI-Fuse as in the paper, a teacher weighs exp(-I / tau), I the mutual information of its answers. Further: "
-        f"{', '.join(name for name in WEIGHTINGS if name != 'mi')}.",
+        "mi: MI-Fuse as in the paper, a teacher weighs exp(-I / tau), I the mutual information of its answers. "
+        f"Further: {', '.join(name for name in WEIGHTINGS if name != 'mi')}.",
     )
     tau: float = option(
         0.1,

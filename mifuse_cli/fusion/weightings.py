@@ -91,10 +91,9 @@ def t3_weights(mean: np.ndarray, mi: np.ndarray, tau: float) -> np.ndarray:
 
     g = sigmoid(10 (JS - median JS)), JS between the last teacher's mean and the mean of the others', the
     median over clips: the more the others contradict the classifier, the lower its weight. T^3 has
-        sigmoid(0.5 JS),
-    which JS <= log 2 keeps within 0.50 and 0.59, near uniform whatever the clip; hence the centred form. T^3
-    mixes the parameters of two models, this function mixes their distributions. All teachers but the last
-    share g equally; the function is not symmetric in the last teacher.
+    sigmoid(0.5 JS), which JS <= log 2 keeps within 0.50 and 0.59, near uniform whatever the clip; hence the
+    centred form. T^3 mixes the parameters of two models, this function mixes their distributions. All
+    teachers but the last share g equally; the function is not symmetric in the last teacher.
     """
     others = np.nanmean(mean[:, :-1], axis=1)
     js = js_divergence(others, mean[:, -1])

@@ -130,7 +130,7 @@ def _standing(
     """For every transfer: the best other method, and whether ours is ahead of it, higher, tied, or behind.
 
     Ahead or behind: the 95 % interval of the difference is above or below 0. Higher or tied: the interval
-        contains 0 and the difference is positive or not. Empty where there is nothing to compare.
+    contains 0 and the difference is positive or not. Empty where there is nothing to compare.
     """
     rivals = [one.name for one in methods if one.name != OURS]
     if OURS not in accuracy.names or not rivals:
