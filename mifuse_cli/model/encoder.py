@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mifuse_cli.audio import RATE
 from mifuse_cli.errors import InputError
+from mifuse_cli.model.loading import feature_extractor, load_weights, pretrained, read_config
 
 _LOGMEL_TYPE = "mifuse-logmel"
 _SHORTEST_S = 0.1
@@ -78,8 +79,8 @@ class WhisperEncoder(Encoder):
         from transformers import WhisperForAudioClassification
 
         super().__init__()
-        self.wrapper: Any = _pretrained(WhisperForAudioClassification, directory, part="encoder")
-        self.extractor = _extractor(directory)
+        self.wrapper: Any = pretrained(WhisperForAudioClassification, directory, part="encoder")
+        self.extractor = feature_extractor(directory)
         self.layers, self.width = len(self.blocks) + 1, self.wrapper.encoder.config.d_model
 
     @property
@@ -121,8 +122,8 @@ class SelfSupervisedEncoder(Encoder):
         from transformers import AutoModel
 
         super().__init__()
-        self.model: Any = _pretrained(AutoModel, directory)
-        self.extractor = _extractor(directory)
+        self.model: Any = pretrained(AutoModel, directory)
+        self.extractor = feature_extractor(directory)
         self.layers, self.width = len(self.blocks) + 1, self.model.config.hidden_size
 
     @property
@@ -193,14 +194,11 @@ def load_encoder(directory: Path, precision: str = "fp32") -> Encoder:
     Raises:
         InputError: not a model directory, an unsupported family, or weights that do not fit.
     """
-    try:
-        config: dict[str, Any] = json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{directory}: has no readable config.json ({error}).") from None
+    config = read_config(directory)
     family = config.get("model_type")
     if family == _LOGMEL_TYPE:
         encoder: Encoder = LogMelEncoder(**{k: config[k] for k in ("n_mels", "channels", "dropout")})
-        _load_safetensors(encoder, directory / "model.safetensors")
+        load_weights(encoder, directory / "model.safetensors")
     elif family == "whisper":
         encoder = WhisperEncoder(directory)
     elif family in ("wav2vec2", "hubert", "wavlm"):
@@ -225,46 +223,6 @@ def copy_encoder(source: Path, target: Path) -> None:
             os.link(file.resolve(), target / file.name)
         except OSError:
             shutil.copyfile(file, target / file.name)
-
-
-def _pretrained(model_class: Any, directory: Path, part: str = "") -> Any:
-    """Load a transformers model; refuse weights that would leave part of the encoder randomly initialised."""
-    from safetensors import SafetensorError
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        model, info = model_class.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{directory}: cannot be loaded as an encoder ({error}).") from None
-    missing = sorted(
-        key for key in info["missing_keys"] if key.startswith(part) and "masked_spec_embed" not in key
-    )
-    if missing:
-        raise InputError(
-            f"{directory}: has no weights for {len(missing)} encoder tensors, first {missing[0]!r}."
-        )
-    return model
-
-
-def _extractor(directory: Path) -> Any:
-    from transformers import AutoFeatureExtractor
-
-    try:
-        return AutoFeatureExtractor.from_pretrained(directory)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{directory}: its preprocessor_config.json cannot be loaded ({error}).") from None
-
-
-def _load_safetensors(module: nn.Module, path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        module.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"{path}: weights cannot be loaded ({error}).") from None
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
