@@ -66,7 +66,7 @@ def labels(*args, **changes):
 
 def test_no_true_label_has_a_way_in():
     assert set(inspect.signature(structure_of).parameters) == {
-        "hidden", "classifier", "inputs", "speakers", "passes", "seed",
+        "hidden", "classifier", "inputs", "speakers", "passes", "seed", "voice",
     }  # fmt: skip
     assert set(inspect.signature(fuse_samples).parameters) == {"samples", "settings", "structure", "random"}
 

@@ -53,6 +53,7 @@ class Structure:
         classify: function from head inputs (U, L, D) standardised by pseudo-speaker and the number of the
             clustering (from 0) to the source classifier's mean prediction (U, K); None where known speakers
             are used, which disables pseudo-speakers.
+        voice: (U, V) vectors of length 1 of a speaker encoder; None where there is none.
     """
 
     source: np.ndarray
@@ -61,6 +62,7 @@ class Structure:
     fold: np.ndarray
     head_input: np.ndarray
     classify: Callable[[np.ndarray, int], np.ndarray] | None
+    voice: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ def structure_of(
     speakers: Sequence[str] | None,
     passes: int,
     seed: int,
+    voice: np.ndarray | None = None,
 ) -> Structure:
     """The structure of U clips.
 
@@ -48,6 +49,7 @@ def structure_of(
         speakers: speaker of every clip if the classifier's input is standardised by speaker, else None.
         passes: dropout passes of the classifier.
         seed: of the passes and the folds.
+        voice: (U, V) vectors of a speaker encoder, if there is one.
     """
     layers, clips, width = structure_layers(hidden.shape[1]), len(hidden), hidden.shape[2]
     if not ridge.fits(clips, len(layers) * width):
@@ -63,6 +65,7 @@ def structure_of(
         fold=splits.random_folds(len(hidden), ridge.FOLDS, provenance.rng(seed, "folds")),
         head_input=hidden[:, classifier.layers],
         classify=partial(_classify, classifier, passes, seed) if speakers is None else None,
+        voice=voice,
     )
 
 
