@@ -132,8 +132,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 # Encoders
 
 
-def save_encoder(directory: Path, family: str, *, seed: int = 0, **changes) -> Path:
-    """A random encoder of three hidden layers (one in, two blocks) of width 16."""
+def save_encoder(directory: Path, family: str, *, seed: int = 0, head: str = "Model", **changes) -> Path:
+    """A random encoder of three hidden layers (one in, two blocks) of width 16; not Whisper's may have another head."""
     import torch
     import transformers as t
 
@@ -152,7 +152,7 @@ def save_encoder(directory: Path, family: str, *, seed: int = 0, **changes) -> P
         else:
             kinds = {"wav2vec2": "Wav2Vec2", "hubert": "Hubert", "wavlm": "WavLM"}
             config = getattr(t, f"{kinds[family]}Config")(**size, **convolutions, **positions, **changes)
-            model = getattr(t, f"{kinds[family]}Model")(config)
+            model = getattr(t, f"{kinds[family]}{head}")(config)
             extractor = t.Wav2Vec2FeatureExtractor()
     model.save_pretrained(directory)
     extractor.save_pretrained(directory)

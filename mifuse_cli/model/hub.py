@@ -1,4 +1,4 @@
-"""Finding the files of an encoder by its name, without importing torch, which takes seconds."""
+"""Finding the files of a model by its name, without importing torch, which takes seconds."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ def find_encoder(name: str) -> Path:
         InputError: a path that is no directory.
         DependencyError: no such directory, and the hub has no such model or cannot be reached.
     """
+    return _find("--encoder", name, f"a hub name, or {LOGMEL!r}")
+
+
+def find_speaker_encoder(name: str) -> Path:
+    """Local directory of a speaker encoder, as `find_encoder`."""
+    return _find("--speaker-encoder", name, "or a hub name")
+
+
+def _find(flag: str, name: str, others: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise InputError(
-            f"--encoder {name}: no such directory. Give a local directory, a hub name, or 'logmel'."
-        )
+        raise InputError(f"{flag} {name}: no such directory. Give a local directory, {others}.")
     from huggingface_hub import snapshot_download
 
     try:
@@ -31,7 +38,7 @@ def find_encoder(name: str) -> Path:
         )
     except Exception as error:  # the hub client raises a dozen unrelated types; the text says which
         raise DependencyError(
-            f"--encoder {name!r}: is neither a local directory nor available from the model hub "
+            f"{flag} {name!r}: is neither a local directory nor available from the model hub "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
-            "Give a local directory in transformers format, a hub name, or 'logmel'."
+            f"Give a local directory in transformers format, {others}."
         ) from None

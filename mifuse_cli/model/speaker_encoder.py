@@ -1,0 +1,180 @@
+"""Speaker encoders: a waveform in, one vector out that is alike for clips of one voice.
+
+A speaker encoder is a directory of a transformers model with an x-vector head (``*ForXVector``), a hub name of
+one, or a directory of a GE2E d-vector network. Clips are encoded one at a time at their own length, so that no
+vector depends on which clips share a batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mifuse_cli import lineage
+from mifuse_cli.audio import RATE
+from mifuse_cli.config import Progress
+from mifuse_cli.errors import InputError
+from mifuse_cli.manifest import Clip
+from mifuse_cli.model.cache import cached
+from mifuse_cli.model.loading import feature_extractor, load_weights, pretrained, read_config
+
+_CACHE_VERSION = 1
+_X_VECTOR = "ForXVector"
+_D_VECTOR = "ge2e-dvector"
+_SHORTEST_S = 0.5
+"""Of an x-vector: pooling takes a deviation over frames, and the convolutions before it use up 0.3 s."""
+_LEVEL = 10 ** (-30 / 20)
+"""Root mean square of a d-vector's input, at least: 30 dB below full scale."""
+_FRAMES_APART = 40
+"""Frames from the start of one window of a d-vector to the next, a quarter of its length."""
+
+
+class SpeakerEncoder(nn.Module, ABC):
+    """Interface of all speaker encoders."""
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """Vector (V,) of length 1 of one clip, samples (S,) at 16 kHz."""
+        return nn.functional.normalize(self.embedding(samples), dim=0)
+
+    @abstractmethod
+    def embedding(self, samples: Tensor) -> Tensor:
+        """As `forward`, but of any length above 0."""
+
+
+class XVectorEncoder(SpeakerEncoder):
+    """A transformers model with an x-vector head (Snyder et al., ICASSP 2018); clips below 0.5 s are repeated."""
+
+    def __init__(self, directory: Path) -> None:
+        from transformers import AutoModelForAudioXVector
+
+        super().__init__()
+        self.model: Any = pretrained(AutoModelForAudioXVector, directory)
+        self.extractor = feature_extractor(directory)
+        _check_rate(directory, self.extractor.sampling_rate)
+
+    def embedding(self, samples: Tensor) -> Tensor:
+        shortest = int(_SHORTEST_S * RATE)
+        if len(samples) < shortest:
+            samples = samples.repeat(-(-shortest // len(samples)))[:shortest]
+        inputs = self.extractor(samples.cpu().numpy(), sampling_rate=RATE, return_tensors="pt")
+        return self.model(**inputs.to(samples.device)).embeddings[0]
+
+
+class DVectorEncoder(SpeakerEncoder):
+    """The LSTM of generalised end-to-end loss, GE2E (Wan et al., ICASSP 2018), as Resemblyzer 0.1.4 has it.
+
+    Input is the power of mel bands (Slaney's scale and norm) of 25 ms every 10 ms, of speech that is raised to
+    -30 dBFS if it is lower. The vector of a clip is the mean of those of windows of 1.6 s, 0.4 s apart, each of
+    length 1; a shorter clip is followed by silence.
+    """
+
+    def __init__(self, directory: Path, config: dict[str, Any]) -> None:
+        from torchaudio.transforms import MelSpectrogram
+
+        super().__init__()
+        try:
+            _check_rate(directory, config["sampling_rate"])
+            bands, width = config["n_mels"], config["hidden_size"]
+            self.frames: int = config["partial_frames"]
+            # Silence beyond the ends rather than a reflection of them: the latter takes a clip of 13 ms or more.
+            self.mel = MelSpectrogram(
+                RATE,
+                n_fft=config["n_fft"],
+                hop_length=config["hop_length"],
+                n_mels=bands,
+                norm="slaney",
+                mel_scale="slaney",
+                pad_mode="constant",
+            )
+            self.network = nn.ModuleDict(
+                {
+                    "lstm": nn.LSTM(bands, width, config["num_layers"], batch_first=True),
+                    "linear": nn.Linear(width, config["embedding_size"]),
+                }
+            )
+        except KeyError as error:
+            raise InputError(
+                f"{directory}/config.json: lacks {error}, which a {_D_VECTOR} model needs."
+            ) from None
+        load_weights(self.network, directory / "model.safetensors")
+
+    def embedding(self, samples: Tensor) -> Tensor:
+        level = samples.square().mean().sqrt()
+        if 0 < level < _LEVEL:
+            samples = samples * (_LEVEL / level)
+        mel = self.mel(samples)
+        mel = nn.functional.pad(mel, (0, max(0, self.frames - mel.shape[1])))
+        windows = mel.unfold(1, self.frames, _FRAMES_APART).permute(1, 2, 0)
+        _, (last, _) = self.network["lstm"](windows)
+        vectors = torch.relu(self.network["linear"](last[-1]))
+        return nn.functional.normalize(vectors, dim=1).mean(dim=0)
+
+
+def load_speaker_encoder(directory: Path) -> SpeakerEncoder:
+    """The speaker encoder in a directory, in evaluation mode.
+
+    Raises:
+        InputError: not a model directory, a model of another kind, weights that do not fit, or a sampling rate
+            other than 16 kHz.
+    """
+    config = read_config(directory)
+    family, heads = config.get("model_type"), config.get("architectures") or []
+    if family == _D_VECTOR:
+        return DVectorEncoder(directory, config).eval()
+    if any(str(head).endswith(_X_VECTOR) for head in heads):
+        return XVectorEncoder(directory).eval()
+    raise InputError(
+        f"{directory}: holds a {family!r} model ({', '.join(map(str, heads)) or 'without architectures'}), which is no "
+        f"speaker encoder; expected a transformers model whose architecture is one of *{_X_VECTOR}, or one of type "
+        f"{_D_VECTOR}. Give the directory or hub name of such a model, as of microsoft/wavlm-base-plus-sv."
+    )
+
+
+def speaker_vectors(
+    clips: Sequence[Clip],
+    directory: Path,
+    *,
+    device: torch.device,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """A vector of length 1 for the voice in every clip, (U, V) float32.
+
+    They are cached as features are; the encoder is loaded only if some clip is not in the cache.
+
+    Args:
+        clips: U clips.
+        directory: of the speaker encoder.
+        device: where to run it.
+        cache: directory of the cache, `cache.default_cache` if None.
+        progress: called as vectors are made.
+
+    Raises:
+        InputError: audio or encoder that cannot be read, or an encoder that gives NaN.
+    """
+
+    def row(encoder: SpeakerEncoder, samples: Tensor) -> Tensor:
+        vector = encoder(samples)
+        if not torch.isfinite(vector).all():
+            raise InputError(f"{directory}: gives a vector with NaN or infinity. Get its weights anew.")
+        return vector[None]
+
+    def network() -> Callable[[Tensor], Tensor]:
+        return partial(row, load_speaker_encoder(directory).to(device))
+
+    name = f"voices-v{_CACHE_VERSION}-{lineage.digest(directory)[:32]}"
+    return cached(
+        clips, name, network, work="encoding voices", device=device, cache=cache, progress=progress
+    )[:, 0]
+
+
+def _check_rate(directory: Path, rate: int) -> None:
+    if rate != RATE:
+        raise InputError(f"{directory}: is for audio at {rate} Hz, expected {RATE}. Give another model.")

@@ -1,0 +1,303 @@
+"""Vectors of the voices in clips: x-vectors of tiny random models, d-vectors by a computation of our own, and real
+speakers where a real encoder is at hand.
+"""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import clip, rewrite, save_encoder
+
+from mifuse_cli.errors import InputError
+from mifuse_cli.manifest import Clip, read_clips
+from mifuse_cli.model import speaker_encoder
+from mifuse_cli.model.speaker_encoder import load_speaker_encoder, speaker_vectors
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+GE2E = SHARED / "encoders" / "ge2e"
+RAVDESS = SHARED / "corpora" / "ravdess"
+CPU = torch.device("cpu")
+FAMILIES = ("wav2vec2", "wavlm")
+HEAD = {"tdnn_dim": (16, 16, 16, 16, 24), "xvector_output_dim": 12}
+
+needs_ge2e = pytest.mark.skipif(not GE2E.is_dir(), reason="needs ../shared/encoders/ge2e")
+
+
+def save_x_vector(directory, family="wavlm", **changes):
+    return save_encoder(directory, family, head="ForXVector", **HEAD, **changes)
+
+
+def save_d_vector(directory, seed=0, **changes):
+    """A small random GE2E network with windows of 32 frames, 0.32 s."""
+    from safetensors.torch import save_file
+
+    sizes = {"hidden_size": 12, "num_layers": 2, "embedding_size": 10, "partial_frames": 32}
+    spectrum = {"sampling_rate": 16000, "n_mels": 8, "n_fft": 400, "hop_length": 160}
+    config = {"model_type": "ge2e-dvector", **spectrum, **sizes}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        lstm, linear = torch.nn.LSTM(8, 12, 2), torch.nn.Linear(12, 10)
+    parts = {"lstm": lstm, "linear": linear}
+    tensors = {f"{part}.{key}": v for part, net in parts.items() for key, v in net.state_dict().items()}
+    directory.mkdir()
+    save_file(tensors, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps({**config, **changes}))
+    return directory
+
+
+def save_bands(directory):
+    """An x-vector model that takes mel bands in place of samples."""
+    import transformers as t
+
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        t.Wav2Vec2BertForXVector(t.Wav2Vec2BertConfig(**size, **HEAD)).save_pretrained(directory)
+    t.SeamlessM4TFeatureExtractor().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def voices(tmp_path_factory):
+    """Directories of speaker encoders."""
+    root = tmp_path_factory.mktemp("voices")
+    found = {family: save_x_vector(root / family, family) for family in FAMILIES}
+    # As large models have it; their extractor gives a mask.
+    found["masked"] = save_x_vector(root / "masked", "wav2vec2", feat_extract_norm="layer")
+    file = root / "masked" / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"return_attention_mask": True}))
+    return found | {"bands": save_bands(root / "bands"), "d-vector": save_d_vector(root / "d-vector")}
+
+
+KINDS = (*FAMILIES, "masked", "bands", "d-vector")
+
+
+def vector(directory, samples):
+    with torch.inference_mode():
+        return load_speaker_encoder(directory)(samples)
+
+
+class TestVectors:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_every_clip_stands_for_itself(self, voices, corpora, tmp_path, kind):
+        clips = read_clips(corpora.target)[:6]
+
+        def found(clips, name):
+            return speaker_vectors(clips, voices[kind], device=CPU, cache=tmp_path / name)
+
+        together = found(clips, "a")
+        assert together.shape == (6, 10 if kind == "d-vector" else 12) and together.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+        np.testing.assert_array_equal(found(clips[::-1], "b"), together[::-1])
+        np.testing.assert_array_equal(found(clips[2:3], "c"), together[2:3])
+        assert np.abs(np.diff(together, axis=0)).max() > 1e-4
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("seconds", (0.002, 0.05, 0.25, 0.7))
+    def test_short_clips_and_silence(self, voices, kind, seconds):
+        size = int(seconds * 16000)
+        for samples in (clip(seconds), torch.zeros(size), torch.full((size,), 1e-6)):
+            found = vector(voices[kind], samples)
+            assert torch.isfinite(found).all() and found.norm().item() == pytest.approx(1, abs=1e-5)
+
+    @pytest.mark.parametrize("kind", ("wavlm", "d-vector"))
+    def test_kept(self, voices, corpora, tmp_path, monkeypatch, kind):
+        clips, told = read_clips(corpora.target)[:4], []
+
+        def found(directory=voices[kind], clips=clips):
+            def tell(*what):
+                told.append(what)
+
+            return speaker_vectors(clips, directory, device=CPU, cache=tmp_path / "cache", progress=tell)
+
+        first = found()
+        assert told == [("encoding voices", n, 4) for n in range(1, 5)]
+
+        def fail(*_):
+            raise AssertionError("the encoder was loaded")
+
+        monkeypatch.setattr(speaker_encoder, "load_speaker_encoder", fail)
+        np.testing.assert_array_equal(found(), first)
+        # By what the files hold, not by where they lie.
+        np.testing.assert_array_equal(found(shutil.copytree(voices[kind], tmp_path / "same")), first)
+        shutil.copy(clips[3].path, tmp_path / "same.wav")
+        np.testing.assert_array_equal(found(clips=[Clip("x", tmp_path / "same.wav")]), first[3:])
+        soundfile.write(tmp_path / "other.wav", clip().numpy(), 16000)
+        other = tmp_path / "other"
+        for given in (
+            {"clips": [Clip("x", tmp_path / "other.wav")]},
+            {"directory": save_x_vector(other, seed=1) if kind == "wavlm" else save_d_vector(other, seed=1)},
+        ):
+            with pytest.raises(AssertionError, match="was loaded"):
+                found(**given)
+
+    @pytest.mark.parametrize("kind", ("wav2vec2", "d-vector"))
+    def test_damaged_weights_are_told_of_and_nothing_is_kept(self, voices, corpora, tmp_path, kind):
+        spoilt = shutil.copytree(voices[kind], tmp_path / "e")
+
+        def damage(tensors):
+            name = next(
+                name for name in tensors if name.endswith(("feature_extractor.weight", "linear.bias"))
+            )
+            tensors[name][0] = torch.nan
+
+        rewrite(spoilt / "model.safetensors", damage)
+        for _ in range(2):
+            with pytest.raises(InputError, match="gives a vector with NaN or infinity"):
+                speaker_vectors(read_clips(corpora.target)[:2], spoilt, device=CPU, cache=tmp_path / "cache")
+
+
+class TestXVectors:
+    @pytest.mark.parametrize("kind", (*FAMILIES, "masked"))
+    def test_by_hand(self, voices, kind):
+        import transformers as t
+
+        extractor = t.Wav2Vec2FeatureExtractor.from_pretrained(voices[kind])
+        inputs = extractor(clip(0.7).numpy(), sampling_rate=16000, return_tensors="pt")
+        assert ("attention_mask" in inputs) == (kind == "masked")
+        kinds = {"wavlm": t.WavLMForXVector}
+        model = kinds.get(kind, t.Wav2Vec2ForXVector).from_pretrained(voices[kind]).eval()
+        with torch.inference_mode():
+            expected = model(inputs.input_values).embeddings[0]
+        torch.testing.assert_close(vector(voices[kind], clip(0.7)), expected / expected.norm())
+
+    def test_short_clips_are_repeated(self, voices):
+        once, short = vector(voices["wavlm"], clip(0.5)), clip(0.2)
+        torch.testing.assert_close(
+            vector(voices["wavlm"], short), vector(voices["wavlm"], torch.cat([short, short, short[:1600]]))
+        )
+        assert not torch.allclose(vector(voices["wavlm"], clip(0.5)[:7000]), once)
+
+    def test_other_models_are_refused(self, voices, encoders, tmp_path):
+        with pytest.raises(
+            InputError, match=r"'wavlm' model \(WavLMModel\).*expected .*ForXVector.*Give the"
+        ):
+            load_speaker_encoder(encoders["wavlm"])
+        with pytest.raises(InputError, match="'whisper' model"):
+            load_speaker_encoder(encoders["whisper"])
+        with pytest.raises(InputError, match=r"has no readable config\.json"):
+            load_speaker_encoder(tmp_path)
+        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+        with pytest.raises(InputError, match=r"'bert' model \(without architectures\)"):
+            load_speaker_encoder(tmp_path)
+
+    def test_a_head_without_weights_is_refused(self, voices, tmp_path):
+        spoilt = shutil.copytree(voices["wav2vec2"], tmp_path / "e")
+        rewrite(spoilt / "model.safetensors", lambda tensors: tensors.pop("tdnn.1.kernel.weight"))
+        with pytest.raises(InputError, match=r"no weights for 1 encoder tensors, first 'tdnn\.1\.kernel"):
+            load_speaker_encoder(spoilt)
+
+    def test_other_rates_are_refused(self, voices, tmp_path):
+        spoilt = shutil.copytree(voices["wavlm"], tmp_path / "x")
+        file = spoilt / "preprocessor_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"sampling_rate": 8000}))
+        for directory in (spoilt, save_d_vector(tmp_path / "d", sampling_rate=8000)):
+            with pytest.raises(InputError, match="is for audio at 8000 Hz, expected 16000"):
+                load_speaker_encoder(directory)
+
+
+def mel_bands(count, n_fft=400, rate=16000):
+    """Triangles (count, n_fft / 2 + 1) of equal area: Slaney's scale is linear up to 1 kHz, 3 mel each 200 Hz, then
+    logarithmic, 27 mel for a factor of 6.4 (Auditory Toolbox, 1998).
+    """
+    top = 15 + 27 * np.log(rate / 2 / 1000) / np.log(6.4)
+    mels = np.linspace(0, top, count + 2)
+    edges = np.where(mels < 15, mels * 200 / 3, 1000 * 6.4 ** ((mels - 15) / 27))
+    bins = np.arange(n_fft // 2 + 1) * rate / n_fft
+    rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
+    falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
+    return np.maximum(0, np.minimum(rising, falling)) * 2 / (edges[2:] - edges[:-2])[:, None]
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def d_vector(samples, directory):
+    """The vector (V,) of samples (S,), in NumPy."""
+    from safetensors.numpy import load_file
+
+    config = json.loads((directory / "config.json").read_text())
+    weights = {
+        name: value.astype(float) for name, value in load_file(directory / "model.safetensors").items()
+    }
+    samples = samples.astype(float)
+    level = np.sqrt(np.mean(samples**2))
+    samples = samples * max(1, 10**-1.5 / level)
+    padded = np.pad(samples, 200)
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
+    starts = range(0, len(samples) + 1, 160)
+    power = np.abs(np.fft.rfft([padded[start : start + 400] * window for start in starts])) ** 2
+    mel = power @ mel_bands(config["n_mels"]).T
+    frames = config["partial_frames"]
+    mel = np.pad(mel, ((0, max(0, frames - len(mel))), (0, 0)))
+    vectors = []
+    for start in range(0, len(mel) - frames + 1, 40):
+        sequence = mel[start : start + frames]
+        for layer in range(config["num_layers"]):
+            inner, outer = (weights[f"lstm.weight_{way}_l{layer}"] for way in ("hh", "ih"))
+            bias = weights[f"lstm.bias_hh_l{layer}"] + weights[f"lstm.bias_ih_l{layer}"]
+            hidden = cell = np.zeros(config["hidden_size"])
+            states = []
+            for frame in sequence:
+                enter, forget, fresh, leave = np.split(outer @ frame + inner @ hidden + bias, 4)
+                cell = sigmoid(forget) * cell + sigmoid(enter) * np.tanh(fresh)
+                hidden = sigmoid(leave) * np.tanh(cell)
+                states.append(hidden)
+            sequence = np.array(states)
+        shown = np.maximum(0, weights["linear.weight"] @ hidden + weights["linear.bias"])
+        vectors.append(shown / np.linalg.norm(shown))
+    mean = np.mean(vectors, axis=0)
+    return mean / np.linalg.norm(mean)
+
+
+class TestDVectors:
+    @pytest.mark.parametrize("seconds", (0.05, 0.3, 0.4, 1.13, 2.0))
+    @pytest.mark.parametrize("level", (1.0, 0.01))
+    def test_by_hand(self, voices, seconds, level):
+        samples = level * clip(seconds)
+        expected = d_vector(samples.numpy(), voices["d-vector"])
+        np.testing.assert_allclose(vector(voices["d-vector"], samples), expected, atol=1e-5)
+
+    @needs_ge2e
+    @pytest.mark.parametrize("seconds", (0.5, 2.5))
+    def test_a_real_one_by_hand(self, seconds):
+        samples = clip(seconds) + 0.2 * clip(seconds, seed=1).flip(0) ** 2
+        np.testing.assert_allclose(vector(GE2E, samples), d_vector(samples.numpy(), GE2E), atol=1e-4)
+
+    def test_faint_speech_is_raised_and_loud_speech_left(self, voices):
+        loud, faint, fainter = (vector(voices["d-vector"], level * clip(1)) for level in (1, 0.1, 0.001))
+        torch.testing.assert_close(faint, fainter)
+        assert not torch.allclose(loud, faint, atol=1e-4)
+
+    def test_spoilt_directories(self, voices, tmp_path):
+        spoilt = save_d_vector(tmp_path / "e", hidden_size=14)
+        with pytest.raises(InputError, match="weights cannot be loaded"):
+            load_speaker_encoder(spoilt)
+        (spoilt / "model.safetensors").unlink()
+        with pytest.raises(InputError, match="weights cannot be loaded"):
+            load_speaker_encoder(spoilt)
+        (spoilt / "config.json").write_text('{"model_type": "ge2e-dvector", "sampling_rate": 16000}')
+        with pytest.raises(InputError, match=r"config\.json: lacks 'n_mels'"):
+            load_speaker_encoder(spoilt)
+
+    @needs_ge2e
+    @pytest.mark.skipif(not RAVDESS.is_dir(), reason="needs ../shared/corpora/ravdess")
+    def test_clusters_are_real_speakers(self):
+        """k-means of the vectors of every emotion that 6 actors act, without the labels of either."""
+        from sklearn.cluster import KMeans
+        from sklearn.metrics import adjusted_rand_score
+
+        with (RAVDESS / "metadata.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        chosen = sorted({row["speaker"] for row in rows})[:6]
+        rows = [row for row in rows if row["speaker"] in chosen]
+        clips = [Clip(row["file"], RAVDESS / row["file"]) for row in rows]
+        found = speaker_vectors(clips, GE2E, device=CPU)
+        groups = KMeans(len(chosen), n_init=10, random_state=0).fit_predict(found)
+        assert adjusted_rand_score([row["speaker"] for row in rows], groups) > 0.4
