@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import clip, rewrite, save_encoder
+from conftest import clip, mifuse, refused, rewrite, save_encoder
 
-from mifuse_cli.errors import InputError
+import mifuse_cli as m
+from mifuse_cli import audio
+from mifuse_cli.artifacts import Source
+from mifuse_cli.errors import InputError, UsageError
 from mifuse_cli.manifest import Clip, read_clips
 from mifuse_cli.model import speaker_encoder
 from mifuse_cli.model.speaker_encoder import load_speaker_encoder, speaker_vectors
@@ -301,3 +304,98 @@ class TestDVectors:
         found = speaker_vectors(clips, GE2E, device=CPU)
         groups = KMeans(len(chosen), n_init=10, random_state=0).fit_predict(found)
         assert adjusted_rand_score([row["speaker"] for row in rows], groups) > 0.4
+
+
+class TestSampleSource:
+    @pytest.fixture
+    def sample(self, pipeline, corpora, tmp_path):
+        def sample(encoder="", **options):
+            return m.sample_source(
+                m.SampleSourceConfig(
+                    model=pipeline.model, manifest=corpora.target, out=tmp_path / "s.h5", n_samples=2,
+                    speaker_encoder=str(encoder), **options,
+                )
+            )  # fmt: skip
+
+        return sample
+
+    def test_vectors_are_in_the_artifact(self, sample, voices, corpora):
+        made = Source.load(sample(voices["wavlm"]).out)
+        clips = read_clips(corpora.target)
+        assert made.utt_id.tolist() == [clip.utt_id for clip in clips] and made.voice.dtype == np.float32
+        encoder = load_speaker_encoder(voices["wavlm"])
+        with torch.inference_mode():
+            expected = [encoder(torch.from_numpy(audio.read(clip.path))).numpy() for clip in clips]
+        np.testing.assert_array_equal(made.voice, expected)
+        assert made.header.parents[-1].role == "speaker-encoder"
+
+    def test_nothing_else_changes(self, sample, voices):
+        plain = Source.load(sample().out)
+        heard = Source.load(sample(voices["d-vector"], force=True).out)
+        assert plain.voice is None and heard.voice is not None
+        assert [p.role for p in plain.header.parents] == [p.role for p in heard.header.parents[:-1]]
+        for name, values in plain.arrays().items():
+            np.testing.assert_array_equal(getattr(heard, name), values)
+
+    def test_up_to_date(self, sample, voices, tmp_path):
+        sample()
+        assert sample(update=True).up_to_date
+        assert not sample(voices["wavlm"], update=True).up_to_date
+        assert sample(voices["wavlm"], update=True).up_to_date
+        assert sample(shutil.copytree(voices["wavlm"], tmp_path / "same"), update=True).up_to_date
+        assert not sample(voices["wav2vec2"], update=True).up_to_date
+        assert not sample(update=True).up_to_date
+
+    def test_refusals(self, pipeline, corpora, encoders, tmp_path, monkeypatch):
+        flags = ["sample-source", "--model", pipeline.model, "--manifest", corpora.target]
+        flags += ["--out", tmp_path / "s.h5", "--speaker-encoder"]
+
+        def unwanted(*_, **hooks):
+            raise AssertionError("clips were encoded before")
+
+        monkeypatch.setattr("mifuse_cli.model.prepare.all_layers", unwanted)
+        refused(
+            mifuse(*flags, encoders["hubert"]), 3, "no speaker encoder", "*ForXVector", "Give the directory"
+        )
+        refused(mifuse(*flags, pipeline.model), 3, "'mifuse-classifier' model (EmotionClassifier)")
+        refused(
+            mifuse(*flags, tmp_path / "nowhere"), 3, "--speaker-encoder", "no such directory", "a hub name"
+        )
+        refused(mifuse(*flags, "nobody/nothing"), 6, "--speaker-encoder", "nor available from the model hub")
+        assert not (tmp_path / "s.h5").exists()
+
+    def test_hidden_states_have_to_be_there(self, sample, voices):
+        with pytest.raises(UsageError, match=r"--speaker-encoder: .* that --no-hidden-states leaves out"):
+            sample(voices["wavlm"], no_hidden_states=True)
+
+
+@pytest.fixture
+def structures(monkeypatch):
+    """The structures of which labels are made."""
+    from mifuse_cli.methods import structure
+    from mifuse_cli.steps.compare import running
+
+    made, real = [], structure.structure_of
+
+    def noted(*args, **options):
+        made.append(real(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(structure, "structure_of", noted)
+    monkeypatch.setattr(running, "structure_of", noted)
+    return made
+
+
+def test_fuse_hands_them_to_cross_fit(copy, corpora, voices, structures):
+    source = copy.root / "s.h5"
+    for encoder in ("", voices["d-vector"]):
+        m.sample_source(
+            m.SampleSourceConfig(
+                model=copy.model, manifest=corpora.target, out=source, n_samples=4,
+                speaker_encoder=str(encoder), force=True,
+            )
+        )  # fmt: skip
+        m.fuse(m.FuseConfig(lalm=copy.lalm, source=source, out=copy.root / "f.h5", force=True))
+    without, with_them = structures
+    assert without.voice is None
+    np.testing.assert_array_equal(with_them.voice, Source.load(source).voice)

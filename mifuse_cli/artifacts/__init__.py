@@ -166,6 +166,12 @@ class Source(Artifact):
         "U L D", "float32", "hidden states of the encoder, averaged over time", optional=True
     )
     speaker: np.ndarray | None = column("U", "str", "speaker, empty where unknown", optional=True)
+    voice: np.ndarray | None = column(
+        "U X",
+        "float32",
+        "vector of length 1 of a speaker encoder, alike for clips of one voice",
+        optional=True,
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ AXES = {
     "K": "classes, in the order of the root attribute `classes`",
     "L": "hidden layers of the encoder",
     "D": "features of a hidden state",
+    "X": "numbers of a speaker vector",
     "W": "views of cross-fit: LALMs, source classifier, structure of the clips",
     "V": "token counts: prompt, completion, total, audio, cached",
     "B": "bytes",

@@ -205,6 +205,7 @@ def _structure(config: FuseConfig, source: Source) -> Structure:
         speakers=speakers if normalize == "speaker" else None,
         passes=source.probs.shape[1],
         seed=config.seed,
+        voice=source.voice,
     )
 
 

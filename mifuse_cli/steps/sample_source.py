@@ -18,6 +18,7 @@ from mifuse_cli.config import (
     target_problems,
 )
 from mifuse_cli.manifest import clips_of
+from mifuse_cli.model.hub import find_speaker_encoder
 from mifuse_cli.model.shape import read_shape
 
 _OF_THE_MODEL = ("method", "fusion", "refresh", "checkpoint")
@@ -45,6 +46,12 @@ class SampleSourceConfig(StepConfig):
         "Leave out the encoder's hidden states (4 bytes for every clip, layer and feature), which fuse needs for "
         "--weighting cross-fit alone.",
     )
+    speaker_encoder: str = option(
+        "",
+        "Keep a vector of the voice in every clip, from this speaker encoder: local directory or hub name of a "
+        "transformers model *ForXVector, or directory of a GE2E d-vector model.",
+        settles=False,  # compared by content, as a parent
+    )
     cache_dir: Path | None = option(
         None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache.", settles=False
     )
@@ -54,6 +61,11 @@ class SampleSourceConfig(StepConfig):
         yield from target_problems(self.manifest, self.wav_dir)
         yield from at_least("--n-samples", self.n_samples, 2)
         yield from normalize_problems(self.normalize)
+        if self.speaker_encoder and self.no_hidden_states:
+            yield (
+                "--speaker-encoder: its vectors are for fuse --weighting cross-fit, which needs the hidden states that "
+                "--no-hidden-states leaves out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +89,10 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
     """Draw M predictions with the head's dropout active, and one without, for every clip.
 
     Raises:
-        InputError: model, manifest or audio that cannot be used; a model without dropout; an output that
-            exists.
+        InputError: model, manifest, audio or speaker encoder that cannot be used; a model without dropout; an
+            output that exists.
         ArtifactError: the model is no mifuse checkpoint.
+        DependencyError: the speaker encoder is not on the hub, or the hub cannot be reached.
     """
     lineage.refuse_overwrite(config, config.out)
     clips, where = clips_of(config.manifest, config.wav_dir)
@@ -89,6 +102,9 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
         lineage.clips_parent(clips, where, config.out),
         lineage.speakers_parent(clips, where, config.out),
     ]
+    speaker_encoder = find_speaker_encoder(config.speaker_encoder) if config.speaker_encoder else None
+    if speaker_encoder is not None:
+        parents.append(lineage.parent("speaker-encoder", speaker_encoder, config.out))
     if lineage.is_current(config, config.out, parents):
         return _result(config.out, Source.load(config.out), up_to_date=True)
 
@@ -98,12 +114,18 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
     from mifuse_cli.model.classifier import predict, sample
     from mifuse_cli.model.device import find_device
     from mifuse_cli.model.prepare import all_layers, frozen_classifier, standardised_inputs
+    from mifuse_cli.model.speaker_encoder import speaker_vectors
 
     device = find_device(config.device)
     loaded = checkpoint.load(config.model)
     if config.calibrate:
         loaded.calibrate()
     normalize = config.normalize or shape.normalize
+    voice = None
+    if speaker_encoder is not None:
+        voice = speaker_vectors(
+            clips, speaker_encoder, device=device, cache=config.cache_dir, progress=progress
+        )
     hidden = all_layers(loaded, clips, device=device, cache=config.cache_dir, progress=progress)
     speakers = [clip.speaker for clip in clips]
     inputs = standardised_inputs(loaded, hidden, speakers, normalize=normalize, device=device)
@@ -126,6 +148,7 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
         point=predict(model, inputs),
         hidden=None if config.no_hidden_states else hidden,
         speaker=np.array([speaker or "" for speaker in speakers]),
+        voice=voice,
     )
     artifact.save(config.out)
     return _result(config.out, artifact)
