@@ -399,3 +399,48 @@ def test_fuse_hands_them_to_cross_fit(copy, corpora, voices, structures):
     without, with_them = structures
     assert without.voice is None
     np.testing.assert_array_equal(with_them.voice, Source.load(source).voice)
+
+
+class TestCompare:
+    def test_systems_with_cross_fit_alone_look_at_them(self, world, voices, structures, tmp_path):
+        from comparing import config, predictions
+
+        chosen = {"systems": "lalm,labels-mi,labels-cross-fit", "names": "a,b"}
+        m.compare(config(world, tmp_path / "out", **chosen))
+        before = predictions(tmp_path / "out")
+        assert [one.voice for one in structures] == [None, None]
+        structures.clear()
+        encoder = str(voices["d-vector"])
+        again = m.compare(config(world, tmp_path / "out", **chosen, speaker_encoder=encoder))
+        assert again.made == len(structures) == 2  # of both transfers, the labels of cross-fit
+        for one, target in zip(structures, ("b", "a"), strict=True):
+            manifest = world / "data" / target / ("manifest.csv" if target == "b" else "metadata.csv")
+            expected = speaker_vectors(read_clips(manifest), voices["d-vector"], device=CPU)
+            np.testing.assert_array_equal(one.voice, expected)
+        assert predictions(tmp_path / "out").keys() == before.keys()
+        assert m.compare(config(world, tmp_path / "out", **chosen, speaker_encoder=encoder)).made == 0
+        other = save_d_vector(tmp_path / "other", seed=1)
+        assert m.compare(config(world, tmp_path / "out", **chosen, speaker_encoder=str(other))).made == 2
+        assert m.compare(config(world, tmp_path / "out", **chosen)).made == 2
+
+    def test_of_the_clips_that_are_adapted_to(self, world, voices, structures, tmp_path):
+        from comparing import config
+
+        chosen = {"systems": "mifuse-cross-fit", "protocol": "inductive", "folds": 3, "epochs": 1}
+        m.compare(config(world, tmp_path / "out", **chosen, speaker_encoder=str(voices["wavlm"])))
+        clips = read_clips(world / "data/b/manifest.csv")
+        everything = speaker_vectors(clips, voices["wavlm"], device=CPU)
+        of_b = structures[:3]
+        for one in of_b:
+            adapted = [
+                clips[u].speaker for u in range(len(clips)) if (everything[u] == one.voice).all(1).any()
+            ]
+            assert len(one.voice) == len(one.hidden) == len(adapted) and len(set(adapted)) == 2
+        assert len({one.voice.tobytes() for one in of_b}) == 3
+
+    def test_another_model_is_told_of_before_clips_are_encoded(self, world, encoders, tmp_path, monkeypatch):
+        from comparing import config
+
+        monkeypatch.setattr("mifuse_cli.model.prepare.all_layers", None)
+        with pytest.raises(InputError, match="no speaker encoder"):
+            m.compare(config(world, tmp_path / "out", speaker_encoder=str(encoders["wavlm"])))

@@ -85,13 +85,22 @@ def _holds(file: Path, text: str) -> bool:
 
 
 def _encode(config: CompareConfig, planned: Plan, progress: Progress | None) -> None:
-    """Compute the features of every clip into the cache that the runs share."""
+    """Compute the features and voices of every clip into the cache that the runs share."""
     from mifuse_cli.model import checkpoint
     from mifuse_cli.model.device import find_device
     from mifuse_cli.model.prepare import all_layers
+    from mifuse_cli.model.speaker_encoder import speaker_vectors
 
     seen: set[tuple[str, str]] = set()
+    heard: set[str] = set()
     for (_, target, _), task in planned.tasks.items():
+        # Before the features, which take longer: a wrong speaker encoder is then told of at once.
+        if task.speaker_encoder is not None and target not in heard:
+            device = find_device(config.device)
+            speaker_vectors(
+                task.clips, task.speaker_encoder, device=device, cache=config.cache_dir, progress=progress
+            )
+            heard.add(target)
         source = checkpoint.load(task.model)
         key = (target, source.encoder_digest())
         if task.systems and key not in seen:

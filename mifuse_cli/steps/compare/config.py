@@ -46,6 +46,11 @@ class CompareConfig(AdaptationConfig):
     folds: int = option(4, "Number of speaker folds with --protocol inductive.")
     n_answers: int = option(5, "Number of LALM answers used for every clip: the first ones.")
     n_samples: int = option(10, "Dropout passes of the source model.")
+    speaker_encoder: str = option(
+        "",
+        "As of sample-source: a vector of the voice in every clip, for systems with cross-fit labels.",
+        settles=False,  # compared by content, as a parent
+    )
     resamples: int = option(evaluation.RESAMPLES, "Bootstrap draws of the 95 % intervals.")
     jobs: int = option(0, "Processes at a time; 0: one for each core.", settles=False)
     cache_dir: Path | None = option(

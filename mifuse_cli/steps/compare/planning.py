@@ -15,12 +15,16 @@ from mifuse_cli.config import options_of, words
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError
 from mifuse_cli.manifest import Clip, columns_of, read_clips, speakers_of
 from mifuse_cli.methods import adaptation
+from mifuse_cli.model.hub import find_speaker_encoder
 from mifuse_cli.model.shape import Shape, read_shape
 from mifuse_cli.steps.compare.config import CompareConfig
 from mifuse_cli.steps.compare.systems import ORACLE, System, chosen
 
 if TYPE_CHECKING:
     from mifuse_cli.steps.compare.running import Task
+
+_SPEAKER_ENCODER = "speaker-encoder"
+"""Role of a run's parent."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class TargetCorpus:
         lalm: artifact of the answers.
         answers: number of answers for every clip.
         unanswered: clips without a valid one among those that are used.
-        parents: answers, clips and speakers, of every run.
+        parents: answers, clips, speakers and speaker encoder, of every run.
+        speaker_encoder: its directory, None where there is none.
     """
 
     name: str
@@ -44,6 +49,7 @@ class TargetCorpus:
     answers: int
     unanswered: int
     parents: tuple[Parent, ...]
+    speaker_encoder: Path | None
 
     @property
     def speakers(self) -> list[str] | None:
@@ -85,6 +91,7 @@ def plan(config: CompareConfig) -> Plan:
         InputError: a corpus, model or artifact that is missing or cannot be read, labels that are unknown, fewer
             answers than asked for.
         ArtifactError: models or answers over other classes or clips.
+        DependencyError: the speaker encoder is not on the hub, or the hub cannot be reached.
     """
     names = words(config.names) or _found(config)
     seeds = [int(seed) for seed in words(config.seeds)]
@@ -98,7 +105,8 @@ def plan(config: CompareConfig) -> Plan:
                 f"{', '.join(first.classes)}. Train all with the same --classes."
             )
     normalize = config.normalize or _common_normalize(models, shapes)
-    corpora = {name: _corpus(config, name, first.classes) for name in names}
+    speaker_encoder = find_speaker_encoder(config.speaker_encoder) if config.speaker_encoder else None
+    corpora = {name: _corpus(config, name, first.classes, speaker_encoder) for name in names}
     _check_speakers(config, normalize, corpora)
     systems, notes = _systems(config, min(corpus.answers for corpus in corpora.values()))
     for name, corpus in corpora.items():
@@ -188,7 +196,9 @@ def _common_normalize(models: dict[Any, Path], shapes: dict[Any, Shape]) -> str:
     return modes.pop()
 
 
-def _corpus(config: CompareConfig, name: str, classes: tuple[str, ...]) -> TargetCorpus:
+def _corpus(
+    config: CompareConfig, name: str, classes: tuple[str, ...], speaker_encoder: Path | None
+) -> TargetCorpus:
     directory = config.data / f"{name}-target"
     directory = directory if directory.is_dir() else config.data / name
     manifest = _first(directory, "file", "manifest.csv", "metadata.csv")
@@ -209,14 +219,23 @@ def _corpus(config: CompareConfig, name: str, classes: tuple[str, ...]) -> Targe
     ids = np.array([clip.utt_id for clip in clips])
     artifacts.check_same_utterances(answers.utt_id, str(lalm), ids, str(manifest))
     out = config.out / "runs" / name / name / "seed0.h5"  # as deep as those of the runs
-    parents = (
+    parents = [
         lineage.parent("lalm", lalm, out),
         lineage.clips_parent(clips, manifest, out),
         lineage.speakers_parent(clips, manifest, out),
-    )
+    ]
+    if speaker_encoder is not None:
+        parents.append(lineage.parent(_SPEAKER_ENCODER, speaker_encoder, out))
     lineage.check_same_audio(answers, str(lalm), parents[1], str(manifest))
     return TargetCorpus(
-        name, tuple(clips), labels, lalm, answers.probs.shape[1], int(unanswered.sum()), parents
+        name=name,
+        clips=tuple(clips),
+        labels=labels,
+        lalm=lalm,
+        answers=answers.probs.shape[1],
+        unanswered=int(unanswered.sum()),
+        parents=tuple(parents),
+        speaker_encoder=speaker_encoder,
     )
 
 
@@ -258,6 +277,7 @@ def _task(
         kept={},
         model=model,
         lalm=target.lalm,
+        speaker_encoder=None,
         clips=target.clips,
         truth=None,
         normalize=normalize,
@@ -270,13 +290,16 @@ def _task(
     )
     shared = [
         fusion.VERSION, adaptation.VERSION, normalize, config.n_answers, config.n_samples, folds, options,
-        [(one.role, one.sha256) for one in parents],
+        [(one.role, one.sha256) for one in parents if one.role != _SPEAKER_ENCODER],
     ]  # fmt: skip
+    # Only cross-fit looks at voices: what other systems predict stays with any speaker encoder.
+    voices = [one.sha256 for one in parents if one.role == _SPEAKER_ENCODER]
 
     def identity(system: System) -> str:
         of_truth = provenance.text_digest(repr(known.tolist())) if system.name == ORACLE else ""
         version = adaptation.METHODS[system.method]
-        return provenance.text_digest(repr((system, version, shared, of_truth)))
+        seen = shared if system.fusion.is_weighted else [*shared, *voices]
+        return provenance.text_digest(repr((system, version, seen, of_truth)))
 
     named = {one.name for one in systems} if config.force else set()
     kept = {name: probs for name, probs in _kept(out, identity).items() if name not in named}
@@ -284,7 +307,15 @@ def _task(
     identities = {name: identity(one) for name, one in _by_name(kept, systems).items()}
     header = replace(task.header, parameters={**task.header.parameters, "identities": identities})
     needs_truth = any(one.name == ORACLE for one in todo)
-    return replace(task, header=header, systems=todo, kept=kept, truth=known if needs_truth else None)
+    looks_at_voices = any(not one.fusion.is_weighted for one in todo)
+    return replace(
+        task,
+        header=header,
+        systems=todo,
+        kept=kept,
+        truth=known if needs_truth else None,
+        speaker_encoder=target.speaker_encoder if looks_at_voices else None,
+    )
 
 
 def _by_name(kept: dict[str, np.ndarray], systems: Sequence[System]) -> dict[str, System]:

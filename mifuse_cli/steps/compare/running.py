@@ -22,6 +22,7 @@ from mifuse_cli.model import checkpoint
 from mifuse_cli.model.classifier import Classifier, Features, predict, sample
 from mifuse_cli.model.device import find_device
 from mifuse_cli.model.prepare import all_layers, effective_mode
+from mifuse_cli.model.speaker_encoder import speaker_vectors
 from mifuse_cli.model.standard import fit_standard, statistics
 from mifuse_cli.steps.compare.systems import ORACLE, System
 
@@ -36,6 +37,7 @@ class Task:
         systems: those to run.
         kept: predictions (U, K) of other systems, by name, that are copied to the artifact.
         model, lalm: checkpoint of the source model and artifact of the answers.
+        speaker_encoder: its directory, None where no system looks at speaker vectors.
         clips: U clips of the target, sorted by id.
         truth: (U,) class indices for the oracle, None where it does not run.
         normalize: how the head's input is standardised.
@@ -53,6 +55,7 @@ class Task:
     kept: Mapping[str, np.ndarray]
     model: Path
     lalm: Path
+    speaker_encoder: Path | None
     clips: tuple[Clip, ...]
     truth: np.ndarray | None
     normalize: str
@@ -89,6 +92,11 @@ class _World:
         self.features = all_layers(
             self.source, task.clips, device=self.device, cache=task.cache, progress=None
         )
+        self.voice: np.ndarray | None = None
+        if task.speaker_encoder is not None:
+            self.voice = speaker_vectors(
+                task.clips, task.speaker_encoder, device=self.device, cache=task.cache
+            )
         self.lalm = Lalm.load(task.lalm).probs.astype(float)
         self.speakers = [clip.speaker for clip in task.clips]
         self.fused: dict[tuple[Any, ...], Teachers] = {}
@@ -170,6 +178,7 @@ class _World:
                     speakers=[self.speakers[i] or "" for i in index] if by_speaker else None,
                     passes=self.task.passes,
                     seed=seed,
+                    voice=None if self.voice is None else self.voice[index],
                 )
             found = fusion.fuse_samples(
                 [self.answers(system)[index], passes.astype(float)],
