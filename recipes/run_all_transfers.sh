@@ -11,6 +11,7 @@ corpora=
 names=
 conf=
 encoder=
+speaker_encoder=
 layers=
 normalize=
 weighting=
@@ -45,6 +46,7 @@ help_message="Usage: bash recipes/run_all_transfers.sh --preset paper|free --COR
   --seeds LIST         in quotes                                                       [$seeds]
   over those of --conf:
   --encoder E, --layers L, --normalize MODE    of train-source
+  --speaker-encoder E  of sample-source
   --lalm-url URL, --lalm-model M, --n-samples N    of query-lalm; the key is read from OPENAI_API_KEY
   --lalm-options O     its further options, in quotes, such as '--rpm 500 --budget 20 --yes'
   --weighting W        of fuse

@@ -7,6 +7,7 @@ corpora=
 names=
 conf=
 encoder=
+speaker_encoder=
 layers=
 # shellcheck disable=SC2034 # read by source_models
 normalize=
@@ -34,6 +35,7 @@ help_message="Usage: bash recipes/run_benchmark.sh --corpora DIR --encoder E --l
   --corpora DIR      holds a directory of data for each: manifest.csv and labels.csv, or metadata.csv
   --names LIST       those to use, in quotes                             [all]
   --encoder E, --layers L    of train-source                             [as --conf says]
+  --speaker-encoder E    of compare                                      [as --conf says]
   --lalm-url URL, --lalm-model M    of query-lalm                        [as --conf says]
   --lalm-options O   its further options, in quotes, such as '--rpm 500 --budget 20 --yes'
   --n-samples N      answers a clip to ask for; ablations use up to 20   [$n_samples]
@@ -105,10 +107,11 @@ fi
 
 # compared NAME MODELS OPTION...
 compared() {
-  local out=$expdir/compare/$1
+  local out=$expdir/compare/$1 arguments=("${@:3}")
+  given --speaker-encoder "$speaker_encoder"
   step "$out/results.json" compare compare --data "$corpora" --names "${names// /,}" --models "$expdir/models-$2" \
     --lalm "$expdir/lalm" --seeds "${seeds// /,}" --n-answers "$n_answers" --jobs "$nj" --device "$device" \
-    --out "$out" "${@:3}"
+    --out "$out" "${arguments[@]}"
 }
 
 if at_stage 3; then

@@ -11,6 +11,7 @@ seeds=0
 preset=
 conf=
 encoder=
+speaker_encoder=
 layers=
 normalize=
 weighting=
@@ -38,6 +39,7 @@ help_message="Usage: bash recipes/run_transfer.sh --source DIR --target DIR --la
 
  over those of --conf:
   --encoder E, --layers L, --normalize MODE    of train-source
+  --speaker-encoder E    of sample-source
   --lalm-url URL, --lalm-model M, --n-samples N, --lalm-options O    of query-lalm; O: further ones, in quotes
   --weighting W      of fuse
   --device D         auto, cpu, cuda, ...                      [$device]

@@ -55,6 +55,7 @@ def test_usage_errors(options, complaint, tmp_path):
 
 def test_dry_run(place):
     options = ["--corpora", "corpora", "--conf", "conf", "--lalm-url", "U", "--seeds", "0 1", "--dry-run"]
+    options += ["--speaker-encoder", "V"]
     done = run(*options, cwd=place, recipe=RECIPE)
     assert done.returncode == 0, done.stderr
     lines = commands(done.stdout)
@@ -67,6 +68,7 @@ def test_dry_run(place):
         "source", "source", "speaker", "source"
     ]  # fmt: skip
     assert value(compared[-1], "--protocol") == "inductive"
+    assert {value(line, "--speaker-encoder") for line in compared} == {"V"}
     assert not (place / "exp").exists()
 
 

@@ -181,7 +181,8 @@ class TestDryRun:
     def test_every_command_line_and_file_of_the_presets_is_understood(
         self, roots, partitions, tmp_path, nursery
     ):
-        options = "--seeds 0 --lalm-model m --encoder E --layers all --normalize target --n-samples 3 --weighting mi"
+        options = "--seeds 0 --lalm-model m --encoder E --layers all --normalize target --n-samples 3 --weighting mi "
+        options += "--speaker-encoder V"
         more = ["--dry-run", "--lalm-options", "--rpm 500 --yes", "--lalm-url", URL]
         done = run(*roots.split(), *options.split(), *more, cwd=tmp_path, nursery=nursery)
         assert done.returncode == 0, done.stderr
@@ -267,13 +268,24 @@ class TestRun:
         conf.mkdir()
         (conf / "fuse.yaml").write_text("tau: 0.2")
         (conf / "query-lalm.yaml").write_text("base_url: http://127.0.0.1/v1\nmodel: m")
-        stub.run("--conf", "conf", "--encoder", "E", "--weighting", "z-mi", "--lalm-options", "--rpm 5 --yes")
+        flags = [
+            "--encoder",
+            "E",
+            "--speaker-encoder",
+            "V",
+            "--weighting",
+            "z-mi",
+            "--lalm-options",
+            "--rpm 5 --yes",
+        ]
+        stub.run("--conf", "conf", *flags)
         made = stub.calls
         calls = {call[0]: call for call in made}
         weighed, crossed, *_ = (call for call in made if call[0] == "fuse")
         assert value(weighed, "--config") == "conf/fuse.yaml" and value(weighed, "--weighting") == "z-mi"
         assert "--config" not in crossed and value(crossed, "--weighting") == "cross-fit"
         assert value(calls["query-lalm"], "--rpm") == "5" and "--model" not in calls["query-lalm"]
+        assert value(calls["sample-source"], "--speaker-encoder") == "V"
         assert value(calls["train-source"], "--encoder") == "E" and "--config" not in calls["train"]
 
     def test_run_sh_repeats_the_run_from_anywhere(self, stub):

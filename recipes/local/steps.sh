@@ -4,7 +4,8 @@
 
 # What a job has to be told to run a step by itself.
 # shellcheck disable=SC2034
-settings="conf expdir encoder layers normalize weighting lalm_url lalm_model n_samples lalm_options device dry_run"
+settings="conf expdir encoder speaker_encoder layers normalize weighting lalm_url lalm_model n_samples lalm_options device
+  dry_run"
 corpora_known="iemocap msp-improv msp-podcast crema-d ravdess emodb nemo"
 
 . "$(dirname "${BASH_SOURCE[0]}")/../utils/attend.sh"
@@ -116,8 +117,9 @@ lalm_answers() {
 fused_labels() {
   local out=$expdir/$1-$2/seed$4 manifest arguments
   manifest=$(clips_of "$3")
-  step "$out/source.h5" sample-source sample-source --model "$expdir/models/$1/seed$4" --manifest "$manifest" \
-    --seed "$4" --device "$device" --out "$out/source.h5"
+  arguments=(--model "$expdir/models/$1/seed$4" --manifest "$manifest" --seed "$4" --device "$device")
+  given --speaker-encoder "$speaker_encoder"
+  step "$out/source.h5" sample-source sample-source "${arguments[@]}" --out "$out/source.h5"
   arguments=(--lalm "$expdir/lalm/$2.h5" --source "$out/source.h5" --out "$out/fused.h5")
   # The paper's, unless told otherwise: without a weighting, fuse takes its own default.
   if ! grep -qs '^weighting:' "$conf/fuse.yaml"; then weighting=${weighting:-mi}; fi
