@@ -83,7 +83,7 @@ class DVectorEncoder(SpeakerEncoder):
             _check_rate(directory, config["sampling_rate"])
             bands, width = config["n_mels"], config["hidden_size"]
             self.frames: int = config["partial_frames"]
-            # Silence beyond the ends rather than a reflection of them: the latter takes a clip of 13 ms or more.
+            # Silence beyond the ends, as in librosa now, whose older versions reflect; that takes a clip of 13 ms.
             self.mel = MelSpectrogram(
                 RATE,
                 n_fft=config["n_fft"],
