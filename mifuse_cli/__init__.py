@@ -7,7 +7,8 @@ files::
 
     result = fuse(FuseConfig(lalm="lalm.h5", source="source.h5", out="fused.h5"))
 
-Functions over arrays need no files: `parse_answer`, `fuse_arrays`, `train_head`, `adapt_head`, `score_predictions`.
+Functions over arrays need no files: `parse_answer`, `fuse_arrays`, `train_head`, `adapt_head`, `predict_clips`,
+`score_predictions`.
 
 Names are imported when first used, so that ``import mifuse_cli`` costs nothing.
 """
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # The same names for type checkers; a test compares both.
     from mifuse_cli.notebook import TrainedHead as TrainedHead
     from mifuse_cli.notebook import adapt_head as adapt_head
     from mifuse_cli.notebook import fuse_arrays as fuse_arrays
+    from mifuse_cli.notebook import predict_clips as predict_clips
     from mifuse_cli.notebook import score_predictions as score_predictions
     from mifuse_cli.notebook import train_head as train_head
     from mifuse_cli.steps.compare import CompareConfig as CompareConfig
@@ -66,7 +68,14 @@ if TYPE_CHECKING:  # The same names for type checkers; a test compares both.
     from mifuse_cli.steps.validate import validate as validate
 
 _HOME = {
-    "notebook": ("TrainedHead", "adapt_head", "fuse_arrays", "score_predictions", "train_head"),
+    "notebook": (
+        "TrainedHead",
+        "adapt_head",
+        "fuse_arrays",
+        "predict_clips",
+        "score_predictions",
+        "train_head",
+    ),
     "errors": (
         "ArtifactError",
         "DependencyError",

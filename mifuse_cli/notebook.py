@@ -19,7 +19,8 @@ from mifuse_cli.config import options_of
 from mifuse_cli.errors import InputError, UsageError
 from mifuse_cli.evaluation import Score
 from mifuse_cli.fusion import Fusion, FusionSettings
-from mifuse_cli.methods.adaptation import METHODS, AdaptationConfig, Options, adapt
+from mifuse_cli.methods import adaptation
+from mifuse_cli.methods.adaptation import STUDENTS, WITHOUT_STUDENT, AdaptationConfig, Options, adapt
 from mifuse_cli.methods.teachers import Teachers
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ def adapt_head(
         head: of `train_head`, whose samples were fused.
         features: (U, D) or (U, L, D) of the target clips.
         fused: of `fuse_arrays`, of the same clips.
-        method: as of ``mifuse train --method``, but ``oracle``.
+        method: as of ``mifuse train --method``, but ``oracle``; for others see `predict_clips`.
         refresh: as of ``mifuse train --refresh``.
         passes: dropout passes of the teacher at a refresh.
         epochs: of AdamW.
@@ -248,18 +249,43 @@ def adapt_head(
     _at_least("passes", passes, 2)
     if refresh is not None and method != "mifuse":
         raise UsageError(f"--refresh {refresh}: --method {method} has no fused labels; leave it out")
-    if method not in METHODS or method == "oracle":
-        raise InputError(
-            f"method {method!r}: expected one of {', '.join(m for m in METHODS if m != 'oracle')}"
-        )
+    _one_of("method", method, [name for name in STUDENTS if name != "oracle"])
     classifier, inputs = head._ready(features)
-    if fused.probs.shape != (len(inputs), head.classes):
-        raise InputError(
-            f"fused: labels of {fused.probs.shape[0]} clips and {fused.probs.shape[1]} classes, expected {len(inputs)} "
-            f"and {head.classes}"
-        )
-    teachers = Teachers(fused.probs, fused.mean, fused.mi, fused.settings, passes)
+    teachers = _teachers(fused, passes, len(inputs), head.classes)
     return _trained(classifier, inputs, options, head.dropout, teachers=teachers)
+
+
+def predict_clips(head: TrainedHead, features: ArrayLike, fused: Fusion, *, method: str) -> np.ndarray:
+    """Predict unlabelled clips by a method that corrects predictions and trains no student, as ``compare`` does.
+
+    Args:
+        head: of `train_head`, whose samples were fused.
+        features: (U, D) or (U, L, D) of the clips.
+        fused: of `fuse_arrays`, of the same clips; of it, only the LALMs' answers are used, by ``lame`` nothing.
+        method: ``lame``, ``lame+lalm`` or ``emo-tta``.
+
+    Returns:
+        Probabilities (U, K).
+
+    Raises:
+        InputError: features or answers of other clips, classes or widths, no answers at all, or an unknown method.
+    """
+    _of_type("head", head, TrainedHead)
+    _of_type("fused", fused, Fusion)
+    _one_of("method", method, WITHOUT_STUDENT)
+    classifier, inputs = head._ready(features)
+    teachers = _teachers(fused, 0, len(inputs), head.classes)
+    return adaptation.predict_clips(classifier, inputs, method, teachers=teachers)
+
+
+def _teachers(fused: Fusion, passes: int, clips: int, classes: int) -> Teachers:
+    """What was fused, if it is of so many clips and classes."""
+    if fused.probs.shape != (clips, classes):
+        raise InputError(
+            f"fused: labels of {fused.probs.shape[0]} clips and {fused.probs.shape[1]} classes, expected {clips} "
+            f"and {classes}"
+        )
+    return Teachers(fused.probs, fused.mean, fused.mi, fused.settings, passes, fused.top_counts)
 
 
 def _trained(
@@ -278,6 +304,11 @@ def _options(method: str, **changes: Any) -> Options:
 def _at_least(name: str, value: int, lowest: int) -> None:
     if not isinstance(value, int | np.integer) or value < lowest:
         raise InputError(f"{name}: {value!r}, expected a whole number, {lowest} or more")
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name} {value!r}: expected one of {', '.join(allowed)}")
 
 
 def _of_type(name: str, value: object, wanted: type) -> None:

@@ -13,6 +13,7 @@ from mifuse_cli import artifacts, evaluation, fusion, splits
 from mifuse_cli.artifacts import Compared, Predictions
 from mifuse_cli.errors import ArtifactError, InputError
 from mifuse_cli.methods import adaptation
+from mifuse_cli.methods.adaptation import WITHOUT_STUDENT
 from mifuse_cli.steps.compare import _run
 from mifuse_cli.steps.compare.planning import plan
 from mifuse_cli.steps.compare.systems import SYSTEMS
@@ -27,6 +28,8 @@ class TestFigures:
             ("nrc+lalm", {"method": "nrc+lalm"}),
             ("shot", {"method": "shot"}),
             ("prode", {"method": "prode"}),
+            ("t3a+lalm", {"method": "t3a+lalm"}),
+            ("rcl", {"method": "rcl"}),
             ("mifuse-mi/no-diversity", {"diversity_weight": 0}),
             ("mifuse-mi/no-ema", {"ema": 0}),
         ],
@@ -241,6 +244,10 @@ class TestInductive:
             "lalm-sfuda",
             "nrc+lalm",
             "shot+lalm",
+            "aad+lalm",
+            "t3a+lalm",
+            "duet",
+            "rcl",
             "dine",
             "prode",
             "mifuse-uniform",
@@ -255,7 +262,9 @@ class TestInductive:
     def test_every_clip_is_predicted(self, inductive):
         found = predictions(inductive.out)
         assert not any(np.isnan(probs).any() for name, probs in found.items() if name != "lalm")
-        assert "labels-cross-fit" not in found
+        assert not found.keys() & {"labels-cross-fit", *WITHOUT_STUDENT}
+        for name in WITHOUT_STUDENT:
+            assert f"{name}: left out, it predicts only the clips that it is given" in inductive.notes
 
     def test_folds_are_of_whole_speakers(self, world, tmp_path):
         clips = plan(config(world, tmp_path)).corpora["b"].clips

@@ -8,13 +8,15 @@ from dataclasses import replace
 import pytest
 from conftest import mifuse, read_rows, refused, write_csv
 
-from mifuse_cli.methods.adaptation import METHODS
+from mifuse_cli.methods.adaptation import METHODS, WITHOUT_STUDENT
 from mifuse_cli.steps.compare.systems import GROUPS, MAIN, SYSTEMS, chosen
 
 
 class TestSystems:
     def test_every_method_is_one(self):
-        assert {one.method for one in SYSTEMS.values() if one.shows == "student"} >= set(METHODS)
+        shown = {one.method: one.shows for one in SYSTEMS.values() if one.shows in ("student", "predictions")}
+        assert shown.keys() == METHODS.keys()
+        assert {name for name, shows in shown.items() if shows == "predictions"} == set(WITHOUT_STUDENT)
 
     def test_names_and_groups(self):
         assert {one.group for one in SYSTEMS.values()} == GROUPS.keys()

@@ -15,6 +15,7 @@ from mifuse_cli.fusion import (
     js_divergence,
     mean_and_mi,
     share_identical,
+    top_counts,
 )
 
 LOG2 = math.log(2)
@@ -201,3 +202,8 @@ def test_share_of_identical_samples():
     samples = [[EVEN, EVEN], [FIRST, EVEN], [FIRST, FIRST], [FIRST, NONE], [NONE, NONE]]
     assert share_identical(np.array(samples)) == pytest.approx(2 / 3)
     assert math.isnan(share_identical(np.array(samples[3:])))
+
+
+def test_samples_are_counted_by_their_most_probable_class():
+    samples = [[FIRST, FIRST, SECOND], [EVEN, SECOND, NONE], [NONE, NONE, NONE]]
+    assert top_counts(np.array(samples)).tolist() == [[2, 1], [0.5, 1.5], [0, 0]]

@@ -10,7 +10,7 @@ from mifuse_cli.methods.aad import Aad
 from mifuse_cli.methods.loop import Method
 from mifuse_cli.methods.nrc import Nrc
 from mifuse_cli.methods.shot import Shot
-from mifuse_cli.methods.with_lalm import WithLalm
+from mifuse_cli.methods.with_lalm import WithLalm, mean_with_lalm
 
 SILENT = (2, 5)
 
@@ -89,3 +89,8 @@ def test_answers_are_learned():
 @pytest.mark.parametrize("name", MAKE)
 def test_resumes(tmp_path, name):
     adapting.resumes(lambda: WithLalm(MAKE[name](), labels=answers()), tmp_path / "kept", stop=2)
+
+
+def test_mean_of_predictions_and_answers():
+    probs, said = torch.tensor([[0.5, 0.5], [0.2, 0.8]]), np.array([[0.9, 0.1], [np.nan, np.nan]])
+    torch.testing.assert_close(mean_with_lalm(probs, said), torch.tensor([[0.7, 0.3], [0.2, 0.8]]))

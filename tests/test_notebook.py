@@ -6,9 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import mifuse_cli as m
 from mifuse_cli import evaluation, fusion, provenance
+from mifuse_cli.methods.adaptation import WITHOUT_STUDENT
+from mifuse_cli.methods.lame import lame
+from mifuse_cli.model.classifier import units
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples/notebook.py"
 U, K, D = 40, 4, 6
@@ -151,13 +155,48 @@ class TestHeads:
         said = head.predict(features(2) + centres[truth(2)]).argmax(axis=1)
         assert (said == truth(2)).mean() > 0.8
 
-    @pytest.mark.parametrize("method", ["mifuse", "lalm-sfuda", "nrc+lalm", "shot"])
+    @pytest.mark.parametrize(
+        "method", ["mifuse", "lalm-sfuda", "nrc+lalm", "shot", "t3a", "t3a+lalm", "rcl", "duet"]
+    )
     def test_adapting_leaves_the_source_head_as_it_was(self, head, method):
         before = {name: one.copy() for name, one in head.weights.items()}
         fused = m.fuse_arrays([samples(0), head.sample(features())])
         student = m.adapt_head(head, features(), fused, method=method, epochs=2)
         assert all(np.array_equal(head.weights[name], one) for name, one in before.items())
         assert any(not np.array_equal(student.weights[name], one) for name, one in before.items())
+
+    @pytest.mark.parametrize("method", WITHOUT_STUDENT)
+    def test_predicting_clips(self, head, method):
+        heard = samples(0)
+        heard[[3, 8]] = np.nan
+        fused = m.fuse_arrays([heard, head.sample(features())])
+        before = {name: one.copy() for name, one in head.weights.items()}
+        found = m.predict_clips(head, features(), fused, method=method)
+        assert found.shape == (U, K) and np.allclose(found.sum(axis=1), 1)
+        assert np.abs(found - head.predict(features())).max() > 0.01
+        assert all(np.array_equal(head.weights[name], one) for name, one in before.items())
+        np.testing.assert_array_equal(m.predict_clips(head, features(), fused, method=method), found)
+        others = m.fuse_arrays([samples(4), head.sample(features())])
+        heeded = m.predict_clips(head, features(), others, method=method)
+        assert np.array_equal(heeded, found) == (method == "lame")
+
+    def test_lame_is_given_the_head_s_units_and_predictions_and_answers(self, head):
+        fused = m.fuse_arrays([samples(0), head.sample(features())])
+        hidden, probs = units(*head._ready(features())), head.predict(features())
+        for method, given in (("lame", probs), ("lame+lalm", (probs + fused.mean[:, 0]) / 2)):
+            found = m.predict_clips(head, features(), fused, method=method)
+            np.testing.assert_allclose(found, lame(hidden, torch.from_numpy(given)), atol=1e-5)
+
+    def test_predicting_clips_without_any_answer(self, head):
+        silent = m.fuse_arrays(
+            [samples(0), head.sample(features())],
+            settings=m.FusionSettings(without="lalm"),
+            features=features(),
+        )
+        assert np.isfinite(m.predict_clips(head, features(), silent, method="lame")).all()
+        for method in ("emo-tta", "lame+lalm"):
+            with pytest.raises(m.InputError, match="learns from answers of a LALM"):
+                m.predict_clips(head, features(), silent, method=method)
 
     def test_refresh_is_the_paper_s_loop(self, head):
         fused = m.fuse_arrays([samples(0), head.sample(features())])
@@ -179,6 +218,10 @@ class TestHeads:
             m.adapt_head(head, features()[:9], fused)
         with pytest.raises(m.InputError, match="method 'oracle': expected one of mifuse"):
             m.adapt_head(head, features(), fused, method="oracle")
+        with pytest.raises(m.InputError, match="method 'lame': expected one of mifuse"):
+            m.adapt_head(head, features(), fused, method="lame")
+        with pytest.raises(m.InputError, match=r"method 'shot': expected one of lame, lame\+lalm, emo-tta"):
+            m.predict_clips(head, features(), fused, method="shot")
         with pytest.raises(m.InputError, match="passes: 1, expected a whole number, 2 or more"):
             head.sample(features(), passes=1)
         for options, message in (

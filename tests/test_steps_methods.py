@@ -1,12 +1,14 @@
 """Every method through the train step: it learns, it is marked, and no label reaches it but the oracle's."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import mifuse, read_rows, refused, train_config, weights, write_csv
 
 import mifuse_cli as m
 from mifuse_cli import artifacts
-from mifuse_cli.methods.adaptation import METHODS, WITHOUT_LALM
+from mifuse_cli.methods.adaptation import STUDENTS, WITHOUT_LALM, WITHOUT_STUDENT, WITHOUT_TRAINING
 
 
 def run(pipeline, corpora, out, method, **changes):
@@ -29,11 +31,12 @@ def planted(corpora, tmp_path):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", STUDENTS)
 def test_a_student_differs_from_its_source_and_says_by_what(pipeline, corpora, tmp_path, method):
     made = run(pipeline, corpora, tmp_path / "a", method)
     assert made.header.parameters["method"] == method and np.isfinite(made.history).all()
-    assert made.history.shape == (2, len(made.columns_of_history))
+    epochs = 1 if method in WITHOUT_TRAINING else 2
+    assert made.history.shape == (epochs, len(made.columns_of_history))
     assert weights(tmp_path / "a") != weights(pipeline.model)
     result = m.evaluate(
         m.EvaluateConfig(
@@ -43,7 +46,7 @@ def test_a_student_differs_from_its_source_and_says_by_what(pipeline, corpora, t
     assert f"system:{method}|" in result.signature
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "oracle"])
+@pytest.mark.parametrize("method", [name for name in STUDENTS if name != "oracle"])
 def test_planted_labels_change_nothing(pipeline, corpora, tmp_path, planted, method):
     run(pipeline, corpora, tmp_path / "plain", method)
     for number, manifest in enumerate(planted):
@@ -93,7 +96,7 @@ def test_the_oracle_alone_learns_from_labels_and_is_marked(pipeline, corpora, tm
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("method", [name for name in WITHOUT_LALM if name != "oracle"])
+@pytest.mark.parametrize("method", [name for name in STUDENTS if name in WITHOUT_LALM and name != "oracle"])
 def test_methods_that_hear_no_lalm_need_no_fused_labels(pipeline, corpora, tmp_path, method):
     run(pipeline, corpora, tmp_path / "with", method)
     run(pipeline, corpora, tmp_path / "without", method, fused=None)
@@ -101,3 +104,40 @@ def test_methods_that_hear_no_lalm_need_no_fused_labels(pipeline, corpora, tmp_p
     made = run(pipeline, corpora, tmp_path / "target", method, fused=None, normalize="target")
     assert made.header.parameters["normalize"] == "target"
     assert weights(tmp_path / "target") != weights(tmp_path / "without")
+
+
+def refused_by_train(corpora, out, pipeline, *options):
+    return mifuse(
+        "train", "--fused", pipeline.fused, "--model", pipeline.model, "--manifest", corpora.target, "--out", out,
+        *options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", WITHOUT_STUDENT)
+def test_methods_that_make_no_student_say_where_they_are_found(pipeline, corpora, tmp_path, method):
+    done = refused_by_train(corpora, tmp_path / "s", pipeline, "--method", method)
+    refused(done, 2, "makes no student to save", f"mifuse compare --systems {method}", "predict_clips")
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("method", WITHOUT_TRAINING)
+def test_a_trained_encoder_has_no_use_for_methods_that_train_nothing(pipeline, corpora, tmp_path, method):
+    done = refused_by_train(corpora, tmp_path / "s", pipeline, "--method", method, "--tune", "all")
+    refused(done, 2, f"--tune all: --method {method} replaces only the weights of the classifier layer")
+
+
+def test_votes_of_an_earlier_version_are_asked_for(pipeline, corpora, tmp_path):
+    fused = artifacts.Fused.load(pipeline.fused)
+    assert fused.top_counts.sum(axis=2).tolist() == [[answered(row), 4.0] for row in lalm_of(pipeline)]
+    replace(fused, top_counts=None).save(tmp_path / "old.h5")
+    with pytest.raises(m.InputError, match=r"did not count answers by class\. Fuse again"):
+        run(pipeline, corpora, tmp_path / "s", "rcl", fused=tmp_path / "old.h5")
+
+
+def lalm_of(pipeline):
+    return artifacts.Lalm.load(pipeline.lalm).probs
+
+
+def answered(samples):
+    """Number of valid answers (N, K) to a clip."""
+    return float((~np.isnan(samples).any(axis=1)).sum())

@@ -187,6 +187,12 @@ class Fused(Artifact):
         "U T K", "float32", "mean distribution of every teacher, NaN without an answer", distribution=True
     )
     mi: np.ndarray = column("U T", "float32", "mutual information in nats, NaN without an answer")
+    top_counts: np.ndarray | None = column(
+        "U T K",
+        "float32",
+        "number of every teacher's samples by most probable class; equal classes share a sample",
+        optional=True,
+    )
     views: np.ndarray | None = column(
         "U W K",
         "float32",

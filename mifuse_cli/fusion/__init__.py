@@ -27,6 +27,7 @@ from mifuse_cli.fusion.estimators import (
     js_divergence,
     mean_and_mi,
     share_identical,
+    top_counts,
 )
 from mifuse_cli.fusion.fusing import Fusion, fuse_answers, fuse_means, fuse_samples
 from mifuse_cli.fusion.pools import POOLS, sharpened
@@ -72,5 +73,6 @@ __all__ = [
     "share_identical",
     "sharpened",
     "temperature_for",
+    "top_counts",
     "with_temperature",
 ]

@@ -26,6 +26,13 @@ def js_divergence(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.maximum(entropy((first + second) / 2) - (entropy(first) + entropy(second)) / 2, 0.0)
 
 
+def top_counts(samples: np.ndarray) -> np.ndarray:
+    """Number (U, K) of a clip's samples (U, N, K) whose most probable class is k; equal classes share a sample."""
+    known = np.nan_to_num(samples, nan=-1.0)
+    top = (known == known.max(axis=-1, keepdims=True)) & (known >= 0)
+    return (top / np.maximum(top.sum(axis=-1, keepdims=True), 1)).sum(axis=1)
+
+
 def mean_and_mi(samples: np.ndarray, estimator: str = "scaled") -> tuple[np.ndarray, np.ndarray]:
     """Mean distribution and mutual information I = H(mean p) - mean H(p) of every clip.
 

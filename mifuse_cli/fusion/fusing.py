@@ -11,7 +11,7 @@ import numpy as np
 
 from mifuse_cli.fusion.calibration import label_free_temperature, with_temperature
 from mifuse_cli.fusion.dawid_skene import dawid_skene
-from mifuse_cli.fusion.estimators import is_dead, mean_and_mi, share_identical
+from mifuse_cli.fusion.estimators import is_dead, mean_and_mi, share_identical, top_counts
 from mifuse_cli.fusion.pools import pool_of, sharpened
 from mifuse_cli.fusion.settings import CROSS_FIT, FusionSettings
 from mifuse_cli.fusion.weightings import OF_MI, WEIGHTINGS, top_labels
@@ -36,6 +36,7 @@ class Fusion:
         weights: (U, T) weight of every teacher among the teachers, rows sum to 1.
         mean: (U, T, K) mean distributions, NaN where silent.
         mi: (U, T) mutual information in nats, NaN where silent.
+        top_counts: (U, T, K) number of samples by most probable class, see `estimators.top_counts`.
         settings: as given, but with uniform weights instead of a weighting by mutual information if the
             answers of a teacher never vary.
         temperature: of every teacher, None where it was left as it is.
@@ -47,6 +48,7 @@ class Fusion:
     weights: np.ndarray
     mean: np.ndarray
     mi: np.ndarray
+    top_counts: np.ndarray
     settings: FusionSettings
     temperature: tuple[float | None, ...]
     identical: tuple[float, ...]
@@ -110,6 +112,7 @@ def fuse_samples(
         weights=weights.astype(np.float32),
         mean=mean.astype(np.float32),
         mi=mi.astype(np.float32),
+        top_counts=np.stack(list(map(top_counts, answers)), axis=1).astype(np.float32),
         settings=settings,
         temperature=temperature,
         identical=identical,

@@ -17,6 +17,8 @@ from mifuse_cli.errors import InputError, UsageError
 from mifuse_cli.methods.teachers import Teachers
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mifuse_cli.methods.loop import Method, State
     from mifuse_cli.model.classifier import Classifier, Features, Waveforms
 
@@ -29,9 +31,17 @@ METHODS = {
     "nrc": 1,
     "nrc+lalm": 1,
     "aad": 1,
+    "aad+lalm": 1,
     "tent": 1,
+    "t3a": 1,
+    "t3a+lalm": 1,
+    "lame": 1,
+    "lame+lalm": 1,
     "dine": 1,
     "prode": 1,
+    "duet": 1,
+    "rcl": 1,
+    "emo-tta": 1,
     "oracle": 1,
 }
 """Names of the methods, each with its version: to be raised when the predictions of the method change, so
@@ -41,8 +51,14 @@ VERSION = 1
 """Version of what all methods share, such as features, standardisation and the training loop; to be raised
 likewise.
 """
-WITHOUT_LALM = ("shot", "shot-im", "nrc", "aad", "tent", "oracle")
+WITHOUT_LALM = ("shot", "shot-im", "nrc", "aad", "tent", "t3a", "lame", "oracle")
 """Methods that do not use an audio-language model."""
+WITHOUT_STUDENT = ("lame", "lame+lalm", "emo-tta")
+"""Methods that predict the clips they are given, by `predict_clips`, and make no student by `adapt`."""
+STUDENTS = tuple(name for name in METHODS if name not in WITHOUT_STUDENT)
+"""Methods that make a student."""
+WITHOUT_TRAINING = ("t3a", "t3a+lalm")
+"""Methods that make a student in one pass over the clips, without gradients."""
 WITH_LABELS = ("mifuse", "lalm-sfuda")
 """Methods with labels, whose class marginal can be the target of the diversity loss."""
 
@@ -94,6 +110,21 @@ class AdaptationConfig(StepConfig):
         yield from between("--ema", self.ema, 0, 1)
 
 
+def student_problems(method: str, tune: str) -> Iterable[str]:
+    """Problem sentences about ``--method`` and ``--tune`` of a step that makes a student."""
+    if method in WITHOUT_STUDENT:
+        yield (
+            f"--method {method}: predicts the clips that it is given and makes no student to save; score it with "
+            f"mifuse compare --systems {method}, or call predict_clips from Python"
+        )
+    else:
+        yield from one_of("--method", method, STUDENTS)
+    if method == "tent" and tune != "head":
+        yield f"--tune {tune}: --method tent trains only the scale and shift of the head's input"
+    if method in WITHOUT_TRAINING and tune != "head":
+        yield f"--tune {tune}: --method {method} replaces only the weights of the classifier layer"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of the adaptation; the fields are those of the same names in `AdaptationConfig` and ``mifuse
@@ -140,10 +171,12 @@ def adapt(
 ) -> Student:
     """Train the classifier on the clips.
 
+    Methods of `WITHOUT_TRAINING` make one pass, whatever the options of training are: their history has one row.
+
     Args:
         classifier: the source model; trained in place.
         inputs: U clips.
-        options: how.
+        options: how; a method that is not of `WITHOUT_STUDENT`.
         teachers: what it learns from; may be None for methods of `WITHOUT_LALM`.
         truth: (U,) class indices for the oracle, None for all others.
         kept: file for the state after every epoch, and the hash that a saved state must match to be
@@ -154,6 +187,11 @@ def adapt(
         UsageError: ``refresh`` above 0 with labels that cannot be fused anew.
         MifuseError: the loss is NaN or infinite.
     """
+    if options.method in WITHOUT_TRAINING:
+        from mifuse_cli.methods import t3a
+
+        entropy = t3a.adjust(classifier.head, *_units_and_probs(classifier, inputs, options.method, teachers))
+        return Student(("entropy",), np.array([[entropy]]), 0)
     from mifuse_cli.methods import loop, resume
 
     method = _method(options, teachers, truth, classifier.head.out.out_features)
@@ -173,16 +211,72 @@ def adapt(
     return Student(method.terms, np.array(state.history), resumed_from)
 
 
+def predict_clips(
+    classifier: Classifier,
+    inputs: Features | Waveforms,
+    method: str,
+    *,
+    teachers: Teachers | None = None,
+) -> np.ndarray:
+    """Predictions (U, K) of the clips by a method of `WITHOUT_STUDENT`.
+
+    Args:
+        classifier: the source model; stays as it is.
+        inputs: U clips.
+        method: its name.
+        teachers: whose answers it uses; may be None for methods of `WITHOUT_LALM`.
+    """
+    units, probs = _units_and_probs(classifier, inputs, method, teachers)
+    if method == "emo-tta":
+        from mifuse_cli.methods.emo_tta import emo_tta
+
+        return emo_tta(units.cpu().numpy(), _answers(method, teachers))
+    from mifuse_cli.methods.lame import lame
+
+    return lame(units, probs).cpu().numpy()
+
+
+def _units_and_probs(
+    classifier: Classifier, inputs: Features | Waveforms, method: str, teachers: Teachers | None
+) -> tuple[Tensor, Tensor]:
+    """Hidden units (U, H) and predictions (U, K) without dropout; with ``+lalm``, their mean with the answers."""
+    from mifuse_cli.methods.bank import predicted
+    from mifuse_cli.methods.with_lalm import mean_with_lalm
+    from mifuse_cli.model.classifier import units
+
+    hidden = units(classifier, inputs)
+    probs = predicted(classifier.head, hidden)
+    return hidden, mean_with_lalm(probs, _answers(method, teachers)) if method.endswith("+lalm") else probs
+
+
+def _answers(method: str, teachers: Teachers | None) -> np.ndarray:
+    """Mean answers (U, K) of the audio-language models, NaN rows where there is none.
+
+    Raises:
+        InputError: there are none at all.
+    """
+    assert teachers is not None
+    answers = teachers.answers
+    if np.isnan(answers).any(axis=1).all():
+        raise InputError(
+            f"--method {method}: learns from answers of a LALM, but the fused labels hold none for any of "
+            f"{len(answers)} clips. Fuse again, not --without lalm, or use a method without a LALM, such as shot."
+        )
+    return answers
+
+
 def _method(options: Options, teachers: Teachers | None, truth: np.ndarray | None, classes: int) -> Method:
     import torch
 
     from mifuse_cli.methods.aad import Aad
     from mifuse_cli.methods.dine import Dine
+    from mifuse_cli.methods.duet import Duet
     from mifuse_cli.methods.lalm_sfuda import LalmLabels
     from mifuse_cli.methods.mifuse import FusedLabels
     from mifuse_cli.methods.nrc import Nrc
     from mifuse_cli.methods.oracle import Oracle
     from mifuse_cli.methods.prode import Prode
+    from mifuse_cli.methods.rcl import Rcl
     from mifuse_cli.methods.shot import Shot
     from mifuse_cli.methods.tent import Tent
     from mifuse_cli.methods.with_lalm import WithLalm
@@ -209,18 +303,17 @@ def _method(options: Options, teachers: Teachers | None, truth: np.ndarray | Non
             diversity_prior=options.diversity_prior,
             seed=options.seed,
         )
-    answers = teachers.answers
-    if np.isnan(answers).any(axis=1).all():
-        raise InputError(
-            f"--method {options.method}: learns from answers of a LALM, but the fused labels hold none for any of "
-            f"{len(answers)} clips. Fuse again, not --without lalm, or use a method without a LALM, such as shot."
-        )
+    answers = _answers(options.method, teachers)
     if options.method == "lalm-sfuda":
         return LalmLabels(answers, weight, options.diversity_prior)
     if options.method == "dine":
         return Dine(answers, epochs=options.epochs)
     if options.method == "prode":
         return Prode(answers)
+    if options.method == "duet":
+        return Duet(answers, epochs=options.epochs)
+    if options.method == "rcl":
+        return Rcl(teachers.votes, epochs=options.epochs)
     name, _, _ = options.method.partition("+lalm")
     return WithLalm(own[name](), labels=torch.from_numpy(answers.astype(np.float32)))
 

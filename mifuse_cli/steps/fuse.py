@@ -160,6 +160,7 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
         weights=found.weights,
         mean=found.mean,
         mi=found.mi,
+        top_counts=found.top_counts,
         views=None if agreed is None else agreed.views.astype(np.float32),
         exponents=None if agreed is None else agreed.exponents.astype(np.float32),
     )

@@ -16,7 +16,6 @@ from mifuse_cli.config import (
     StepResult,
     above_zero,
     normalize_problems,
-    one_of,
     option,
     options_of,
     settings,
@@ -27,13 +26,14 @@ from mifuse_cli.errors import ArtifactError
 from mifuse_cli.fusion import FusionSettings
 from mifuse_cli.manifest import Clip, clips_of
 from mifuse_cli.methods.adaptation import (
-    METHODS,
+    STUDENTS,
     WITH_LABELS,
     WITHOUT_LALM,
     AdaptationConfig,
     Options,
     adapt,
     refresh_of,
+    student_problems,
 )
 from mifuse_cli.methods.teachers import Teachers
 from mifuse_cli.model.shape import Shape, read_shape
@@ -52,7 +52,10 @@ class TrainConfig(AdaptationConfig):
     model.
     """
 
-    fused: Path | None = option(None, f"Artifact of fuse; all methods but {', '.join(WITHOUT_LALM)} need it.")
+    fused: Path | None = option(
+        None,
+        f"Artifact of fuse; all methods but {', '.join(name for name in WITHOUT_LALM if name in STUDENTS)} need it.",
+    )
     model: Path = option(
         help="Checkpoint directory of the source classifier, the one whose samples were fused."
     )
@@ -62,7 +65,7 @@ class TrainConfig(AdaptationConfig):
     method: str = option(
         "mifuse",
         "mifuse: learn the labels of --fused, see --refresh; lalm-sfuda: learn the LALMs' mean answers alone; "
-        f"further: {', '.join(list(METHODS)[2:])}.",
+        f"further: {', '.join(STUDENTS[2:])}.",
     )
     labels: Path | None = option(
         None, "CSV of the clips with their emotions, for --method oracle alone: an upper bound, not a result."
@@ -82,7 +85,7 @@ class TrainConfig(AdaptationConfig):
     def problems(self) -> Iterable[str]:
         """Values that make no sense."""
         yield from target_problems(self.manifest, self.wav_dir)
-        yield from one_of("--method", self.method, METHODS)
+        yield from student_problems(self.method, self.tune)
         if self.fused is None and self.method not in WITHOUT_LALM:
             yield f"--fused: --method {self.method} learns from a LALM, give the artifact of fuse"
         if (self.labels is None) == (self.method == "oracle"):
@@ -91,8 +94,6 @@ class TrainConfig(AdaptationConfig):
         if self.normalize and self.fused:
             yield "--normalize: it is given by the fused labels; leave it out"
         yield from tune_problems(self.tune)
-        if self.method == "tent" and self.tune != "head":
-            yield f"--tune {self.tune}: --method tent trains only the scale and shift of the head's input"
         if self.diversity_prior == "labels" and self.method not in WITH_LABELS:
             yield f"--diversity-prior labels: --method {self.method} has no labels to take a marginal from"
         if self.refresh is not None and self.method != "mifuse":
@@ -218,7 +219,14 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
 def teachers_of(fused: Fused) -> Teachers:
     """The teachers' distributions and labels in an artifact of fuse."""
     how = fused.header.parameters
-    return Teachers(fused.probs, fused.mean, fused.mi, FusionSettings.of(how), passes=how["source_samples"])
+    return Teachers(
+        fused.probs,
+        fused.mean,
+        fused.mi,
+        FusionSettings.of(how),
+        passes=how["source_samples"],
+        top_counts=fused.top_counts,
+    )
 
 
 def _fused(

@@ -15,7 +15,7 @@ import torch
 from mifuse_cli import fusion, provenance, splits
 from mifuse_cli.artifacts import Compared, Header, Lalm
 from mifuse_cli.manifest import Clip
-from mifuse_cli.methods.adaptation import WITHOUT_LALM, Options, adapt
+from mifuse_cli.methods.adaptation import WITHOUT_LALM, Options, adapt, predict_clips
 from mifuse_cli.methods.structure import structure_of
 from mifuse_cli.methods.teachers import Teachers
 from mifuse_cli.model import checkpoint
@@ -125,6 +125,10 @@ class _World:
             return fusion.mean_and_mi(self.answers(system)[scored])[0]
         if system.shows == "labels":
             return self._teachers(system, model, ours, scored).probs
+        teachers = None if system.method in WITHOUT_LALM else self._teachers(system, model, theirs, adapted)
+        if system.shows == "predictions":
+            # Not in the inductive protocol: the clips that are scored are those it was given.
+            return predict_clips(model, theirs, system.method, teachers=teachers)
         options = replace(self.task.options, method=system.method)
         if not system.fusion.is_weighted:
             options = replace(options, refresh=None)
@@ -135,9 +139,7 @@ class _World:
             model,
             theirs,
             replace(options, **system.training),
-            teachers=None
-            if system.method in WITHOUT_LALM
-            else self._teachers(system, model, theirs, adapted),
+            teachers=teachers,
             truth=truth,
         )
         return predict(model, ours)
@@ -187,6 +189,11 @@ class _World:
                 random=partial(provenance.rng, seed),
             )
             self.fused[made] = Teachers(
-                found.probs, found.mean, found.mi, found.settings, passes=self.task.passes
+                found.probs,
+                found.mean,
+                found.mi,
+                found.settings,
+                passes=self.task.passes,
+                top_counts=found.top_counts,
             )
         return self.fused[made]

@@ -8,7 +8,7 @@ from typing import Any
 
 from mifuse_cli import fusion
 from mifuse_cli.fusion import FusionSettings
-from mifuse_cli.methods.adaptation import METHODS
+from mifuse_cli.methods.adaptation import METHODS, WITHOUT_STUDENT
 
 OURS = "mifuse-cross-fit"
 PAPER = "mifuse-mi"
@@ -40,8 +40,8 @@ class System:
         name: of the row, without commas; a variant is named SYSTEM/VARIANT.
         group: one of `GROUPS`.
         shows: what is scored: a trained "student", or without training the "source" model, the "lalm", or
-            the fused "labels".
-        method: of the student, as in `mifuse train`.
+            the fused "labels", or the "predictions" of a method that makes no student.
+        method: of the student, as in `mifuse train`, or of the predictions.
         fusion: how its teachers are fused, as in `mifuse fuse`.
         answers: number of LALM answers a clip; None for --n-answers.
         training: training options that override those of the comparison.
@@ -66,7 +66,8 @@ def _all() -> Iterator[System]:
         if method not in ("mifuse", ORACLE):
             # TENT has no diversity term and is designed for one pass.
             training = {"epochs": 1} if method == "tent" else {}
-            yield System(method, "baselines", method=method, training=training)
+            shows = "predictions" if method in WITHOUT_STUDENT else "student"
+            yield System(method, "baselines", shows=shows, method=method, training=training)
     yield System(UNIFORM, "fusion", fusion=ways["uniform"])
     yield System(PAPER, "fusion")
     yield System("labels-cross-fit", "cross-fit", shows="labels", fusion=ways["cross-fit"])
