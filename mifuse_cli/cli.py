@@ -19,6 +19,7 @@ import mifuse_cli
 from mifuse_cli import config as configs
 from mifuse_cli import console
 from mifuse_cli.errors import MifuseError
+from mifuse_cli.evaluation import METRICS
 
 _EPILOG = (
     "Every option can also be set by MIFUSE_OPTION or MIFUSE_COMMAND_OPTION in the environment, or in the YAML "
@@ -290,8 +291,7 @@ def _(result: Any) -> str:
     m = result.metrics
     scores = console.describe(
         {
-            "UA": f"{100 * m['ua']:.2f} %  [{100 * m['ua_low']:.2f}, {100 * m['ua_high']:.2f}] "
-            f"95 % bootstrap over {m['interval']}",
+            **{METRICS[name]: _with_interval(m, name) for name in ("ua", "ua_prior_corrected")},
             "WA": f"{100 * m['wa']:.2f} %",
             "macro F1": f"{100 * m['macro_f1']:.2f} %",
             "ECE": m["ece"],
@@ -312,6 +312,11 @@ def _(result: Any) -> str:
     ]
     header = ["true, by predicted", *names, "recall", "marginal"]
     return f"{scores}\n\n{console.table(header, rows)}"
+
+
+def _with_interval(metrics: Mapping[str, Any], name: str) -> str:
+    value, low, high = (100 * metrics[key] for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{value:.2f} %  [{low:.2f}, {high:.2f}] 95 % bootstrap over {metrics['interval']}"
 
 
 @command("compare", "mifuse compare --data exp/data --models exp/models --lalm exp/lalm --out exp/compare")

@@ -203,7 +203,11 @@ class Predictions(Artifact):
 
 @dataclass(frozen=True, eq=False)
 class Evaluation(Artifact):
-    """Predictions with true labels and the score (``evaluate``); metrics are in the parameters."""
+    """Predictions with true labels and the score (``evaluate``); metrics are in the parameters.
+
+    ``ua`` is the unweighted accuracy of argmax p, ``ua_prior_corrected`` that of argmax p/prior, where the prior is the
+    mean of ``probs``.
+    """
 
     kind = "evaluation"
     probs: np.ndarray = column(

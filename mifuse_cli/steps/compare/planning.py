@@ -50,6 +50,11 @@ class TargetCorpus:
         """Speaker of every clip, None where intervals cannot be over speakers, see `speakers_of`."""
         return speakers_of(self.clips)
 
+    @property
+    def units(self) -> list[str]:
+        """What intervals are over, for every clip: its speaker, or its id where not all speakers are known."""
+        return self.speakers or [clip.utt_id for clip in self.clips]
+
 
 @dataclass(frozen=True)
 class Plan:
