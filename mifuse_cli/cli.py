@@ -342,6 +342,30 @@ def _(result: Any) -> str:
     return f"{general}\n\n{console.table(['UA %', *columns, 'rank'], rows)}"
 
 
+@command("compare-worlds", "mifuse compare-worlds exp/home exp/skewed --out exp/worlds")
+def _(result: Any) -> str:
+    found = result.results
+    worlds, gap = list(found["worlds"]), found["against_best"].get("ua")
+    rows = [
+        [
+            name,
+            *(f"{one['ua']['worlds'][world]:.1f}" for world in worlds),
+            f"{one['ua']['mean']:.1f}",
+            "" if one["rank"] is None else f"{one['rank']:.1f}",
+            "" if one["harm"] is None else f"{one['harm']['transfers']} of {one['harm']['of']}",
+        ]
+        for name, one in found["systems"].items()
+    ]
+    general = {"directory": f"{result.out}: table.md, scores.csv, results.json"}
+    if gap:
+        mean = gap["mean"]
+        general[f"{found['ours']} less {gap['baseline']}"] = (
+            f"{mean['difference']:+.1f} [{mean['low']:.1f}, {mean['high']:.1f}] points of UA, mean over worlds"
+        )
+    table = console.table(["UA %", *worlds, "mean", "rank", "harm"], rows)
+    return f"{console.describe(general)}\n\n{table}"
+
+
 @command("show", "mifuse show fused.h5")
 def _(result: Any) -> str:
     general = console.describe(

@@ -22,6 +22,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "compare",
+    "compare-worlds",
     "show",
     "validate",
 )

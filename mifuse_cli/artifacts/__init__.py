@@ -45,6 +45,7 @@ __all__ = [
     "Parent",
     "Predictions",
     "Source",
+    "Target",
     "Training",
     "Writer",
     "check_same_clips",
@@ -238,6 +239,15 @@ class Compared(Artifact):
 
 
 @dataclass(frozen=True, eq=False)
+class Target(Artifact):
+    """True classes and speakers of a target, by which ``compare`` scored; ``compare-worlds`` reads them."""
+
+    kind = "target"
+    truth: np.ndarray = column("U", "uint8", "true class index")
+    speaker: np.ndarray | None = column("U", "str", "speaker; absent where not all are known", optional=True)
+
+
+@dataclass(frozen=True, eq=False)
 class Training(Artifact):
     """History of a training, ``train.h5`` in a checkpoint; its utterances are those trained on."""
 
@@ -247,7 +257,7 @@ class Training(Artifact):
 
 
 KINDS: dict[str, type[Artifact]] = {
-    c.kind: c for c in (Lalm, Source, Fused, Predictions, Evaluation, Compared, Training)
+    c.kind: c for c in (Lalm, Source, Fused, Predictions, Evaluation, Compared, Target, Training)
 }
 
 

@@ -87,6 +87,7 @@ def results(config: CompareConfig, plan: Plan, probs: Predicted) -> dict[str, An
         "seeds": plan.seeds,
         "drawn": drawn(plan),
         "clips": {name: len(corpus.clips) for name, corpus in plan.corpora.items()},
+        "ours": OURS,
         "baselines": baselines,
         "best_baseline": best["ua"],
         "best_baselines": best,
