@@ -39,6 +39,9 @@ if TYPE_CHECKING:  # The same names for type checkers; a test compares both.
     from mifuse_cli.steps.compare import CompareConfig as CompareConfig
     from mifuse_cli.steps.compare import CompareResult as CompareResult
     from mifuse_cli.steps.compare import compare as compare
+    from mifuse_cli.steps.compare_worlds import CompareWorldsConfig as CompareWorldsConfig
+    from mifuse_cli.steps.compare_worlds import CompareWorldsResult as CompareWorldsResult
+    from mifuse_cli.steps.compare_worlds import compare_worlds as compare_worlds
     from mifuse_cli.steps.evaluate import EvaluateConfig as EvaluateConfig
     from mifuse_cli.steps.evaluate import EvaluateResult as EvaluateResult
     from mifuse_cli.steps.evaluate import evaluate as evaluate
@@ -88,6 +91,7 @@ _HOME = {
     "fusion": ("Fusion", "FusionSettings"),
     "lalm": ("Parsed", "parse_answer"),
     "steps.compare": ("CompareConfig", "CompareResult", "compare"),
+    "steps.compare_worlds": ("CompareWorldsConfig", "CompareWorldsResult", "compare_worlds"),
     "steps.evaluate": ("EvaluateConfig", "EvaluateResult", "evaluate"),
     "steps.fuse": ("FuseConfig", "FuseResult", "fuse"),
     "steps.prepare": ("PrepareConfig", "PrepareResult", "prepare"),

@@ -19,6 +19,7 @@ import mifuse_cli
 from mifuse_cli import config as configs
 from mifuse_cli import console
 from mifuse_cli.errors import MifuseError
+from mifuse_cli.evaluation import METRICS
 
 _EPILOG = (
     "Every option can also be set by MIFUSE_OPTION or MIFUSE_COMMAND_OPTION in the environment, or in the YAML "
@@ -290,8 +291,7 @@ def _(result: Any) -> str:
     m = result.metrics
     scores = console.describe(
         {
-            "UA": f"{100 * m['ua']:.2f} %  [{100 * m['ua_low']:.2f}, {100 * m['ua_high']:.2f}] "
-            f"95 % bootstrap over {m['interval']}",
+            **{METRICS[name]: _with_interval(m, name) for name in ("ua", "ua_prior_corrected")},
             "WA": f"{100 * m['wa']:.2f} %",
             "macro F1": f"{100 * m['macro_f1']:.2f} %",
             "ECE": m["ece"],
@@ -312,6 +312,11 @@ def _(result: Any) -> str:
     ]
     header = ["true, by predicted", *names, "recall", "marginal"]
     return f"{scores}\n\n{console.table(header, rows)}"
+
+
+def _with_interval(metrics: Mapping[str, Any], name: str) -> str:
+    value, low, high = (100 * metrics[key] for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{value:.2f} %  [{low:.2f}, {high:.2f}] 95 % bootstrap over {metrics['interval']}"
 
 
 @command("compare", "mifuse compare --data exp/data --models exp/models --lalm exp/lalm --out exp/compare")
@@ -335,6 +340,30 @@ def _(result: Any) -> str:
         }
     )
     return f"{general}\n\n{console.table(['UA %', *columns, 'rank'], rows)}"
+
+
+@command("compare-worlds", "mifuse compare-worlds exp/home exp/skewed --out exp/worlds")
+def _(result: Any) -> str:
+    found = result.results
+    worlds, gap = list(found["worlds"]), found["against_best"].get("ua")
+    rows = [
+        [
+            name,
+            *(f"{one['ua']['worlds'][world]:.1f}" for world in worlds),
+            f"{one['ua']['mean']:.1f}",
+            "" if one["rank"] is None else f"{one['rank']:.1f}",
+            "" if one["harm"] is None else f"{one['harm']['transfers']} of {one['harm']['of']}",
+        ]
+        for name, one in found["systems"].items()
+    ]
+    general = {"directory": f"{result.out}: table.md, scores.csv, results.json"}
+    if gap:
+        mean = gap["mean"]
+        general[f"{found['ours']} less {gap['baseline']}"] = (
+            f"{mean['difference']:+.1f} [{mean['low']:.1f}, {mean['high']:.1f}] points of UA, mean over worlds"
+        )
+    table = console.table(["UA %", *worlds, "mean", "rank", "harm"], rows)
+    return f"{console.describe(general)}\n\n{table}"
 
 
 @command("show", "mifuse show fused.h5")

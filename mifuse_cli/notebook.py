@@ -144,15 +144,22 @@ def score_predictions(
     probs: ArrayLike,
     *,
     speakers: Sequence[str] | None = None,
+    prior: ArrayLike | None = None,
     resamples: int = evaluation.RESAMPLES,
     seed: int = 0,
 ) -> Score:
-    """Score predictions: unweighted accuracy with its 95 % interval, weighted accuracy, macro F1, ECE, confusion.
+    """Score predictions: unweighted accuracy of two decisions with 95 % intervals, weighted accuracy, macro F1, ECE,
+    confusion.
+
+    The decisions are the most probable class, argmax p, which all other scores are of, and the one that divides by the
+    class prior, argmax p / prior.
 
     Args:
         truth: (U,) true class indices, 0 to K - 1.
         probs: (U, K) predicted distributions, NaN rows where there is none, which count as wrong.
         speakers: of every clip; the bootstrap then draws whole speakers, else clips.
+        prior: (K,) mean predicted distribution over all clips that were predicted, where these are only a part of
+            them; default: the mean over these.
         resamples: bootstrap draws.
         seed: of the draws.
 
@@ -168,7 +175,8 @@ def score_predictions(
         raise InputError("speakers: some are unknown; leave them out, so that clips are drawn")
     rng = provenance.rng(seed, "evaluate")
     names = None if speakers is None else list(map(str, speakers))
-    return evaluation.score(labels, predicted, speakers=names, resamples=resamples, rng=rng)
+    pi = None if prior is None else _prior(prior, predicted.shape[1])
+    return evaluation.score(labels, predicted, speakers=names, prior=pi, resamples=resamples, rng=rng)
 
 
 def train_head(
@@ -389,6 +397,16 @@ def _distributions(probs: ArrayLike, name: str, axes: str) -> np.ndarray:
             f"{name}: rows do not sum to 1, one sums to {worst:.4g}; divide by the sums, or apply softmax"
         )
     return found
+
+
+def _prior(prior: ArrayLike, classes: int) -> np.ndarray:
+    """One distribution (K,) without NaN."""
+    found = _numbers(prior, "prior")
+    if found.shape != (classes,):
+        raise InputError(f"prior: of shape {found.shape}, expected ({classes},)")
+    if np.isnan(found).any():
+        raise InputError("prior: holds NaN; leave clips without a prediction out of the mean")
+    return _distributions(found[None], "prior", "1 K")[0]
 
 
 def _classes(truth: ArrayLike, clips: int, classes: int) -> np.ndarray:

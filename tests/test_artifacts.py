@@ -18,6 +18,7 @@ from mifuse_cli.artifacts import (
     Parent,
     Predictions,
     Source,
+    Target,
     Training,
 )
 from mifuse_cli.config import StepConfig, option
@@ -82,7 +83,11 @@ training = maker(Training, columns_of_history=np.array(["epoch", "lösung"]), hi
 
 compared = maker(Compared, systems=np.array(["lalm", "shot"]), probs=np.stack([TWO, f32([NONE, [0, 1]])]))
 
-MAKERS = {make().kind: make for make in (lalm, source, fused, predictions, evaluation, compared, training)}
+target = maker(Target, truth=truth, speaker=np.array(["s1", "s2"]))
+
+MAKERS = {
+    make().kind: make for make in (lalm, source, fused, predictions, evaluation, compared, target, training)
+}
 
 
 def test_every_kind_is_made_here():

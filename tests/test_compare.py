@@ -73,7 +73,7 @@ class TestFigures:
         result = m.evaluate(
             m.EvaluateConfig(predictions=file, manifest=world / "data/b/labels.csv", out=tmp_path / "e.h5")
         )
-        for metric in ("ua", "wa", "macro_f1", "ece"):
+        for metric in evaluation.METRICS:
             assert row[metric] == pytest.approx(result.metrics[metric], abs=1e-5), metric
         average = compared.results["systems"]["mifuse-cross-fit"]["ua"]
         assert average["a>b"]["mean"] == pytest.approx(100 * row["ua"], abs=1e-3)
@@ -118,6 +118,44 @@ class TestFigures:
         assert "mifuse-mi/10-answers" not in compared.results["systems"]
         assert "mifuse-mi/1-answer" in compared.results["systems"]
         assert "mifuse-mi/3-answers" not in compared.results["systems"]  # it is the comparison's own
+
+
+class TestSourcesAndTargets:
+    @pytest.fixture
+    def foreign(self, world, tmp_path):
+        """The same corpora, and a source model whose corpus is not there."""
+        root = shutil.copytree(world, tmp_path / "world")
+        shutil.copytree(root / "models/a", root / "models/c")
+        return root
+
+    def test_a_source_needs_a_model_alone(self, foreign, compared, tmp_path):
+        shutil.rmtree(foreign / "models/b")
+        settings = {"systems": "source-only,lalm", "sources": "a,c", "targets": "a,b"}
+        result = m.compare(config(foreign, tmp_path / "out", **settings))
+        assert result.results["transfers"] == ["a>b", "c>a", "c>b"]
+        assert result.results["clips"] == {"a": 24, "b": 24}
+        first, again = (predictions(tmp_path / "out", f"{source}/b/seed0") for source in ("a", "c"))
+        np.testing.assert_array_equal(first["source-only"], again["source-only"])
+        np.testing.assert_array_equal(first["source-only"], predictions(compared.out)["source-only"])
+
+    def test_a_target_needs_no_model(self, foreign, tmp_path):
+        shutil.rmtree(foreign / "models/b")
+        result = m.compare(config(foreign, tmp_path / "out", systems="lalm", sources="c", targets="b"))
+        assert result.results["transfers"] == ["c>b"]
+
+    @pytest.mark.parametrize(
+        ("given", "transfers"),
+        [
+            ({"sources": "c"}, ["c>a", "c>b"]),
+            ({"targets": "b"}, ["a>b", "c>b"]),
+            ({"names": "a,b"}, ["a>b", "b>a"]),
+            ({}, ["a>b", "b>a"]),
+        ],
+    )
+    def test_what_is_not_given_is_found(self, foreign, tmp_path, given, transfers):
+        assert plan(config(foreign, tmp_path / "out", **given)).transfers == [
+            tuple(transfer.split(">")) for transfer in transfers
+        ]
 
 
 class TestLabels:

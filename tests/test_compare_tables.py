@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from conftest import mifuse, read_rows, refused, write_csv
 
+from mifuse_cli.evaluation import METRICS
 from mifuse_cli.methods.adaptation import METHODS, WITHOUT_STUDENT
 from mifuse_cli.steps.compare.systems import GROUPS, MAIN, SYSTEMS, chosen
 
@@ -48,11 +49,30 @@ class TestTables:
         assert methods.count("**") == 2 * 3
         assert "`mifuse-cross-fit` against" in text and "of 2 transfers: the highest mean in" in text
 
+    def test_all_metrics_with_the_best_baseline_of_each(self, compared):
+        text = (compared.out / "table.md").read_text().partition("### All metrics of the methods")[2]
+        header, _, *rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+        assert header[1::2] == [*METRICS.values()]
+        systems, best = compared.results["systems"], compared.results["best_baselines"]
+        assert compared.results["best_baseline"] == best["ua"] and best.keys() == METRICS.keys()
+        for metric, name in best.items():
+            means = {one: systems[one][metric]["average"]["mean"] for one in compared.results["baselines"]}
+            assert means[name] == (min if metric == "ece" else max)(means.values())
+            gap = systems["mifuse-cross-fit"]["against_best"][metric]
+            ours = systems["mifuse-cross-fit"][metric]["average"]["mean"]
+            assert gap["difference"] == pytest.approx(ours - means[name], abs=2e-3)
+            assert gap["low"] <= gap["difference"] <= gap["high"] and gap["low"] < gap["high"]
+            assert metric not in systems[name]["against_best"]
+        ours = next(row for row in rows if row[0] == "| mifuse-cross-fit")
+        assert ours[1].split(" ± ")[0] == f"{systems['mifuse-cross-fit']['ua']['average']['mean']:.1f}"
+
     def test_latex(self, compared):
         text = (compared.out / "table.tex").read_text()
-        assert text.count(r"\begin{tabular}") == text.count(r"\bottomrule") == 3
-        body = [line for line in text.splitlines() if line.endswith(r"\\")]
-        assert len({line.count("&") for line in body if line.startswith("source-only")}) == 1
+        assert text.count(r"\begin{tabular}") == text.count(r"\bottomrule") == 4
+        for table in text.split(r"\begin{table}")[1:]:
+            body = [line for line in table.splitlines() if line.endswith(r"\\")]
+            assert len({line.count("&") for line in body}) == 1
+        assert "UA, prior-corrected argmax p/prior" in text
         assert r"a$\to$b" in text and "±" not in text and r"\textbf{" in text
 
     def test_csv(self, compared):
@@ -109,6 +129,12 @@ class TestCommand:
             (("--names", "a"), 2, ("two corpora",)),
             (("--protocol", "inductve"), 2, ("did you mean 'inductive'",)),
             (("--names", "a,c"), 3, ("models/c/seed0",)),
+            (("--names", "a,b", "--sources", "a"), 2, ("--names", "leave it out with --sources")),
+            (("--targets", "b,b"), 2, ("--targets: b given more than once",)),
+            (("--sources", "a", "--targets", "a"), 2, ("no target of its own model",)),
+            (("--sources", "c"), 3, ("models/c/seed0",)),
+            (("--targets", "c"), 3, ("data/c", "no manifest")),
+            (("--targets", "a", "--seeds", "7"), 3, ("the sources none and the targets a",)),
             (("--seeds", "5"), 3, ("models/a/seed5",)),
             (("--n-answers", "9"), 3, ("4 answers a clip", "--n-answers 9")),
             (("--data", "nowhere"), 3, ("nowhere: no such directory",)),

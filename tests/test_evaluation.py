@@ -9,6 +9,8 @@ from mifuse_cli.evaluation import (
     accuracy,
     expected_calibration_error,
     predicted_classes,
+    predicted_prior,
+    prior_corrected_classes,
     rates,
     reliability,
     score,
@@ -44,6 +46,51 @@ def test_scores_by_hand_with_a_class_that_does_not_occur():
 def test_ua_weighs_classes_alike_and_wa_clips():
     found = scored([0] * 9 + [1], certain([0] * 10, 2))
     assert (found.ua, found.wa) == (0.5, 0.9)
+
+
+def test_the_prior_corrected_decision_by_hand():
+    # prior = (2.1, 0.9) / 3 = (0.7, 0.3): p/prior = (8/7, 2/3), (6/7, 4/3), (1, 1)
+    probs = np.array([[0.8, 0.2], [0.6, 0.4], [0.7, 0.3]])
+    assert predicted_prior(probs) == pytest.approx((0.7, 0.3))
+    assert prior_corrected_classes(probs[:2], predicted_prior(probs)).tolist() == [0, 1]
+    found = scored([0, 1], probs[:2], prior=predicted_prior(probs))
+    assert (found.ua, found.ua_prior_corrected) == (0.5, 1)
+    assert found.recall == (1, 0) and found.confusion.tolist() == [[1, 0, 0], [1, 0, 0]]
+
+
+def test_the_prior_is_of_the_clips_with_a_prediction():
+    probs = np.array([[0.9, 0.1], [np.nan, np.nan], [0.7, 0.3]])
+    assert predicted_prior(probs) == pytest.approx((0.8, 0.2))
+    assert prior_corrected_classes(probs).tolist() == [0, 2, 1]
+    assert predicted_prior(np.full((2, 3), np.nan)).tolist() == [0, 0, 0]
+    assert prior_corrected_classes(np.full((2, 3), np.nan)).tolist() == [3, 3]
+
+
+def test_the_prior_of_all_clips_decides_on_a_part_of_them():
+    probs = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])  # prior (0.75, 0.25)
+    whole = scored([0, 0, 1, 1], probs)
+    part = scored([1, 1], probs[2:], prior=predicted_prior(probs))
+    assert whole.ua_prior_corrected == part.ua_prior_corrected == 1
+    assert scored([1, 1], probs[2:]).ua_prior_corrected == 0  # prior (0.6, 0.4): 1 = 1, the first class
+
+
+def test_a_class_that_is_never_predicted_is_never_chosen():
+    probs = np.array([[1.0, 0.0, 0.0], [0.4, 0.6, 0.0]])
+    assert prior_corrected_classes(probs).tolist() == [0, 1]
+
+
+def test_intervals_of_both_decisions_are_over_the_same_draws():
+    rng = np.random.default_rng(4)
+    truth = rng.integers(2, size=60)
+    first = np.where(truth == 0, 0.8, 0.6) + 0.2 * rng.random(60)
+    found = scored(truth, np.stack([first, 1 - first], axis=1))
+    assert found.ua == 0.5 == found.ua_low == found.ua_high
+    assert 0.7 < found.ua_prior_corrected_low < found.ua_prior_corrected < found.ua_prior_corrected_high
+    even = certain(truth, 2)
+    same = scored(truth, np.where(even == 1, 0.7, 0.3), seed=2)
+    assert (same.ua_low, same.ua, same.ua_high) == (
+        same.ua_prior_corrected_low, same.ua_prior_corrected, same.ua_prior_corrected_high
+    )  # fmt: skip
 
 
 def test_a_missing_prediction_is_wrong():

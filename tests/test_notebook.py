@@ -123,6 +123,12 @@ class TestScore:
         assert dataclasses.replace(found, confusion=0) == dataclasses.replace(expected, confusion=0)
         np.testing.assert_array_equal(found.confusion, expected.confusion)
 
+    def test_a_part_is_scored_by_the_prior_of_all(self):
+        probs, prior = samples()[:, 0], [0.7, 0.1, 0.1, 0.1]
+        assert m.score_predictions(truth(), probs, prior=prior).ua_prior_corrected == evaluation.accuracy(
+            truth(), (probs / prior).argmax(axis=1), K
+        )
+
     @pytest.mark.parametrize(
         ("labels", "options", "message"),
         [
@@ -132,6 +138,9 @@ class TestScore:
             (["angry"] * U, {}, "expected class indices"),
             (truth(), {"speakers": ["a"]}, "speakers: of 1 clips, expected 40"),
             (truth(), {"speakers": [None] * U}, "speakers: some are unknown"),
+            (truth(), {"prior": [0.5, 0.5]}, r"prior: of shape \(2,\), expected \(4,\)"),
+            (truth(), {"prior": [0.5, 0.5, 0.5, 0.5]}, "prior: rows do not sum to 1"),
+            (truth(), {"prior": [np.nan] * K}, "prior: holds NaN; leave clips without a prediction out"),
             (truth(), {"resamples": 0}, "resamples: 0, expected a whole number, 1 or more"),
         ],
     )

@@ -130,6 +130,28 @@ class TestPipeline:
             assert result.metrics["ua"] == 1  # the stand-in hears pitch and level, and joins are by id
             assert "lalm=m" in result.signature.replace(":", "=")
 
+    def test_both_decisions_are_scored_and_the_protocol_names_them(self, pipeline, corpora, tmp_path):
+        config = m.EvaluateConfig(
+            predictions=pipeline.source, manifest=corpora.labels, out=tmp_path / "eval.h5", update=True
+        )
+        result = m.evaluate(config)
+        made = artifacts.Evaluation.load(config.out)
+        probs = made.probs.astype(float)
+        recalls = [
+            np.mean((probs / probs.mean(axis=0)).argmax(axis=1)[made.truth == k] == k)
+            for k in range(len(CLASSES))
+        ]
+        assert result.metrics["ua_prior_corrected"] == pytest.approx(np.mean(recalls))
+        assert "|decision:argmax p+prior-corrected argmax p/prior|" in result.signature
+        assert m.evaluate(config).up_to_date
+        # An evaluation of an earlier version, without the second decision, is made anew.
+        parameters = made.header.parameters
+        metrics = {name: one for name, one in parameters["metrics"].items() if "prior" not in name}
+        header = replace(made.header, parameters={**parameters, "metrics": metrics})
+        replace(made, header=header).save(config.out)
+        again = m.evaluate(config)
+        assert not again.up_to_date and again.metrics == result.metrics
+
     @pytest.mark.parametrize("name", ["lalm.h5", "source.h5", "fused.h5", "model", "student"])
     def test_show(self, pipeline, name):
         result = m.show(m.ShowConfig(file=pipeline.root / name))

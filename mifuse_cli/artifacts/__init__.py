@@ -45,6 +45,7 @@ __all__ = [
     "Parent",
     "Predictions",
     "Source",
+    "Target",
     "Training",
     "Writer",
     "check_same_clips",
@@ -215,7 +216,11 @@ class Predictions(Artifact):
 
 @dataclass(frozen=True, eq=False)
 class Evaluation(Artifact):
-    """Predictions with true labels and the score (``evaluate``); metrics are in the parameters."""
+    """Predictions with true labels and the score (``evaluate``); metrics are in the parameters.
+
+    ``ua`` is the unweighted accuracy of argmax p, ``ua_prior_corrected`` that of argmax p/prior, where the prior is the
+    mean of ``probs``.
+    """
 
     kind = "evaluation"
     probs: np.ndarray = column(
@@ -246,6 +251,15 @@ class Compared(Artifact):
 
 
 @dataclass(frozen=True, eq=False)
+class Target(Artifact):
+    """True classes and speakers of a target, by which ``compare`` scored; ``compare-worlds`` reads them."""
+
+    kind = "target"
+    truth: np.ndarray = column("U", "uint8", "true class index")
+    speaker: np.ndarray | None = column("U", "str", "speaker; absent where not all are known", optional=True)
+
+
+@dataclass(frozen=True, eq=False)
 class Training(Artifact):
     """History of a training, ``train.h5`` in a checkpoint; its utterances are those trained on."""
 
@@ -255,7 +269,7 @@ class Training(Artifact):
 
 
 KINDS: dict[str, type[Artifact]] = {
-    c.kind: c for c in (Lalm, Source, Fused, Predictions, Evaluation, Compared, Training)
+    c.kind: c for c in (Lalm, Source, Fused, Predictions, Evaluation, Compared, Target, Training)
 }
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mifuse_cli.evaluation.bootstrap import bootstrap_ua, interval, tally, unweighted_accuracy
+from mifuse_cli.evaluation.bootstrap import bootstrap_metrics, interval
+from mifuse_cli.evaluation.decisions import predicted_classes, prior_corrected_classes
+from mifuse_cli.evaluation.tallies import ECE_BINS, tally, unweighted_accuracy
 
-ECE_BINS = 15
 RESAMPLES = 2000
 
 
@@ -21,8 +22,12 @@ class Score:
     """What `score` found; all rates are in [0, 1].
 
     Attributes:
-        ua: unweighted accuracy, the mean of the recalls of the classes that occur.
+        ua: unweighted accuracy, the mean of the recalls of the classes that occur, of the most probable class,
+            argmax p, as are wa, macro_f1, recall and confusion.
         ua_low, ua_high: 95 % bootstrap interval of ua.
+        ua_prior_corrected: unweighted accuracy of the class with the largest p / prior, see
+            `decisions.prior_corrected_classes`.
+        ua_prior_corrected_low, ua_prior_corrected_high: its 95 % interval, over the same draws.
         wa: weighted accuracy, the share of clips that are predicted correctly.
         macro_f1: mean F1 of the classes that occur.
         ece: expected calibration error over 15 equal bins of confidence.
@@ -36,6 +41,9 @@ class Score:
     ua: float
     ua_low: float
     ua_high: float
+    ua_prior_corrected: float
+    ua_prior_corrected_low: float
+    ua_prior_corrected_high: float
     wa: float
     macro_f1: float
     ece: float
@@ -53,6 +61,7 @@ def score(
     probs: np.ndarray,
     *,
     speakers: list[str] | None = None,
+    prior: np.ndarray | None = None,
     resamples: int = RESAMPLES,
     rng: np.random.Generator,
 ) -> Score:
@@ -65,6 +74,8 @@ def score(
         truth: (U,) true class indices.
         probs: (U, K) predicted distributions, NaN rows where there is none.
         speakers: name of the speaker of every clip, or None.
+        prior: (K,) mean predicted distribution over all clips that were predicted, where those that are scored are
+            only a part of them; None: the mean over those that are scored.
         resamples: number of bootstrap draws.
         rng: random generator of the draws.
     """
@@ -73,14 +84,18 @@ def score(
     predicted = predicted_classes(probs)
     counts = confusion(truth, predicted, classes)
     support = counts.sum(axis=1)
-    counted = tally("", truth, predicted[None, None], classes, speakers)
-    low, high = float("nan"), float("nan")
+    both = ("ua", "ua_prior_corrected")
+    bounds = dict.fromkeys(both, (float("nan"), float("nan")))
+    counted = tally("", truth, probs[None, None], speakers, prior=prior)
     if len(counted.support) > 1:
-        low, high = interval(bootstrap_ua([counted], resamples=resamples, rng=rng)[0, 0])
+        draws = bootstrap_metrics([counted], both, resamples=resamples, rng=rng)
+        bounds = {name: interval(draws[name][0, 0]) for name in both}
     return Score(
-        **rates(truth, probs),
-        ua_low=low,
-        ua_high=high,
+        **rates(truth, probs, prior),
+        ua_low=bounds["ua"][0],
+        ua_high=bounds["ua"][1],
+        ua_prior_corrected_low=bounds["ua_prior_corrected"][0],
+        ua_prior_corrected_high=bounds["ua_prior_corrected"][1],
         recall=tuple(float(counts[k, k] / support[k]) if support[k] else None for k in range(classes)),
         marginal=tuple(map(float, probs[~missing].mean(axis=0))) if (~missing).any() else (),
         confusion=counts,
@@ -104,12 +119,13 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndar
     return counts
 
 
-def rates(truth: np.ndarray, probs: np.ndarray) -> dict[str, float]:
-    """``ua``, ``wa``, ``macro_f1`` and ``ece`` as in `Score`, without intervals.
+def rates(truth: np.ndarray, probs: np.ndarray, prior: np.ndarray | None = None) -> dict[str, float]:
+    """``ua``, ``ua_prior_corrected``, ``wa``, ``macro_f1`` and ``ece`` as in `Score`, without intervals.
 
     Args:
         truth: (U,) true class indices.
         probs: (U, K) predicted distributions, NaN rows where there is none.
+        prior: as of `score`.
     """
     classes = probs.shape[1]
     known = ~np.isnan(probs).any(axis=1)
@@ -118,6 +134,7 @@ def rates(truth: np.ndarray, probs: np.ndarray) -> dict[str, float]:
     there = support > 0
     return {
         "ua": float(unweighted_accuracy(hits, support)),
+        "ua_prior_corrected": accuracy(truth, prior_corrected_classes(probs, prior), classes),
         "wa": float(hits.sum() / len(truth)),
         "macro_f1": float((2 * hits[there] / (support + given)[there]).mean()),
         "ece": expected_calibration_error(truth[known], probs[known]),
@@ -128,12 +145,6 @@ def accuracy(truth: np.ndarray, predicted: np.ndarray, classes: int) -> float:
     """Unweighted accuracy in [0, 1] of predicted (U,) class indices, K for none, against true ones (U,)."""
     counts = confusion(truth, predicted, classes)
     return float(unweighted_accuracy(np.diag(counts), counts.sum(axis=1)))
-
-
-def predicted_classes(probs: np.ndarray) -> np.ndarray:
-    """Most probable class (...) of distributions (..., K); K where there is none (NaN)."""
-    missing = np.isnan(probs).any(axis=-1)
-    return np.where(missing, probs.shape[-1], np.where(missing[..., None], 0, probs).argmax(axis=-1))
 
 
 def reliability(

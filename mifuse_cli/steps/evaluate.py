@@ -85,7 +85,10 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         parents.append(lineage.clips_parent(clips, config.manifest, config.out))
         parents.append(lineage.speakers_parent(clips, config.manifest, config.out))
     if lineage.is_current(config, config.out, parents):
-        return _result(config.out, Evaluation.load(config.out), up_to_date=True)
+        current = Evaluation.load(config.out)
+        # One of an earlier version lacks some metrics.
+        if current.header.parameters["metrics"].keys() >= evaluation.METRICS.keys():
+            return _result(config.out, current, up_to_date=True)
     if config.model:
         probs = _predict(config, clips, progress)
     else:
@@ -178,6 +181,7 @@ def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, 
         parts |= FusionSettings.of({**made.header.config, **parameters}).described()
     return evaluation.signature(
         **parts,
+        decision=list(evaluation.DECISIONS),
         classes=list(made.header.classes),
         n=found.n,
         missing=f"{found.missing}(wrong)",

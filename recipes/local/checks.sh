@@ -1,4 +1,4 @@
-# Sourced by both recipes: what can be seen to be wrong before anything is done.
+# Sourced by the recipes: what can be seen to be wrong before anything is done.
 # shellcheck shell=bash disable=SC2154 # variables of the script that sources this
 
 at_stage() { [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ]; }
@@ -46,7 +46,7 @@ check_places() {
 
 check_conf() {
   [ -d "$conf" ] || usage_error "--conf $conf: is no directory"
-  local file corpus allowed=" train-source.yaml query-lalm.yaml sample-source.yaml fuse.yaml train.yaml evaluate.yaml compare.yaml "
+  local file corpus allowed=" train-source.yaml query-lalm.yaml sample-source.yaml fuse.yaml train.yaml evaluate.yaml compare.yaml compare-worlds.yaml "
   for corpus in $corpora_known; do allowed+="prepare-$corpus.yaml prepare-$corpus-target.yaml "; done
   for file in "$conf"/*; do
     if [ -e "$file" ] && [[ $allowed != *" ${file##*/} "* ]]; then

@@ -22,6 +22,7 @@ from mifuse_cli.steps.compare.config import CompareConfig, CompareResult
 from mifuse_cli.steps.compare.formatting import as_csv, latex, markdown
 from mifuse_cli.steps.compare.planning import Plan, plan
 from mifuse_cli.steps.compare.scoring import results
+from mifuse_cli.steps.compare.targets import write_targets
 
 __all__ = ["CompareConfig", "CompareResult", "compare"]
 
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
 def compare(config: CompareConfig, *, progress: Progress | None = None) -> CompareResult:
     """Run what is missing, one process for each core, then score everything and write the tables.
 
-    Every run is an artifact of its own below ``OUT/runs``; an interrupted comparison goes on from those, and so
-    does one with further systems, seeds or corpora. ``force`` repeats the runs of the systems that are named.
+    Every run is an artifact of its own below ``OUT/runs``, the true classes are in ``OUT/targets``. An interrupted
+    comparison goes on from the runs, and so does one with further systems, seeds or corpora. ``force`` repeats the
+    runs of the systems that are named.
 
     Raises:
         InputError: a corpus, model or artifact that is missing or cannot be read, labels that are
@@ -58,6 +60,7 @@ def compare(config: CompareConfig, *, progress: Progress | None = None) -> Compa
         "scores.csv": as_csv(found),
         "results.json": json.dumps(found, indent=1) + "\n",
     }
+    other_targets = write_targets(config, planned)
     changed = {name: text for name, text in texts.items() if not _holds(config.out / name, text)}
     for name, text in changed.items():
         with atomic_file(config.out / name) as path:
@@ -68,7 +71,7 @@ def compare(config: CompareConfig, *, progress: Progress | None = None) -> Compa
         runs=len(planned.tasks) * len(planned.systems),
         made=made,
         results=found,
-        up_to_date=config.update and not made and not changed,
+        up_to_date=config.update and not (made or changed or other_targets),
         notes=planned.notes,
     )
 

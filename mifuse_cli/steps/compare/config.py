@@ -21,14 +21,26 @@ class CompareConfig(AdaptationConfig):
     """Run many systems on every transfer between corpora and write tables; finished runs are kept."""
 
     data: Path = option(
-        help="Directory with one of each corpus: manifest.csv and labels.csv, as prepare writes them, or "
+        help="Directory with one of each target corpus: manifest.csv and labels.csv, as prepare writes them, or "
         "metadata.csv. Labels are read to score, and by the oracle alone to train."
     )
-    models: Path = option(help="Directory of source models: CORPUS/seedN for every corpus and seed.")
-    lalm: Path = option(help="Directory of the artifacts of query-lalm: CORPUS.h5.")
+    models: Path = option(help="Directory of source models: CORPUS/seedN for every source and seed.")
+    lalm: Path = option(help="Directory of the artifacts of query-lalm: CORPUS.h5 for every target.")
     out: Path = option(help="Directory for the runs and the tables.")
     names: str = option(
-        "", "Corpora, separated by commas; default: all of --data that have models and answers."
+        "",
+        "Corpora, separated by commas, each the source and the target of every other; default: all of --data "
+        "that have models and answers.",
+    )
+    sources: str = option(
+        "",
+        "Instead of --names: source models, separated by commas; their corpora need neither data nor answers. "
+        "Default with --targets: all of --models.",
+    )
+    targets: str = option(
+        "",
+        "Instead of --names: target corpora, separated by commas. Default with --sources: all of --data that "
+        "have answers.",
     )
     seeds: str = option("0,1,2,3,4", "Seeds of source models and students, separated by commas.")
     systems: str = option(
@@ -63,6 +75,13 @@ class CompareConfig(AdaptationConfig):
         if self.names and len(names) < 2:
             yield f"--names {self.names}: expected two corpora or more"
         yield from _once("--names", names)
+        sources, targets = words(self.sources), words(self.targets)
+        if self.names and (sources or targets):
+            yield "--names: is for all pairs of corpora; leave it out with --sources or --targets"
+        yield from _once("--sources", sources)
+        yield from _once("--targets", targets)
+        if len(sources) == 1 and sources == targets:
+            yield f"--sources {self.sources} --targets {self.targets}: a corpus is no target of its own model"
         if not all(seed.isdigit() for seed in words(self.seeds)) or not words(self.seeds):
             yield f"--seeds {self.seeds!r}: expected whole numbers, separated by commas"
         yield from _once("--seeds", words(self.seeds))

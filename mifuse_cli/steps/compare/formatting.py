@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 from typing import Any
 
+from mifuse_cli.evaluation import DECISIONS, METRICS
 from mifuse_cli.steps.compare.systems import LALM, MAIN, OURS, PAPER, UNIFORM
 
 _HEADINGS = {
@@ -19,38 +21,34 @@ _HEADINGS = {
 def markdown(results: dict[str, Any]) -> str:
     """All tables, with an explanation of their figures."""
     parts = [f"Protocol: `{results['protocol']}`. {_about(results)}"]
-    for part, heading in _HEADINGS.items():
-        rows = _rows(results, part)
-        if rows:
-            header, *body = _cells(results, part, rows)
-            lines = [header, ["---"] * len(header), *body]
-            parts += [f"### {heading}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    for heading, about, (header, *body) in _tables(results):
+        lines = [header, ["---"] * len(header), *body]
+        parts += [f"### {heading}", *([about] if about else [])]
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join([*parts, *_standings(results)]) + "\n"
 
 
 def latex(results: dict[str, Any]) -> str:
     """The same as LaTeX tables for the package booktabs."""
     parts = [f"% {results['protocol']}"]
-    for part, heading in _HEADINGS.items():
-        rows = _rows(results, part)
-        if rows:
-            header, *body = ([_tex(cell) for cell in line] for line in _cells(results, part, rows))
-            parts.append(
-                "\n".join(
-                    [
-                        r"\begin{table}",
-                        rf"\caption{{{_tex(heading)}. {_tex(_about(results))}}}",
-                        rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
-                        r"\toprule",
-                        " & ".join(header) + r" \\",
-                        r"\midrule",
-                        *(" & ".join(line) + r" \\" for line in body),
-                        r"\bottomrule",
-                        r"\end{tabular}",
-                        r"\end{table}",
-                    ]
-                )
+    for heading, about, lines in _tables(results):
+        header, *body = ([_tex(cell) for cell in line] for line in lines)
+        parts.append(
+            "\n".join(
+                [
+                    r"\begin{table}",
+                    rf"\caption{{{_tex(heading)}. {_tex(about or _about(results))}}}",
+                    rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+                    r"\toprule",
+                    " & ".join(header) + r" \\",
+                    r"\midrule",
+                    *(" & ".join(line) + r" \\" for line in body),
+                    r"\bottomrule",
+                    r"\end{tabular}",
+                    r"\end{table}",
+                ]
             )
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -63,12 +61,49 @@ def as_csv(results: dict[str, Any]) -> str:
     return text.getvalue()
 
 
+def _tables(results: dict[str, Any]) -> Iterator[tuple[str, str, list[list[str]]]]:
+    """Heading, explanation if it is not that of all tables, and header and rows of every table."""
+    for part, heading in _HEADINGS.items():
+        if rows := _rows(results, part):
+            yield heading, "", _cells(results, part, rows)
+    if rows := _rows(results, "main"):
+        about = (
+            "Averages over transfers in %, mean and standard deviation over seeds. WA, macro F1 and ECE are of the "
+            "decision argmax p; a lower ECE (expected calibration error) is better. Differences, with intervals as "
+            "above, are to the baseline with the best average of the metric."
+        )
+        yield "All metrics of the methods", about, _metrics(results, rows)
+
+
+def _metrics(results: dict[str, Any], rows: list[str]) -> list[list[str]]:
+    """Header and rows of the table of all metrics."""
+    header = ["system"]
+    for metric, title in METRICS.items():
+        best = results["best_baselines"][metric]
+        header += [title, *([f"less {best}"] if best else [])]
+    lines = [header]
+    for name in rows:
+        one, line = results["systems"][name], [name]
+        for metric in METRICS:
+            line.append(_mean(one[metric]["average"]))
+            if results["best_baselines"][metric]:
+                gap = one["against_best"].get(metric)
+                line.append(_difference(gap) if gap else "")
+        lines.append(line)
+    return lines
+
+
+def _mean(values: dict[str, Any]) -> str:
+    return f"{values['mean']:.1f} ± {values['std']:.1f}"
+
+
 def _about(results: dict[str, Any]) -> str:
     clips = ", ".join(f"{name} {count}" for name, count in results["clips"].items())
     seeds = ", ".join(map(str, results["seeds"]))
     return (
-        f"Unweighted accuracy in %, mean and standard deviation over seeds {seeds}; differences of averages with 95 % "
-        f"intervals, paired bootstrap over {results['drawn'].replace('+', ' or ')}. Clips: {clips}."
+        f"Unweighted accuracy (UA) of the decision {DECISIONS[0]} in %, mean and standard deviation over seeds "
+        f"{seeds}; differences of averages with 95 % intervals, paired bootstrap over "
+        f"{results['drawn'].replace('+', ' or ')}. Clips: {clips}."
     )
 
 
@@ -90,7 +125,7 @@ def _cells(results: dict[str, Any], part: str, rows: list[str]) -> list[list[str
         one = systems[name]
         line = [name]
         for column in columns:
-            text = f"{one['ua'][column]['mean']:.1f} ± {one['ua'][column]['std']:.1f}"
+            text = _mean(one["ua"][column])
             if part == "main" and one["rank"] is not None and name == _highest(systems, column):
                 text = f"**{text}**"
             line.append(text)

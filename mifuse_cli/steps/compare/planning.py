@@ -18,6 +18,7 @@ from mifuse_cli.methods import adaptation
 from mifuse_cli.model.hub import find_speaker_encoder
 from mifuse_cli.model.shape import Shape, read_shape
 from mifuse_cli.steps.compare.config import CompareConfig
+from mifuse_cli.steps.compare.names import sources_and_targets
 from mifuse_cli.steps.compare.systems import ORACLE, System, chosen
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ class TargetCorpus:
         """Speaker of every clip, None where intervals cannot be over speakers, see `speakers_of`."""
         return speakers_of(self.clips)
 
+    @property
+    def units(self) -> list[str]:
+        """What intervals are over, for every clip: its speaker, or its id where not all speakers are known."""
+        return self.speakers or [clip.utt_id for clip in self.clips]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -63,7 +69,7 @@ class Plan:
 
     Attributes:
         classes: K names in order.
-        corpora: by name.
+        corpora: the targets, by name.
         transfers: pairs of names, source and target.
         seeds: of the source models and students.
         systems: rows, in the order of the table.
@@ -93,9 +99,9 @@ def plan(config: CompareConfig) -> Plan:
         ArtifactError: models or answers over other classes or clips.
         DependencyError: the speaker encoder is not on the hub, or the hub cannot be reached.
     """
-    names = words(config.names) or _found(config)
+    sources, targets = sources_and_targets(config)
     seeds = [int(seed) for seed in words(config.seeds)]
-    models = {(name, seed): config.models / name / f"seed{seed}" for name in names for seed in seeds}
+    models = {(name, seed): config.models / name / f"seed{seed}" for name in sources for seed in seeds}
     shapes = {key: read_shape(path) for key, path in models.items()}
     first = next(iter(shapes.values()))
     for key, shape in shapes.items():
@@ -106,7 +112,7 @@ def plan(config: CompareConfig) -> Plan:
             )
     normalize = config.normalize or _common_normalize(models, shapes)
     speaker_encoder = find_speaker_encoder(config.speaker_encoder) if config.speaker_encoder else None
-    corpora = {name: _corpus(config, name, first.classes, speaker_encoder) for name in names}
+    corpora = {name: _corpus(config, name, first.classes, speaker_encoder) for name in targets}
     _check_speakers(config, normalize, corpora)
     systems, notes = _systems(config, min(corpus.answers for corpus in corpora.values()))
     for name, corpus in corpora.items():
@@ -122,8 +128,8 @@ def plan(config: CompareConfig) -> Plan:
         (source, target, seed): _task(
             config, corpora[target], source, seed, digests[source, seed], systems, normalize, known[target]
         )
-        for source in names
-        for target in names
+        for source in sources
+        for target in targets
         if source != target
         for seed in seeds
     }
@@ -170,22 +176,6 @@ def _check_speakers(config: CompareConfig, normalize: str, corpora: dict[str, Ta
             raise InputError(
                 f"{name}: has {len(set(known))} speakers, fewer than --folds {config.folds}. Lower it."
             )
-
-
-def _found(config: CompareConfig) -> list[str]:
-    """Corpora that have data, models and answers."""
-    if not config.data.is_dir():
-        raise InputError(f"{config.data}: no such directory. Give the one that holds the corpora.")
-    names = sorted(path.name for path in config.data.iterdir() if path.is_dir())
-    names = [
-        name for name in names if (config.models / name).is_dir() and (config.lalm / f"{name}.h5").is_file()
-    ]
-    if len(names) < 2:
-        raise InputError(
-            f"{config.data}: found {len(names)} corpora ({', '.join(names)}) with models in {config.models} and "
-            f"answers in {config.lalm}, expected two or more. Check the directories."
-        )
-    return names
 
 
 def _common_normalize(models: dict[Any, Path], shapes: dict[Any, Shape]) -> str:
