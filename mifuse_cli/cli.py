@@ -265,6 +265,7 @@ def _(result: Any) -> str:
             "agree with label": result.label_agreement,
             "teachers agree": f"{100 * result.agreement:.1f} % of clips",
             "fused marginal": result.marginal,
+            **({"expected UA": result.forecast} if result.forecast else {}),
         }
     )
 

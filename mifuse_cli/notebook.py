@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mifuse_cli import evaluation, fusion, provenance, splits
+from mifuse_cli import evaluation, fusion, provenance
 from mifuse_cli.config import options_of
 from mifuse_cli.errors import InputError, UsageError
 from mifuse_cli.evaluation import Score
@@ -131,7 +131,7 @@ def fuse_arrays(
     if not settings.is_weighted:
         if features is None:
             raise InputError("features: cross-fit needs them; or give other settings, such as weighting='mi'")
-        structure = _structure(_features(features, len(teachers[0])), teachers[-1], seed)
+        structure = _structure(_features(features, len(teachers[0])), teachers[-1])
     random = partial(provenance.rng, seed)
     try:
         return fusion.fuse_samples(teachers, settings, structure=structure, random=random)
@@ -343,7 +343,7 @@ def _inputs(features: ArrayLike) -> Features:
     return Features(standard(values, torch.arange(len(values))), statistics(values))
 
 
-def _structure(features: np.ndarray, source: np.ndarray, seed: int) -> Structure:
+def _structure(features: np.ndarray, source: np.ndarray) -> Structure:
     """What cross-fit uses, without pseudo-speakers."""
     from mifuse_cli.fusion import ridge
     from mifuse_cli.fusion.cross_fit import Structure
@@ -353,15 +353,7 @@ def _structure(features: np.ndarray, source: np.ndarray, seed: int) -> Structure
         raise InputError(
             f"features: {clips} clips with {width} features, at most {ridge.LARGEST} of either fit"
         )
-    deviation = np.maximum(features.std(axis=0), 1e-5)
-    return Structure(
-        source=source.mean(axis=1),
-        hidden=features,
-        standardised=(features - features.mean(axis=0)) / deviation,
-        fold=splits.random_folds(clips, ridge.FOLDS, provenance.rng(seed, "folds")),
-        head_input=features,
-        classify=None,
-    )
+    return Structure(source=source.mean(axis=1), hidden=features, head_input=features, classify=None)
 
 
 def _features(features: ArrayLike, clips: int | None = None) -> np.ndarray:

@@ -197,13 +197,23 @@ class Fused(Artifact):
     views: np.ndarray | None = column(
         "U W K",
         "float32",
-        "cross-fit: distributions of LALMs, source and structure, matched to a class prior",
+        "cross-fit: likelihood of every class by the LALMs' answers, and by source classifier and hidden states",
         distribution=True,
         optional=True,
     )
     exponents: np.ndarray | None = column(
-        "U W", "float32", "cross-fit: exponent of every view in the fused label", optional=True
+        "U W",
+        "float32",
+        "cross-fit before version 2: exponent of every view in the fused label; it had three",
+        optional=True,
     )
+    recall: np.ndarray | None = column(
+        "T K",
+        "float32",
+        "cross-fit: estimated recall of every class of every teacher; NaN if left out",
+        optional=True,
+    )
+    prior: np.ndarray | None = column("K", "float32", "cross-fit: estimated class prior", optional=True)
 
 
 @dataclass(frozen=True, eq=False)

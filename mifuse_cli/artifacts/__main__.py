@@ -17,7 +17,7 @@ AXES = {
     "L": "hidden layers of the encoder",
     "D": "features of a hidden state",
     "X": "numbers of a speaker vector",
-    "W": "views of cross-fit: LALMs, source classifier, structure of the clips",
+    "W": "views of cross-fit: answers of LALMs; source classifier and hidden states",
     "V": "token counts: prompt, completion, total, audio, cached",
     "B": "bytes",
     "P": "predicted classes, then one column for clips without a prediction",

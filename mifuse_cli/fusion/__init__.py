@@ -29,12 +29,13 @@ from mifuse_cli.fusion.estimators import (
     share_identical,
     top_counts,
 )
+from mifuse_cli.fusion.forecast import Forecast
 from mifuse_cli.fusion.fusing import Fusion, fuse_answers, fuse_means, fuse_samples
 from mifuse_cli.fusion.pools import POOLS, sharpened
 from mifuse_cli.fusion.settings import CROSS_FIT, PARTS, FusionSettings
 from mifuse_cli.fusion.weightings import OF_MI, OF_RAW_MI, OF_TAU, WEIGHTINGS, Weighting
 
-VERSION = 1
+VERSION = 2
 """To be raised when the same answers and settings give other labels than before: ``compare`` then fuses anew."""
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "POOLS",
     "VERSION",
     "WEIGHTINGS",
+    "Forecast",
     "Fusion",
     "FusionSettings",
     "Weighting",

@@ -12,6 +12,7 @@ import numpy as np
 from mifuse_cli.fusion.calibration import label_free_temperature, with_temperature
 from mifuse_cli.fusion.dawid_skene import dawid_skene
 from mifuse_cli.fusion.estimators import is_dead, mean_and_mi, share_identical, top_counts
+from mifuse_cli.fusion.forecast import Forecast, forecast
 from mifuse_cli.fusion.pools import pool_of, sharpened
 from mifuse_cli.fusion.settings import CROSS_FIT, FusionSettings
 from mifuse_cli.fusion.weightings import OF_MI, WEIGHTINGS, top_labels
@@ -42,6 +43,7 @@ class Fusion:
         temperature: of every teacher, None where it was left as it is.
         identical: share of clips on which a teacher's answers do not vary, of every teacher.
         cross_fit: result of `cross_fit`, None for weightings.
+        forecast: what to expect of the labels of `cross_fit`, None for weightings.
     """
 
     probs: np.ndarray
@@ -53,6 +55,7 @@ class Fusion:
     temperature: tuple[float | None, ...]
     identical: tuple[float, ...]
     cross_fit: CrossFit | None = None
+    forecast: Forecast | None = None
 
 
 def fuse_samples(
@@ -102,10 +105,7 @@ def fuse_samples(
         shares, lalm = fuse_answers(mean, mi, settings)
         rng = random("pseudo-speakers")
         found = cross_fit(lalm.astype(float), structure, without=settings.left_out, rng=rng)
-        # If the source model is left out, a clip without an answer has no teacher: NaN.
-        with np.errstate(invalid="ignore"):
-            teachers = found.exponents[:, :2] / found.exponents[:, :2].sum(axis=1, keepdims=True)
-        weights = np.hstack([shares * teachers[:, :1], teachers[:, 1:]])
+        weights = _shares(shares, found.information)
         probs = sharpened(found.labels, settings.sharpen)
     return Fusion(
         probs=probs.astype(np.float32),
@@ -117,7 +117,32 @@ def fuse_samples(
         temperature=temperature,
         identical=identical,
         cross_fit=found,
+        forecast=None
+        if found is None
+        else forecast(
+            mean.astype(float),
+            found.labels,
+            found.correlation,
+            [
+                *(range(len(samples) - 1) if "lalm" in settings.left_out else ()),
+                *([len(samples) - 1] if "source" in settings.left_out else ()),
+            ],
+        ),
     )
+
+
+def _shares(lalm: np.ndarray, information: np.ndarray) -> np.ndarray:
+    """Weights (U, T) of the teachers for every clip: their shares of the information about the labels.
+
+    Args:
+        lalm: (U, T - 1) shares of the LALMs among themselves, 0 rows where there is no answer.
+        information: (2,) of the LALMs together and of the source classifier.
+    """
+    both = np.column_stack([information[0] * lalm.sum(axis=1), np.full(len(lalm), information[1])])
+    # A clip without any teacher that tells something: NaN.
+    with np.errstate(invalid="ignore"):
+        both = both / both.sum(axis=1, keepdims=True)
+    return np.hstack([lalm * both[:, :1], both[:, 1:]])
 
 
 def fuse_means(mean: np.ndarray, mi: np.ndarray, settings: FusionSettings) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,9 @@
-"""Cross-fitted ridge regression of soft labels on features: each clip is predicted from the labels of the
-other folds.
+"""Ridge regression of soft labels on features in which no clip is predicted from its own label.
 
-U clips, K classes, P features. It is solved in the dual (U, U) or in the primal (P, P), with the same
-predictions. No argument of this module carries a true label, and it imports no torch.
+U clips, K classes, P features. With the hat matrix H of the fit to all clips, the residuals of the clips in a group
+that is left out of the fit are (I - H_gg)^-1 (y - H y)_g: no second fit is needed (Allen, Technometrics 1974, for
+groups of one). H comes from the dual (U, U) or from the primal (P, P), with the same predictions. No argument of this
+module carries a true label, and it imports no torch.
 """
 
 from __future__ import annotations
@@ -16,100 +17,100 @@ from scipy import linalg
 LARGEST = 20_000
 """Largest U for which the dual is solved, and largest P for which the primal is.
 
-About four float32 matrices of that order are held at once, and solving takes cubic time: on one core 45 s and
-2 GB for order 10,000.
+About three float32 matrices of that order are held at once, and solving takes cubic time: on one core 30 s and
+1.5 GB for order 10,000.
 """
 RIDGE = 0.3
-FOLDS = 5
 
 
-class CrossFitted(Protocol):
-    """Result of `cross_fitted`.
+class LeftOut(Protocol):
+    """Result of `left_out`: predicts clips from the labels of others."""
 
-    Attributes:
-        weight: 1 - df/U, where df are the effective degrees of freedom of the fit to all clips: a
-            flexible fit to few clips overfits and is given less weight.
-    """
-
-    weight: float
-
-    def predict(self, labels: np.ndarray) -> np.ndarray:
-        """Scores (U, K) of the clips, each fitted to the labels (U, K) of the other folds."""
+    def predict(self, labels: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+        """Scores (U, K) of the clips, each predicted from the labels (U, K) of the clips of other groups (U,); None:
+        of all other clips.
+        """
         ...
 
 
-def cross_fitted(layers: Iterable[np.ndarray], fold: np.ndarray, ridge: float = RIDGE) -> CrossFitted:
+def left_out(clips: int, layers: Iterable[np.ndarray], ridge: float = RIDGE) -> LeftOut:
     """The regression on the concatenated features (U, D) of the layers, divided by sqrt(P).
 
     Args:
+        clips: U.
         layers: of any widths; read one at a time.
-        fold: (U,) fold of every clip.
         ridge: penalty.
 
     Raises:
-        ValueError: both clips and features are too many, see `fits`.
+        ValueError: no layer, or both clips and features are too many, see `fits`.
     """
-    if len(fold) <= LARGEST:
-        return BetweenClips(gram(layers), fold, ridge)
-    return BetweenFeatures(side_by_side(layers), fold, ridge)
+    if clips <= LARGEST:
+        return BetweenClips(gram(layers), ridge)
+    return BetweenFeatures(side_by_side(layers), ridge)
 
 
 def fits(clips: int, features: int) -> bool:
-    """Whether the dual or the primal is small enough for `cross_fitted`."""
+    """Whether the dual or the primal is small enough for `left_out`."""
     return min(clips, features) <= LARGEST
 
 
 class BetweenClips:
-    """The dual, kernel ridge regression: S y predicts y (U, K); S (U, U) is computed once for all labels.
+    """The dual, kernel ridge regression: with B = (G + ridge I)^-1, I - H = ridge B."""
 
-    S[test, train] = G[test, train] (G[train, train] + ridge I)^-1, and 0 within a fold.
-    """
+    def __init__(self, kernel: np.ndarray, ridge: float = RIDGE) -> None:
+        """Take G (U, U), of `gram`, which is overwritten."""
+        kernel[np.diag_indices_from(kernel)] += ridge
+        factor, upward = linalg.lapack.get_lapack_funcs(("potrf", "potri"), (kernel,))
+        lower, _ = factor(kernel, lower=1, overwrite_a=1)
+        inverse, _ = upward(lower, lower=1, overwrite_c=1)
+        self.inverse = np.tril(inverse)
+        self.inverse += np.tril(inverse, -1).T
 
-    def __init__(self, kernel: np.ndarray, fold: np.ndarray, ridge: float = RIDGE) -> None:
-        """Take G (U, U), of `gram`, and the fold (U,) of every clip."""
-        # 1 - tr G (G + ridge I)^-1 / U
-        self.weight = ridge * _trace_of_inverse(kernel, ridge) / len(kernel)
-        self.smoother = np.zeros_like(kernel)
-        for held in np.unique(fold):
-            test, train = np.flatnonzero(fold == held), np.flatnonzero(fold != held)
-            if len(train):
-                inner = kernel[np.ix_(train, train)]
-                inner[np.diag_indices_from(inner)] += ridge
-                cross = kernel[np.ix_(train, test)]
-                solved = linalg.solve(inner, cross, assume_a="pos", overwrite_a=True)
-                self.smoother[np.ix_(test, train)] = solved.T
-
-    def predict(self, labels: np.ndarray) -> np.ndarray:
-        """Scores (U, K) of the clips, each fitted to the labels (U, K) of the other folds."""
-        return (self.smoother @ labels.astype(self.smoother.dtype)).astype(float)
+    def predict(self, labels: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+        """As of `LeftOut`."""
+        products = self.inverse @ labels.astype(self.inverse.dtype)
+        if groups is None:
+            return labels - products.astype(float) / self.inverse.diagonal()[:, None]
+        scores = np.empty(labels.shape)
+        for group in np.unique(groups):
+            own = np.flatnonzero(groups == group)
+            scores[own] = labels[own] - linalg.solve(
+                self.inverse[np.ix_(own, own)], products[own], assume_a="pos"
+            )
+        return scores
 
 
 class BetweenFeatures:
-    """The primal: x' (X'X + ridge I)^-1 X'y, X and y without the fold of x."""
+    """The primal: H = X (X'X + ridge I)^-1 X'."""
 
-    def __init__(self, features: np.ndarray, fold: np.ndarray, ridge: float = RIDGE) -> None:
-        """Take X (U, P), of `side_by_side`, and the fold (U,) of every clip."""
-        clips, width = features.shape
-        self.features, self.fold = features, fold
+    def __init__(self, features: np.ndarray, ridge: float = RIDGE) -> None:
+        """Take X (U, P), of `side_by_side`."""
         scatter = features.T @ features
-        self.weight = 1 - (width - ridge * _trace_of_inverse(scatter, ridge)) / clips
-        self.solvers = {}
-        for held in np.unique(fold):
-            mine = features[fold == held]
-            inner = scatter - mine.T @ mine
-            inner[np.diag_indices_from(inner)] += ridge
-            self.solvers[held] = linalg.cho_factor(inner, lower=True, overwrite_a=True, check_finite=False)
+        scatter[np.diag_indices_from(scatter)] += ridge
+        self.features = features
+        self.solver = linalg.cho_factor(scatter, lower=True, overwrite_a=True, check_finite=False)
+        # Of one clip after the other: x' (X'X + ridge I)^-1 x.
+        self.leverage = np.empty(len(features))
+        for start in range(0, len(features), 4096):
+            some = features[start : start + 4096]
+            self.leverage[start : start + 4096] = np.einsum("ij,ji->i", some, self._solved(some.T))
 
-    def predict(self, labels: np.ndarray) -> np.ndarray:
-        """Scores (U, K) of the clips, each fitted to the labels (U, K) of the other folds."""
-        labels = labels.astype(self.features.dtype)
-        moments = self.features.T @ labels
+    def predict(self, labels: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+        """As of `LeftOut`."""
+        fitted = self.features @ self._solved(self.features.T @ labels.astype(self.features.dtype))
+        residuals = labels - fitted.astype(float)
+        if groups is None:
+            return labels - residuals / (1 - self.leverage[:, None])
         scores = np.empty(labels.shape)
-        for held, solver in self.solvers.items():
-            own = self.fold == held
+        for group in np.unique(groups):
+            own = np.flatnonzero(groups == group)
             mine = self.features[own]
-            scores[own] = mine @ linalg.cho_solve(solver, moments - mine.T @ labels[own], check_finite=False)
+            within = np.eye(len(own)) - mine @ self._solved(mine.T)
+            scores[own] = labels[own] - linalg.solve(within, residuals[own])
         return scores
+
+    def _solved(self, right: np.ndarray) -> np.ndarray:
+        return linalg.cho_solve(self.solver, right, check_finite=False)
 
 
 def gram(layers: Iterable[np.ndarray]) -> np.ndarray:
@@ -138,13 +139,3 @@ def side_by_side(layers: Iterable[np.ndarray]) -> np.ndarray:
         raise ValueError(f"{clips} clips with {width} features: at most {LARGEST} of either fit the matrices")
     features /= np.sqrt(width)
     return features
-
-
-def _trace_of_inverse(matrix: np.ndarray, ridge: float) -> float:
-    """Trace of (M + ridge I)^-1 = (L L')^-1, by Cholesky: the sum of squares of L^-1."""
-    shifted = matrix.copy()
-    shifted[np.diag_indices_from(shifted)] += ridge
-    lower = linalg.cholesky(shifted, lower=True, overwrite_a=True, check_finite=False)
-    (invert,) = linalg.get_lapack_funcs(("trtri",), (lower,))
-    inverse, _ = invert(lower, lower=1)
-    return float(np.einsum("ij,ij->", inverse, inverse, dtype=np.float64))

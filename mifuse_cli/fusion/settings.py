@@ -17,9 +17,9 @@ from mifuse_cli.fusion.weightings import OF_MI, OF_TAU, WEIGHTINGS
 
 CROSS_FIT = "cross-fit"
 """Name of the fusion by `cross_fit`; all others are weightings, which weigh and pool the teachers."""
-PARTS = ("lalm", "source", "matching", "structure", "voices")
-"""Parts of `CROSS_FIT` that can be left out: the LALMs, the source classifier, matching the teachers to a
-uniform class prior, the cross-fitted regression on hidden states (structure), the pseudo-speakers (voices).
+PARTS = ("lalm", "source", "structure", "voices", "prior")
+"""Parts of `CROSS_FIT` that can be left out: the LALMs, the source classifier, the regression on hidden states
+(structure), evening out voices, and estimating the class prior, which then is uniform.
 """
 
 
@@ -29,8 +29,8 @@ class FusionSettings(Config):
 
     weighting: str = option(
         CROSS_FIT,
-        "cross-fit: labels on which both teachers, matched to the same class prior, and a cross-fitted linear "
-        "model of the encoder's hidden states agree; best on average on our three corpora, not shown elsewhere. "
+        "cross-fit: a mixture model of the LALM's answers, the source classifier and a linear model of the encoder's "
+        "hidden states, which estimates how reliable each of them is, and the class prior, without labels. "
         "mi: MI-Fuse as in the paper, a teacher weighs exp(-I / tau), I the mutual information of its answers. "
         f"Further: {', '.join(name for name in WEIGHTINGS if name != 'mi')}.",
     )

@@ -1,7 +1,9 @@
-"""Pseudo-speakers: clusters of unlabelled clips that take the place of unknown speakers, and features
-standardised within them.
+"""Voices: clusters of clips that take the place of unknown speakers, and features from which the voice is evened out.
 
-U clips, K classes, D features. No argument of this module carries a true label, and it imports no torch.
+U clips, K classes, D features, V voices. Where every voice says every class equally often, a voice is evened out by
+subtracting the mean of its clips. Where one voice says other classes than another, that erases emotion with the voice:
+then the part of the mean that is due to the classes has to stay. How much of it is decided by how far the two teachers
+agree that voices differ in their classes. No argument of this module carries a true label, and it imports no torch.
 """
 
 from __future__ import annotations
@@ -10,12 +12,17 @@ from itertools import combinations
 
 import numpy as np
 
+from mifuse_cli.fusion.ridge import LeftOut
+
 _DIMENSIONS, _RESOLUTIONS = 50, (0.4, 0.6, 1.0)
 _VOICES = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 24)
 _FEWEST_CLIPS = 15
 _STARTS = 3
 _FOUND = 1 / 3
-_PSEUDO_CLIPS = 10
+_FEWEST_OF_VECTORS, _FEWEST_VOICES, _DRAWN = 5, 4, 0.8
+_CORRELATED, _CONFOUNDED = 0.2, 0.2
+_NOISE = 0.02
+_CLIPS_OF_VARIANCE = 10
 _TINY = 1e-12
 
 
@@ -36,18 +43,54 @@ def pseudo_speakers(layer: np.ndarray, labels: np.ndarray, rng: np.random.Genera
         labels: (U, K).
         rng: random generator for the initial cluster centres.
     """
-    from sklearn.metrics import adjusted_rand_score
-
     points = _components(_without_classes(layer, labels))[:, :_DIMENSIONS]
     resolutions = [points[:, : max(1, round(share * points.shape[1]))] for share in _RESOLUTIONS]
     best, agreement = [], _FOUND
     for count in _VOICES:
         if len(layer) >= _FEWEST_CLIPS * count:
             groups = [_clusters(first, count, rng) for first in resolutions]
-            index = np.mean([adjusted_rand_score(*pair) for pair in combinations(groups, 2)])
+            index = _agreement(groups)
             if index >= agreement:
                 best, agreement = groups, index
     return best
+
+
+def clustered_vectors(vectors: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """Three clusterings (U,) of the vectors of a speaker encoder; an empty list if no stable clusters are found.
+
+    As `pseudo_speakers`, with two differences: such vectors need no whitening, and 4 to 24 clusters with at least 5
+    clips on average are tried. The three clusterings are of random 80 % of the clips, the others join the nearest
+    centre.
+
+    Args:
+        vectors: (U, X).
+        labels: (U, K) soft labels, whose class means are subtracted.
+        rng: of the draws and initial cluster centres.
+    """
+    from sklearn.cluster import KMeans
+
+    points = vectors - labels @ np.linalg.lstsq(labels, vectors, rcond=None)[0]
+    points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), _TINY)
+    best, agreement = [], _FOUND
+    for count in _VOICES:
+        if count < _FEWEST_VOICES or len(points) < _FEWEST_OF_VECTORS * count:
+            continue
+        groups = []
+        for _ in range(_STARTS):
+            drawn = points[rng.permutation(len(points))[: round(_DRAWN * len(points))]]
+            means = KMeans(count, n_init=_STARTS, random_state=int(rng.integers(2**31)))
+            groups.append(means.fit(drawn).predict(points))
+        index = _agreement(groups)
+        if index >= agreement:
+            best, agreement = groups, index
+    return best
+
+
+def _agreement(groups: list[np.ndarray]) -> float:
+    """Mean adjusted Rand index between clusterings (U,)."""
+    from sklearn.metrics import adjusted_rand_score
+
+    return float(np.mean([adjusted_rand_score(*pair) for pair in combinations(groups, 2)]))
 
 
 def _without_classes(layer: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -77,18 +120,82 @@ def _clusters(points: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
     return KMeans(count, n_init=_STARTS, random_state=seed).fit_predict(directions)
 
 
-def standardised(features: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Features (U, ...) with mean 0 and deviation about 1 in each group (U,).
+def share_between(one: np.ndarray, other: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """How far two views agree, and how much of that is between the groups.
 
-    Variances are shrunk towards the pooled within-group variance with the weight of 10 clips, since groups
-    may be small.
+    Args:
+        one: (U, K) distributions by one view.
+        other: (U, K) by another.
+        groups: (U,) voices.
+
+    Returns:
+        the share of their covariance that lies between the groups, less what chance puts there (as omega squared for a
+        variance), and their correlation. Voices that say all classes equally often give a share of 0, voices that say
+        one class each 1: errors of two teachers about a voice are as likely to cancel as to add up.
     """
-    out = np.empty_like(features)
-    for group in np.unique(groups):
-        out[groups == group] = features[groups == group] - features[groups == group].mean(axis=0)
-    overall = np.maximum(out.var(axis=0), _TINY)
-    for group in np.unique(groups):
-        mine = out[groups == group]
-        variance = (np.square(mine).sum(axis=0) + _PSEUDO_CLIPS * overall) / (len(mine) + _PSEUDO_CLIPS)
-        out[groups == group] = mine / np.sqrt(variance)
-    return out
+    one, other = one - one.mean(axis=0), other - other.mean(axis=0)
+    _, group = np.unique(groups, return_inverse=True)
+    members = np.eye(group.max() + 1)[group]
+    counts = members.sum(axis=0)[:, None]
+    total = float((one * other).sum())
+    between = float((counts * (members.T @ one / counts) * (members.T @ other / counts)).sum())
+    clips, voices = members.shape
+    chance = (total - between) / max(clips - voices, 1)
+    correlation = total / max(float(np.sqrt(np.square(one).sum() * np.square(other).sum())), _TINY)
+    share = (between - (voices - 1) * chance) / (total + chance) if abs(total + chance) > _TINY else 0.0
+    return share, correlation
+
+
+def class_mix_to_keep(
+    labels: np.ndarray, groups: np.ndarray, lalm: np.ndarray, source: np.ndarray | None, structure: LeftOut
+) -> float:
+    """How much of the difference in classes between voices, as the labels have it, is to be believed: 0 to 1.
+
+    The labels differ between voices because the voices say other classes, and because the labels are wrong about whole
+    voices. The first part shows in both teachers, which err independently: the share of their covariance between
+    voices, divided by the share of the labels' variance between voices, is the slope of the true differences on those
+    of the labels. If the teachers hardly agree, the linear model takes the place of the source classifier, predicting
+    every voice from the others; since it learns the answers' errors, it only decides between 0 and 1.
+
+    Args:
+        labels: (U, K).
+        groups: (U,) voices.
+        lalm: (U, K) distributions by the audio-language models, without NaN.
+        source: (U, K) by the source classifier; None if it is left out.
+        structure: linear model of the hidden states.
+    """
+    if source is not None:
+        share, correlation = share_between(lalm, source, groups)
+        if correlation > _CORRELATED:
+            differ, _ = share_between(labels, labels, groups)
+            return float(np.clip(share / max(differ, _NOISE), 0, 1))
+    share, _ = share_between(lalm, structure.predict(lalm, groups), groups)
+    return float(share > _CONFOUNDED)
+
+
+def evened(features: np.ndarray, groups: np.ndarray, labels: np.ndarray, kept: float) -> np.ndarray:
+    """Features (U, ...) without the offset and scale of voices.
+
+    The offset of a voice is the mean of its clips, less what its class mix accounts for: the class means, estimated
+    within voices, times the difference of its mean label to that of all clips, times ``kept``. Variances within voices
+    are shrunk towards the pooled one with the weight of 10 clips, since voices may have few.
+
+    Args:
+        features: (U, ...).
+        groups: (U,) voices.
+        labels: (U, K).
+        kept: of `class_mix_to_keep`.
+    """
+    flat = features.reshape(len(features), -1).astype(float)
+    flat = (flat - flat.mean(axis=0)) / np.maximum(flat.std(axis=0), 1e-6)
+    _, group = np.unique(groups, return_inverse=True)
+    counts = np.bincount(group).astype(float)[:, None]
+    members = np.eye(len(counts))[group]
+    offsets, mix = members.T @ flat / counts, members.T @ labels / counts
+    within, told = flat - offsets[group], labels - mix[group]
+    means = np.linalg.solve(told.T @ told + 0.5 * np.eye(labels.shape[1]), told.T @ within)
+    left = flat - (offsets - kept * (mix - labels.mean(axis=0)) @ means)[group]
+    pooled = within.var(axis=0)
+    variance = (members.T @ np.square(within) + _CLIPS_OF_VARIANCE * pooled) / (counts + _CLIPS_OF_VARIANCE)
+    left /= np.sqrt(np.maximum(variance, _TINY))[group]
+    return left.astype(np.float32).reshape(features.shape)

@@ -78,10 +78,11 @@ class AdaptationConfig(StepConfig):
         "Weight of the diversity loss of mifuse, lalm-sfuda, shot and nrc; 0 leaves it out.",
         panel=_PANEL,
     )
-    diversity_prior: str = option(
-        "uniform",
+    diversity_prior: str | None = option(
+        None,
         f"Target of the diversity loss for the class marginal: uniform, or labels for the marginal of the labels of "
-        f"{' or '.join(WITH_LABELS)}.",
+        f"{' or '.join(WITH_LABELS)}. Default: labels for those of cross-fit, whose marginal is the estimated class "
+        "prior; else uniform.",
         panel=_PANEL,
     )
     refresh: int | None = option(
@@ -103,7 +104,8 @@ class AdaptationConfig(StepConfig):
         yield from at_least("--batch-size", self.batch_size, 1)
         if self.refresh is not None:
             yield from at_least("--refresh", self.refresh, 0)
-        yield from one_of("--diversity-prior", self.diversity_prior, ("uniform", "labels"))
+        if self.diversity_prior is not None:
+            yield from one_of("--diversity-prior", self.diversity_prior, ("uniform", "labels"))
         yield from at_least("--diversity-weight", self.diversity_weight, 0)
         yield from above_zero("--learning-rate", self.learning_rate)
         yield from at_least("--weight-decay", self.weight_decay, 0)
@@ -138,7 +140,7 @@ class Options:
     encoder_learning_rate: float = 0.0
     weight_decay: float
     diversity_weight: float
-    diversity_prior: str
+    diversity_prior: str | None
     refresh: int | None
     ema: float
     seed: int
@@ -300,12 +302,13 @@ def _method(options: Options, teachers: Teachers | None, truth: np.ndarray | Non
             teachers,
             refresh=refresh_of(options, teachers),
             diversity_weight=weight,
-            diversity_prior=options.diversity_prior,
+            diversity_prior=options.diversity_prior
+            or ("uniform" if teachers.settings.is_weighted else "labels"),
             seed=options.seed,
         )
     answers = _answers(options.method, teachers)
     if options.method == "lalm-sfuda":
-        return LalmLabels(answers, weight, options.diversity_prior)
+        return LalmLabels(answers, weight, options.diversity_prior or "uniform")
     if options.method == "dine":
         return Dine(answers, epochs=options.epochs)
     if options.method == "prode":

@@ -13,12 +13,12 @@ from functools import partial
 import numpy as np
 import torch
 
-from mifuse_cli import provenance, splits
+from mifuse_cli import provenance
 from mifuse_cli.errors import InputError
 from mifuse_cli.fusion import ridge
 from mifuse_cli.fusion.cross_fit import Structure
 from mifuse_cli.model.classifier import Classifier, Features, sample
-from mifuse_cli.model.standard import fit_standard, statistics
+from mifuse_cli.model.standard import statistics
 
 
 def structure_layers(states: int) -> range:
@@ -46,9 +46,10 @@ def structure_of(
         hidden: (U, L, D) mean over time of all hidden states of the encoder, not standardised.
         classifier: the source classifier, over features of its frozen encoder.
         inputs: the same clips as the classifier sees them.
-        speakers: speaker of every clip if the classifier's input is standardised by speaker, else None.
+        speakers: speaker of every clip if the classifier's input is standardised by speaker, which then are the voices;
+            else None.
         passes: dropout passes of the classifier.
-        seed: of the passes and the folds.
+        seed: of the passes.
         voice: (U, V) vectors of a speaker encoder, if there is one.
     """
     layers, clips, width = structure_layers(hidden.shape[1]), len(hidden), hidden.shape[2]
@@ -61,20 +62,11 @@ def structure_of(
     return Structure(
         source=_mean_of_passes(classifier, inputs, passes, seed, "own"),
         hidden=hidden[:, list(layers)],
-        standardised=np.stack([_standardised(hidden[:, [layer]], speakers) for layer in layers], axis=1),
-        fold=splits.random_folds(len(hidden), ridge.FOLDS, provenance.rng(seed, "folds")),
         head_input=hidden[:, classifier.layers],
-        classify=partial(_classify, classifier, passes, seed) if speakers is None else None,
+        classify=partial(_classify, classifier, passes, seed),
+        speakers=None if speakers is None else np.unique(np.array(speakers), return_inverse=True)[1],
         voice=voice,
     )
-
-
-def _standardised(layer: np.ndarray, speakers: Sequence[str] | None) -> np.ndarray:
-    """Features (U, D) of a layer (U, 1, D), standardised by speaker, or by all clips where speakers are None."""
-    features = torch.from_numpy(layer)
-    mode = "target" if speakers is None else "speaker"
-    standard = fit_standard(mode, features, stored=None, speakers=speakers or ())
-    return standard(features, torch.arange(len(features)))[:, 0].numpy()
 
 
 def _classify(

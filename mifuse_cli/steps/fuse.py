@@ -22,7 +22,7 @@ from mifuse_cli.fusion import CROSS_FIT, Fusion, FusionSettings
 if TYPE_CHECKING:
     from mifuse_cli.fusion.cross_fit import Structure
 
-_VIEWS = ("lalm", "source", "structure")
+_VIEWS = ("lalm", "acoustics")
 _QUESTION = ("elicit", "system", "template")
 """Parts of a LALM's spec by which the same model counts as another teacher."""
 
@@ -80,6 +80,8 @@ class FuseResult(StepResult):
         how: in one line, how the labels were made.
         temperature: by LALM that was calibrated.
         marginal: mean fused probability by class.
+        forecast: of cross-fit, estimated unweighted accuracy of every teacher and of the "labels", as far as there is
+            one.
     """
 
     clips: int
@@ -95,6 +97,7 @@ class FuseResult(StepResult):
     how: str
     temperature: dict[str, float]
     marginal: dict[str, float]
+    forecast: dict[str, float]
 
 
 def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
@@ -153,7 +156,7 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
             source_calibrate=source.header.parameters["calibrate"],
             source_model_sha256=model.sha256 if model else None,
             **({"unanswered": unanswered} if unanswered else {}),
-            **({} if agreed is None else {"views": _VIEWS, "pseudo_speakers": agreed.voices}),
+            **({} if agreed is None else _of_cross_fit(teachers, source.header.classes, found)),
         ),
         utt_id=source.utt_id,
         probs=found.probs,
@@ -162,7 +165,8 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
         mi=found.mi,
         top_counts=found.top_counts,
         views=None if agreed is None else agreed.views.astype(np.float32),
-        exponents=None if agreed is None else agreed.exponents.astype(np.float32),
+        recall=None if found.forecast is None else found.forecast.recall.astype(np.float32),
+        prior=None if agreed is None else agreed.mixture.prior.astype(np.float32),
     )
     artifact.save(config.out)
     return _result(config.out, artifact)
@@ -208,6 +212,25 @@ def _structure(config: FuseConfig, source: Source) -> Structure:
         seed=config.seed,
         voice=source.voice,
     )
+
+
+def _of_cross_fit(teachers: list[str], classes: tuple[str, ...], found: Fusion) -> dict[str, Any]:
+    """Parameters of the artifact that tell how cross-fit came to its labels, and what to expect of them."""
+    agreed, told = found.cross_fit, found.forecast
+    assert agreed is not None and told is not None
+    accuracy = dict(zip([*teachers, "labels"], [*told.teachers, told.labels], strict=True))
+    return {
+        "views": _VIEWS,
+        "start": agreed.mixture.start,
+        "teacher_correlation": _finite(agreed.correlation),
+        "pseudo_speakers": agreed.voices,
+        "class_mix_kept": agreed.kept,
+        "forecast": {
+            "ua": {name: _finite(value) for name, value in accuracy.items()},
+            "at_chance": [teachers[t] for t in told.at_chance],
+            "unnamed": [classes[k] for k in told.unnamed],
+        },
+    }
 
 
 def _single(samples: np.ndarray) -> bool:
@@ -334,6 +357,11 @@ def _result(out: Path, artifact: Fused, *, up_to_date: bool = False) -> FuseResu
         how=_how(parameters),
         temperature=parameters["lalm_temperature"],
         marginal=dict(by_class),
+        forecast={
+            name: value
+            for name, value in parameters.get("forecast", {}).get("ua", {}).items()
+            if value is not None
+        },
         up_to_date=up_to_date,
         notes=tuple(_notes(artifact, fallbacks)),
     )
@@ -348,17 +376,20 @@ def _how(parameters: Mapping[str, Any]) -> str:
     if settings.is_weighted:
         paper = " (MI-Fuse)" if settings == FusionSettings(weighting="mi") else ""
         return f"teachers weighed by {weighting}{further}{paper}; our default: --weighting {CROSS_FIT}"
-    how = f"cross-fit of teachers and hidden states{further}, {_pseudo_speakers(parameters, settings)}"
+    how = f"mixture of answers, source model and hidden states{further}, {_voices(parameters, settings)}"
     return f"{how}; the paper's way: --weighting mi"
 
 
-def _pseudo_speakers(parameters: Mapping[str, Any], settings: FusionSettings) -> str:
-    if parameters["source_normalize"] == "speaker":
-        return "standardised by known speakers"
+def _voices(parameters: Mapping[str, Any], settings: FusionSettings) -> str:
     if settings.left_out & {"voices", "structure"}:
-        return "pseudo-speakers not looked for"
+        return "voices not looked for"
     counts = parameters["pseudo_speakers"]
-    return f"{' / '.join(map(str, counts))} pseudo-speakers" if counts else "no pseudo-speakers found"
+    if not counts:
+        return "no voices found"
+    what = "known speakers" if parameters["source_normalize"] == "speaker" else "voices"
+    told = f"{' / '.join(map(str, counts))} {what} evened out"
+    kept = parameters.get("class_mix_kept")
+    return told if not kept else f"{told}, but for {np.mean(kept):.0%} of their differences in emotion"
 
 
 def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:
@@ -377,6 +408,14 @@ def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:
         yield (
             f"{', '.join(votes)}: answers are single labels, whose mutual information is the entropy of the "
             "votes and no match for that of distributions; use --weighting rank-mi or z-mi"
+        )
+    expected = parameters.get("forecast", {})
+    for name in expected.get("at_chance", ()):
+        yield f"{name}: seems to be no better than chance on these clips, and has hardly any say"
+    if expected.get("unnamed"):
+        yield (
+            f"{', '.join(expected['unnamed'])}: hardly ever named by the LALM, so that its clips may have got other "
+            "labels; look at some, or ask another LALM"
         )
     temperature = parameters["lalm_temperature"]
     if artifact.header.config["calibrate_lalm"] != "none":

@@ -116,9 +116,9 @@ def _ablations(name: str, settings: FusionSettings) -> Iterator[System]:
     else:
         yield without("lalm-alone", "source")
         yield without("source-alone", "lalm")
-        yield without("no-pseudo-speakers", "voices")
+        yield without("no-voices", "voices")
         yield without("no-structure", "structure,voices")
-        yield without("log-pool-alone", "matching,structure,voices")
+        yield without("uniform-prior", "prior")
     for answers in ANSWERS:
         yield variant(f"{answers}-answers" if answers > 1 else "1-answer", answers=answers)
 

@@ -1,0 +1,250 @@
+"""Labels by a mixture model of what is known about a clip: the answers of the audio-language models, the source
+classifier, and a linear model of the hidden states.
+
+U clips, K classes; natural logarithms. Given the class k of clip i,
+
+- the mean answer v_i (K,) has the log-likelihood sum_j v_ij log C_kj, where C is a confusion matrix (Dawid & Skene,
+  Applied Statistics 1979, with shares of votes instead of votes);
+- what the source classifier and the linear model say, u_i, is normal with a mean of the class and a covariance that all
+  classes share, as in linear discriminant analysis. Both hear the same hidden states and share errors, which the
+  covariance takes into account; a teacher that tells the classes apart on other data only has the same mean for all of
+  them, and no say, however sure it is.
+
+Confusion matrix, means, covariance and class prior are estimated together with the labels by expectation maximisation,
+the prior as in Saerens et al. (Neural Computation 2002). The linear model predicts each clip from the labels of the
+others, see `ridge`, and is fitted anew in every round. No argument of this module carries a true label, and it imports
+no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import helmert
+from scipy.special import softmax
+
+from mifuse_cli.fusion.ridge import LeftOut
+
+ROUNDS = 20
+"""At most; rounds end when 0.2 % of the clips or fewer change their class."""
+_STOP = 0.002
+_ANCHOR = 0.25
+"""Share of the labels at the start in those from which means, covariance and confusion matrix are estimated. It ties
+every class to its name: without it, the mixture may find a group of clips that is no class."""
+_CORRELATED = 0.25
+"""Correlation of the two teachers from which the source classifier alone may be a start. At 0, one of them is wrong
+about everything, and nothing but the answers tells what the classes mean."""
+_LALM_FLOOR, _SOURCE_FLOOR = 1e-2, 1e-3
+_NAMED, _OTHER, _CLIPS_OF_MEAN, _CLIPS_OF_COVARIANCE, _CLIPS_OF_PRIOR = 2.0, 0.5, 2.0, 5.0, 1.0
+"""Weights, in clips, of what is assumed before any clip is seen: that a class is named by its name, or by any name;
+that a mean is that of all clips, the features are uncorrelated, and the classes equally frequent."""
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Distributions of the two teachers.
+
+    Attributes:
+        lalm: (U, K) mean answers of the audio-language models, floored, NaN rows where there is none; None if they are
+            left out.
+        source: (U, K) distributions of the source classifier, matched to uniform classes; None if it is left out.
+    """
+
+    lalm: np.ndarray | None
+    source: np.ndarray | None
+
+    @classmethod
+    def of(cls, lalm: np.ndarray | None, sources: list[np.ndarray]) -> Teachers:
+        """Teachers with these mean distributions.
+
+        Args:
+            lalm: (U, K), NaN rows where there is no answer.
+            sources: (U, K) mean predictions of the source classifier, one for each standardisation of its input; their
+                logarithms are averaged. An empty list leaves it out.
+        """
+        said = None
+        if lalm is not None:
+            said = np.maximum(lalm, _LALM_FLOOR)
+            said = said / said.sum(axis=1, keepdims=True)
+        if not sources:
+            return cls(said, None)
+        logs = [np.log(_matched(np.log(np.maximum(probs, _SOURCE_FLOOR)))) for probs in sources]
+        return cls(said, softmax(np.mean(logs, axis=0), axis=1))
+
+    @property
+    def heard(self) -> np.ndarray:
+        """(U,) whether there is an answer for a clip; only for teachers with `lalm`."""
+        assert self.lalm is not None
+        return ~np.isnan(self.lalm).any(axis=1)
+
+    @property
+    def correlation(self) -> float:
+        """Of the two teachers' distributions over the clips with an answer, each matched to uniform classes; NaN if one
+        is left out."""
+        if self.lalm is None or self.source is None or not self.heard.any():
+            return float("nan")
+        one, other = _matched(np.log(self.lalm[self.heard])), _matched(np.log(self.source[self.heard]))
+        one, other = one - one.mean(axis=0), other - other.mean(axis=0)
+        scale = np.sqrt(np.square(one).sum() * np.square(other).sum())
+        return float((one * other).sum() / scale) if scale > _TINY else 0.0
+
+    def starts(self) -> dict[str, np.ndarray]:
+        """Labels (U, K) to start from, by name: those of both teachers pooled, and of each of them; all are matched to
+        uniform classes."""
+        if self.lalm is None:
+            assert self.source is not None
+            return {"source": self.source}
+        classes = self.lalm.shape[1]
+        answers = np.full(self.lalm.shape, 1 / classes)
+        if self.heard.any():
+            answers[self.heard] = _matched(np.log(self.lalm[self.heard]))
+        if self.source is None:
+            return {"lalm": answers}
+        source = np.log(np.maximum(self.source, _TINY))
+        pooled = np.where(self.heard[:, None], (np.log(np.maximum(answers, _TINY)) + source) / 2, source)
+        both = {"both": _matched(pooled)}
+        if not self.correlation > _CORRELATED:
+            return both
+        return {**both, "source": self.source, "lalm": answers}
+
+    def recall(self, labels: np.ndarray) -> np.ndarray:
+        """(T, K) estimated recall of every class of the LALMs and of the source classifier, if the labels (U, K) are
+        right; NaN rows for teachers that are left out."""
+        found = []
+        for probs in (self.lalm, self.source):
+            if probs is None:
+                found.append(np.full(labels.shape[1], np.nan))
+                continue
+            told = ~np.isnan(probs).any(axis=1)
+            named = np.eye(labels.shape[1])[probs[told].argmax(axis=1)]
+            mine = labels[told]
+            found.append((mine * named).sum(axis=0) / np.maximum(mine.sum(axis=0), _TINY))
+        return np.stack(found)
+
+    def information(self, labels: np.ndarray) -> np.ndarray:
+        """(2,) mutual information in nats between the labels (U, K) and what the LALMs and the source classifier say;
+        0 for those that are left out."""
+        found = []
+        for probs in (self.lalm, self.source):
+            if probs is None:
+                found.append(0.0)
+                continue
+            told = ~np.isnan(probs).any(axis=1)
+            joint = labels[told].T @ probs[told] / max(told.sum(), 1)
+            apart = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0)
+            found.append(float((joint * np.log(np.maximum(joint, _TINY) / np.maximum(apart, _TINY))).sum()))
+        return np.maximum(found, 0.0)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Result of `settled`: labels, proportional to prior * answers * acoustics.
+
+    Attributes:
+        labels: (U, K).
+        answers: (U, K) likelihood of every class by the answers, scaled to sum 1; uniform where there is none.
+        acoustics: (U, K) likelihood by source classifier and linear model, scaled to sum 1.
+        prior: (K,) estimated class prior.
+        start: name of the start, see `Teachers.starts`.
+        others: labels (U, K) reached from other starts, by name.
+    """
+
+    labels: np.ndarray
+    answers: np.ndarray
+    acoustics: np.ndarray
+    prior: np.ndarray
+    start: str
+    others: dict[str, np.ndarray]
+
+
+def settled(
+    teachers: Teachers, structure: LeftOut | None, *, uniform: bool = False, rounds: int = ROUNDS
+) -> Mixture:
+    """Labels from every start, of which those are taken under which both teachers are most often right.
+
+    Expectation maximisation finds the labels that are nearest to its start. Under wrong ones, one of the teachers seems
+    to be wrong more often.
+
+    Args:
+        teachers: at least one.
+        structure: linear model of the hidden states; None if it is left out.
+        uniform: whether the class prior is uniform instead of estimated.
+        rounds: at most, from every start.
+    """
+    found = {
+        name: _maximised(teachers, structure, start, uniform=uniform, rounds=rounds)
+        for name, start in teachers.starts().items()
+    }
+    best = max(found, key=lambda name: np.nanmean(teachers.recall(found[name][0])))
+    labels, answers, acoustics, prior = found[best]
+    others = {name: one[0] for name, one in found.items() if name != best}
+    return Mixture(labels, softmax(answers, axis=1), softmax(acoustics, axis=1), prior, best, others)
+
+
+def _maximised(
+    teachers: Teachers, structure: LeftOut | None, start: np.ndarray, *, uniform: bool, rounds: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Labels (U, K), log-likelihoods (U, K) by answers and by acoustics, and the prior (K,)."""
+    classes = start.shape[1]
+    contrasts = helmert(classes).T
+    fixed = [] if teachers.source is None else [np.log(np.maximum(teachers.source, _TINY)) @ contrasts]
+    labels, prior = start, np.full(classes, 1 / classes)
+    answers, acoustics = np.zeros(start.shape), np.zeros(start.shape)
+    for _ in range(rounds):
+        if not uniform:
+            prior = labels.sum(axis=0) + _CLIPS_OF_PRIOR
+            prior = prior / prior.sum()
+        known = (1 - _ANCHOR) * labels + _ANCHOR * start
+        told = fixed if structure is None else [*fixed, structure.predict(labels) @ contrasts]
+        if told:
+            acoustics = _by_acoustics(np.hstack(told), known)
+        if teachers.lalm is not None:
+            answers = _by_answers(teachers.lalm, known)
+        before = labels.argmax(axis=1)
+        labels = softmax(np.log(prior) + answers + acoustics, axis=1)
+        if (labels.argmax(axis=1) != before).mean() < _STOP:
+            break
+    return labels, answers, acoustics, prior
+
+
+def _by_answers(lalm: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Log-likelihood (U, K) of every class by the confusion matrix of the answers (U, K); 0 where there is none."""
+    heard = ~np.isnan(lalm).any(axis=1)
+    confusion = labels[heard].T @ lalm[heard] + _NAMED * np.eye(lalm.shape[1]) + _OTHER
+    confusion /= confusion.sum(axis=1, keepdims=True)
+    found = np.zeros(labels.shape)
+    found[heard] = lalm[heard] @ np.log(confusion).T
+    return found
+
+
+def _by_acoustics(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Log-likelihood (U, K), up to a constant of the clip, of normal features (U, P) with a mean for every class."""
+    clips = len(features)
+    scaled = features - features.mean(axis=0)
+    scaled = scaled / np.maximum(scaled.std(axis=0), 1e-9)
+    counts = labels.sum(axis=0)
+    # Shrunk to the mean of all clips, which is 0.
+    means = labels.T @ scaled / (counts + _CLIPS_OF_MEAN)[:, None]
+    # sum_ik q_ik (u_i - m_k)(u_i - m_k)'
+    crossed = scaled.T @ labels @ means
+    scatter = scaled.T @ (labels.sum(axis=1, keepdims=True) * scaled) - crossed - crossed.T
+    scatter += means.T @ (counts[:, None] * means)
+    scatter += _CLIPS_OF_COVARIANCE * np.diag(scaled.var(axis=0))
+    covariance = scatter / (clips + _CLIPS_OF_COVARIANCE) + 1e-9 * np.eye(scaled.shape[1])
+    weights = np.linalg.solve(covariance, means.T)
+    # The part of the exponent that all classes share is left out.
+    return scaled @ weights - 0.5 * np.einsum("kp,pk->k", means, weights)
+
+
+def _matched(logits: np.ndarray, steps: int = 50) -> np.ndarray:
+    """softmax(logits + b) with the b (K,) that makes the mean over clips uniform (Sinkhorn).
+
+    It removes a teacher's bias towards a class.
+    """
+    classes = logits.shape[1]
+    shift = np.zeros(classes)
+    for _ in range(steps):
+        shift -= np.log(np.maximum(classes * softmax(logits + shift, axis=1).mean(axis=0), 1e-8))
+    return softmax(logits + shift, axis=1)
