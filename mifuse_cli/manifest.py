@@ -155,8 +155,16 @@ def read_clips(manifest: Path, *, need_audio: bool = True) -> list[Clip]:
     return sorted(Clips(manifest, None, need_audio=need_audio), key=lambda clip: clip.utt_id)
 
 
-def read_labelled(manifest: Path, classes: tuple[str, ...], *, need_audio: bool = True) -> list[LabelledClip]:
+def read_labelled(
+    manifest: Path, classes: tuple[str, ...], *, need_audio: bool = True, some: bool = False
+) -> list[LabelledClip]:
     """Clips with the index of their ``emotion`` in ``classes``, sorted by utterance id.
+
+    Args:
+        manifest: CSV.
+        classes: K names in order.
+        need_audio: whether audio files have to be there.
+        some: whether clips with an empty ``emotion`` are passed over, instead of refused.
 
     Raises:
         InputError: as `Clips`; no ``emotion`` column, or a label that is not in ``classes``.
@@ -170,6 +178,8 @@ def read_labelled(manifest: Path, classes: tuple[str, ...], *, need_audio: bool 
     labelled = []
     for row in clips._rows():
         clip = clips._clip(row)
+        if some and not row["emotion"].strip():
+            continue
         label = class_index(row["emotion"].strip(), classes, f"{manifest}, {clip.utt_id}")
         labelled.append(LabelledClip(clip, label))
     return sorted(labelled, key=lambda one: one.clip.utt_id)

@@ -57,6 +57,9 @@ __all__ = [
 ]
 
 
+_GOLD = "ids of clips whose true class was given; left out of scores (absent if there are none)"
+
+
 @dataclass(frozen=True, eq=False)
 class Artifact:
     """What all kinds share: a header, utterance ids, and saving, loading, checking and hashing."""
@@ -214,6 +217,7 @@ class Fused(Artifact):
         optional=True,
     )
     prior: np.ndarray | None = column("K", "float32", "cross-fit: estimated class prior", optional=True)
+    gold: np.ndarray | None = column("G", "str", _GOLD, optional=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,6 +226,7 @@ class Predictions(Artifact):
 
     kind = "predictions"
     probs: np.ndarray = column("U K", "float32", "predicted distributions", distribution=True)
+    gold: np.ndarray | None = column("G", "str", _GOLD, optional=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,6 +281,7 @@ class Training(Artifact):
     kind = "training"
     columns_of_history: np.ndarray = column("C", "str", "names of the history's columns")
     history: np.ndarray = column("E C", "float64", "one row for every epoch; NaN where not measured")
+    gold: np.ndarray | None = column("G", "str", _GOLD, optional=True)
 
 
 KINDS: dict[str, type[Artifact]] = {

@@ -17,6 +17,7 @@ AXES = {
     "L": "hidden layers of the encoder",
     "D": "features of a hidden state",
     "X": "numbers of a speaker vector",
+    "G": "gold clips, whose true class was given",
     "W": "views of cross-fit: answers of LALMs; source classifier and hidden states",
     "V": "token counts: prompt, completion, total, audio, cached",
     "B": "bytes",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mifuse_cli.fusion import ridge
-from mifuse_cli.fusion.mixture import Mixture, Teachers, settled
+from mifuse_cli.fusion.mixture import ROUNDS, Mixture, Teachers, settled
 from mifuse_cli.fusion.voices import class_mix_to_keep, clustered_vectors, evened, pseudo_speakers
 
 FIRST_ROUNDS = 4
@@ -84,6 +84,7 @@ def cross_fit(
     structure: Structure,
     *,
     without: Collection[str] = (),
+    gold: np.ndarray | None = None,
     rng: np.random.Generator,
 ) -> CrossFit:
     """Labels of U clips.
@@ -93,6 +94,7 @@ def cross_fit(
             are labelled by the source classifier and the structure alone.
         structure: predictions of the source classifier and hidden states of the clips.
         without: parts to leave out, of `settings.PARTS`.
+        gold: (U,) true class of the few clips where it is known, -1 elsewhere; None: of no clip.
         rng: random generator for drawing clips and initial cluster centres.
 
     Raises:
@@ -106,13 +108,12 @@ def cross_fit(
 
     teachers = teachers_with([structure.source])
     if "structure" in without:
-        return _result(teachers, settled(teachers, None, uniform=uniform))
+        return _result(teachers, settled(teachers, None, gold=gold, uniform=uniform))
     clips, count, width = structure.hidden.shape
     model = ridge.left_out(clips, (_standardised(structure.hidden[:, layer]) for layer in range(count)))
     looks_for_voices = structure.classify is not None and "voices" not in without
-    found = settled(
-        teachers, model, uniform=uniform, **({"rounds": FIRST_ROUNDS} if looks_for_voices else {})
-    )
+    rounds = FIRST_ROUNDS if looks_for_voices else ROUNDS
+    found = settled(teachers, model, gold=gold, uniform=uniform, rounds=rounds)
     voices: tuple[int, ...] = ()
     kept: tuple[float, ...] = ()
     own, of_all = teachers, model
@@ -124,7 +125,7 @@ def cross_fit(
         if not groupings and time:
             break
         if not groupings:
-            found = settled(own, of_all, uniform=uniform)
+            found = settled(own, of_all, gold=gold, uniform=uniform)
             continue
         voices = tuple(len(np.unique(groups)) for groups in groupings)
         kept = tuple(_kept(labels, groups, own, of_all) for groups in groupings)
@@ -138,7 +139,7 @@ def cross_fit(
             for layer in range(count)
         )
         model = ridge.left_out(clips, layers)
-        found = settled(teachers, model, uniform=uniform)
+        found = settled(teachers, model, gold=gold, uniform=uniform)
     return _result(teachers, found, voices, kept)
 
 

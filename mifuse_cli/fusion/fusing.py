@@ -63,6 +63,7 @@ def fuse_samples(
     settings: FusionSettings,
     *,
     structure: Structure | None = None,
+    gold: np.ndarray | None = None,
     random: Random | None = None,
 ) -> Fusion:
     """Fuse the answers of T teachers, the classifier the last of them.
@@ -71,6 +72,7 @@ def fuse_samples(
         samples: (U, N, K) of every teacher, NaN rows where missing; N may differ between teachers.
         settings: how.
         structure: of the clips, needed for ``cross-fit`` alone.
+        gold: (U,) true class of a few clips, -1 elsewhere, for ``cross-fit`` alone.
         random: needed for ``cross-fit`` alone.
 
     Raises:
@@ -104,7 +106,7 @@ def fuse_samples(
         mean, mi = mean.astype(np.float32), mi.astype(np.float32)
         shares, lalm = fuse_answers(mean, mi, settings)
         rng = random("pseudo-speakers")
-        found = cross_fit(lalm.astype(float), structure, without=settings.left_out, rng=rng)
+        found = cross_fit(lalm.astype(float), structure, without=settings.left_out, gold=gold, rng=rng)
         weights = _shares(shares, found.information)
         probs = sharpened(found.labels, settings.sharpen)
     return Fusion(

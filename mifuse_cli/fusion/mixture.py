@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import helmert
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 
 from mifuse_cli.fusion.ridge import LeftOut
 
@@ -39,6 +39,8 @@ _LALM_FLOOR, _SOURCE_FLOOR = 1e-2, 1e-3
 _NAMED, _OTHER, _CLIPS_OF_MEAN, _CLIPS_OF_COVARIANCE, _CLIPS_OF_PRIOR = 2.0, 0.5, 2.0, 5.0, 1.0
 """Weights, in clips, of what is assumed before any clip is seen: that a class is named by its name, or by any name;
 that a mean is that of all clips, the features are uncorrelated, and the classes equally frequent."""
+_GOLD = 3.0
+"""Clips that a gold label counts for in means, covariance, confusion matrix and prior."""
 _TINY = 1e-12
 
 
@@ -160,50 +162,77 @@ class Mixture:
 
 
 def settled(
-    teachers: Teachers, structure: LeftOut | None, *, uniform: bool = False, rounds: int = ROUNDS
+    teachers: Teachers,
+    structure: LeftOut | None,
+    *,
+    gold: np.ndarray | None = None,
+    uniform: bool = False,
+    rounds: int = ROUNDS,
 ) -> Mixture:
     """Labels from every start, of which those are taken under which both teachers are most often right.
 
     Expectation maximisation finds the labels that are nearest to its start. Under wrong ones, one of the teachers seems
-    to be wrong more often.
+    to be wrong more often. With gold labels, those are taken that give the gold clips, without their own label, the
+    highest likelihood.
 
     Args:
         teachers: at least one.
         structure: linear model of the hidden states; None if it is left out.
+        gold: (U,) true class of the few clips where it is known, -1 elsewhere; None: of no clip.
         uniform: whether the class prior is uniform instead of estimated.
         rounds: at most, from every start.
     """
+    starts = teachers.starts()
+    if gold is None:
+        gold = np.full(len(next(iter(starts.values()))), -1)
     found = {
-        name: _maximised(teachers, structure, start, uniform=uniform, rounds=rounds)
-        for name, start in teachers.starts().items()
+        name: _maximised(teachers, structure, start, gold=gold, uniform=uniform, rounds=rounds)
+        for name, start in starts.items()
     }
-    best = max(found, key=lambda name: np.nanmean(teachers.recall(found[name][0])))
+
+    def support(name: str) -> float:
+        labels, answers, acoustics, prior = found[name]
+        if (gold >= 0).any():
+            told = log_softmax(np.log(prior) + answers + acoustics, axis=1)
+            return float(told[gold >= 0, gold[gold >= 0]].mean())
+        return float(np.nanmean(teachers.recall(labels)))
+
+    best = max(found, key=support)
     labels, answers, acoustics, prior = found[best]
     others = {name: one[0] for name, one in found.items() if name != best}
     return Mixture(labels, softmax(answers, axis=1), softmax(acoustics, axis=1), prior, best, others)
 
 
 def _maximised(
-    teachers: Teachers, structure: LeftOut | None, start: np.ndarray, *, uniform: bool, rounds: int
+    teachers: Teachers,
+    structure: LeftOut | None,
+    start: np.ndarray,
+    *,
+    gold: np.ndarray,
+    uniform: bool,
+    rounds: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Labels (U, K), log-likelihoods (U, K) by answers and by acoustics, and the prior (K,)."""
     classes = start.shape[1]
     contrasts = helmert(classes).T
     fixed = [] if teachers.source is None else [np.log(np.maximum(teachers.source, _TINY)) @ contrasts]
+    known, weight = gold >= 0, np.where(gold >= 0, _GOLD, 1.0)[:, None]
+    start = np.where(known[:, None], np.eye(classes)[gold], start)
     labels, prior = start, np.full(classes, 1 / classes)
     answers, acoustics = np.zeros(start.shape), np.zeros(start.shape)
     for _ in range(rounds):
         if not uniform:
-            prior = labels.sum(axis=0) + _CLIPS_OF_PRIOR
+            prior = (weight * labels).sum(axis=0) + _CLIPS_OF_PRIOR
             prior = prior / prior.sum()
-        known = (1 - _ANCHOR) * labels + _ANCHOR * start
+        believed = weight * ((1 - _ANCHOR) * labels + _ANCHOR * start)
         told = fixed if structure is None else [*fixed, structure.predict(labels) @ contrasts]
         if told:
-            acoustics = _by_acoustics(np.hstack(told), known)
+            acoustics = _by_acoustics(np.hstack(told), believed)
         if teachers.lalm is not None:
-            answers = _by_answers(teachers.lalm, known)
+            answers = _by_answers(teachers.lalm, believed)
         before = labels.argmax(axis=1)
         labels = softmax(np.log(prior) + answers + acoustics, axis=1)
+        labels[known] = start[known]
         if (labels.argmax(axis=1) != before).mean() < _STOP:
             break
     return labels, answers, acoustics, prior
@@ -221,7 +250,6 @@ def _by_answers(lalm: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _by_acoustics(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Log-likelihood (U, K), up to a constant of the clip, of normal features (U, P) with a mean for every class."""
-    clips = len(features)
     scaled = features - features.mean(axis=0)
     scaled = scaled / np.maximum(scaled.std(axis=0), 1e-9)
     counts = labels.sum(axis=0)
@@ -232,7 +260,7 @@ def _by_acoustics(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     scatter = scaled.T @ (labels.sum(axis=1, keepdims=True) * scaled) - crossed - crossed.T
     scatter += means.T @ (counts[:, None] * means)
     scatter += _CLIPS_OF_COVARIANCE * np.diag(scaled.var(axis=0))
-    covariance = scatter / (clips + _CLIPS_OF_COVARIANCE) + 1e-9 * np.eye(scaled.shape[1])
+    covariance = scatter / (counts.sum() + _CLIPS_OF_COVARIANCE) + 1e-9 * np.eye(scaled.shape[1])
     weights = np.linalg.solve(covariance, means.T)
     # The part of the exponent that all classes share is left out.
     return scaled @ weights - 0.5 * np.einsum("kp,pk->k", means, weights)

@@ -95,10 +95,20 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         artifacts.check_same_utterances(made.utt_id, str(system), ids, str(config.manifest))
         probs = distributions(made, str(system))
     truth = np.array([one.label for one in labelled])
+    scored = ~np.isin(ids, gold_of(made))
+    if not scored.any():
+        raise ArtifactError(
+            f"{config.manifest}: all of its clips had their true class given to fuse --gold, so that none is left to "
+            "score. Give the labels of the other clips too."
+        )
+    prior = None if scored.all() else np.nanmean(probs.astype(float), axis=0)
+    ids, probs, truth = ids[scored], probs[scored], truth[scored]
+    clips = [clip for clip, kept in zip(clips, scored, strict=True) if kept]
     found = evaluation.score(
         truth,
         probs.astype(float),
         speakers=manifest.speakers_of(clips),
+        prior=prior,
         resamples=config.resamples,
         rng=provenance.rng(config.seed, "evaluate"),
     )
@@ -112,6 +122,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
             parents,
             metrics=metrics,
             signature=_signature(config, made, found, ids),
+            gold=int((~scored).sum()),
         ),
         utt_id=ids,
         probs=probs.astype(np.float32),
@@ -123,6 +134,12 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     )
     artifact.save(config.out)
     return _result(config.out, artifact)
+
+
+def gold_of(artifact: Artifact) -> np.ndarray:
+    """Ids of the clips whose true class an artifact was made with."""
+    gold = artifact.gold if isinstance(artifact, Fused | Predictions | Training) else None
+    return np.zeros(0, dtype=str) if gold is None else gold
 
 
 def distributions(artifact: Artifact, where: str) -> np.ndarray:
@@ -165,6 +182,8 @@ def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, 
     parts: dict[str, object] = {"system": system}
     if "method" in parameters:
         parts["protocol"] = {1.0: "transductive", 0.0: "inductive"}.get(float(seen), "mixed")
+        if len(gold_of(made)):
+            parts["protocol"] = f"few-gold:{len(gold_of(made))}+{parts['protocol']}"
         parts["checkpoint"] = parameters["checkpoint"]
         # Students of a "recipe" were trained before labels were made by fuse alone.
         if "fusion" in parameters:
@@ -178,6 +197,8 @@ def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, 
     if isinstance(made, Lalm):
         parts |= {"lalm": parameters["model"], "samples": made.probs.shape[1]}
     if isinstance(made, Fused):
+        if len(gold_of(made)):
+            parts["protocol"] = f"few-gold:{len(gold_of(made))}"
         parts |= FusionSettings.of({**made.header.config, **parameters}).described()
     return evaluation.signature(
         **parts,
@@ -195,6 +216,8 @@ def _result(out: Path, artifact: Evaluation, *, up_to_date: bool = False) -> Eva
     parameters = artifact.header.parameters
     missing = parameters["metrics"]["missing"]
     notes = (f"{missing} clips have no prediction and count as wrong",) if missing else ()
+    if gold := parameters.get("gold"):
+        notes = (*notes, f"{gold} clips whose true class was given to fuse --gold are left out")
     return EvaluateResult(
         out=out,
         signature=parameters["signature"],

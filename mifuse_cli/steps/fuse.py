@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mifuse_cli import artifacts, fusion, lineage, provenance
+from mifuse_cli import artifacts, fusion, lineage, provenance, truth
 from mifuse_cli.artifacts import Fused, Lalm, Parent, Source
 from mifuse_cli.config import Progress, StepConfig, StepResult, option
 from mifuse_cli.errors import ArtifactError, InputError
@@ -40,6 +40,12 @@ class FuseConfig(FusionSettings, StepConfig):
         "(in the environment: separated as in PATH)."
     )
     source: Path = option(help="Artifact of sample-source.")
+    gold: Path | None = option(
+        None,
+        "CSV with the columns file and emotion of 10 to 100 clips whose true class you know, such as from listening. "
+        "Cross-fit then finds out better whom to trust. Another protocol than without labels: every score says "
+        "few-gold:N, and leaves these N clips out.",
+    )
     out: Path = option(help="Artifact to write.")
     partial: bool = option(False, "Fuse although some questions to a LALM are unanswered.", settles=False)
 
@@ -55,6 +61,8 @@ class FuseConfig(FusionSettings, StepConfig):
                 f"--weighting dawid-skene: expected {fusion.LEAST_TEACHERS - 1} LALMs or more beside the "
                 "classifier; with two teachers there is no majority that tells who errs"
             )
+        if self.gold is not None and self.is_weighted:
+            yield f"--gold: --weighting {self.weighting} makes no use of true labels; leave it out"
         yield from super().problems()
 
 
@@ -112,6 +120,10 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
     lineage.refuse_overwrite(config, config.out)
     lalms, source = _load(config)
     parents = _parents(config, source)
+    gold = None
+    if config.gold is not None:
+        gold = truth.read_gold(config.gold, source.header.classes, source.utt_id, str(config.source))
+        parents.append(truth.gold_parent(config.gold, source.utt_id, gold, config.out))
     teachers = _names(lalms)
     if lineage.is_current(config, config.out, parents):
         made = Fused.load(config.out)
@@ -130,6 +142,7 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
         samples,
         FusionSettings.of(config.parameters()),
         structure=None if config.is_weighted else _structure(config, source),
+        gold=gold,
         random=partial(provenance.rng, config.seed),
     )
     temperature = {
@@ -167,6 +180,7 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
         views=None if agreed is None else agreed.views.astype(np.float32),
         recall=None if found.forecast is None else found.forecast.recall.astype(np.float32),
         prior=None if agreed is None else agreed.mixture.prior.astype(np.float32),
+        gold=None if gold is None else source.utt_id[gold >= 0],
     )
     artifact.save(config.out)
     return _result(config.out, artifact)
@@ -408,6 +422,11 @@ def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:
         yield (
             f"{', '.join(votes)}: answers are single labels, whose mutual information is the entropy of the "
             "votes and no match for that of distributions; use --weighting rank-mi or z-mi"
+        )
+    if artifact.gold is not None:
+        yield (
+            f"few-gold:{len(artifact.gold)}: made with the true class of {len(artifact.gold)} clips, no result without "
+            "labels"
         )
     expected = parameters.get("forecast", {})
     for name in expected.get("at_chance", ()):

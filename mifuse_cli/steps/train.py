@@ -206,11 +206,16 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
         **labels,
     )
     utt_id = np.array([clip.utt_id for clip in clips])
+    gold = None if fused is None else fused.gold
     training = Training(
-        header=header, utt_id=utt_id, columns_of_history=np.array(made.terms), history=made.history
+        header=header,
+        utt_id=utt_id,
+        columns_of_history=np.array(made.terms),
+        history=made.history,
+        gold=gold,
     )
     statistics = inputs.statistics if adapted else source.statistics
-    predictions = Predictions(header=header, utt_id=utt_id, probs=predict(student, inputs))
+    predictions = Predictions(header=header, utt_id=utt_id, probs=predict(student, inputs), gold=gold)
     checkpoint.save(config.out, shape, student, statistics, source.encoder_dir, training, predictions)
     resume.forget(partial)
     return _result(config.out, resumed_from=made.resumed_from)
