@@ -6,10 +6,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
+GOLD_POOL = 100
+
 
 def random_folds(clips: int, folds: int, rng: np.random.Generator) -> np.ndarray:
     """Random fold (U,) of every clip, folds of equal size or one less; speakers are not kept together."""
     return rng.permutation(clips) % folds
+
+
+def gold_pool(clips: int, rng: np.random.Generator) -> np.ndarray:
+    """Positions (P,) of the clips whose true class may be given in a comparison of few-gold protocols, in the order in
+    which they are given: `GOLD_POOL` clips drawn at random, but at most half of all.
+    """
+    return rng.permutation(clips)[: min(GOLD_POOL, clips // 2)]
 
 
 def speaker_folds(speakers: Sequence[str | None], folds: int, rng: np.random.Generator) -> np.ndarray:

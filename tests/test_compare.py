@@ -316,6 +316,65 @@ class TestInductive:
         assert sorted(np.bincount(fold)) == [4, 5, 5, 5, 5]
 
 
+class TestFewGold:
+    @pytest.fixture(scope="class")
+    def gold(self, world, tmp_path_factory):
+        out = tmp_path_factory.mktemp("gold")
+        systems = "lalm,source-only,mifuse-cross-fit,mifuse-cross-fit/gold-12"
+        return config(world, out, systems=systems, protocol="few-gold")
+
+    @pytest.fixture(scope="class")
+    def result(self, gold):
+        return m.compare(gold)
+
+    def test_clips_whose_class_may_be_given_are_scored_for_no_system(self, gold, result):
+        clips, pool = plan(gold).corpora["b"].clips, plan(gold).pool["b"]
+        assert len(pool) == len(clips) // 2 and result.results["clips"]["b"] == len(clips) - len(pool)
+        scored = artifacts.Target.load(gold.out / "targets/b.h5").utt_id
+        assert set(scored) == {clip.utt_id for clip in clips} - {clips[at].utt_id for at in pool}
+        assert f"b:{len(pool)}" in result.protocol and "few-gold" in result.protocol
+
+    def test_it_is_what_fuse_and_train_make_of_these_labels(self, world, gold, result, tmp_path):
+        made, pool = plan(gold), plan(gold).pool["b"][:12]
+        rows = {row["file"].rpartition("/")[2]: row for row in read_rows(world / "data/b/labels.csv")}
+        given = [rows[made.corpora["b"].clips[at].path.name] for at in pool]
+        write_csv(tmp_path / "gold.csv", [{"file": r["file"], "emotion": r["emotion"]} for r in given])
+        model, manifest = world / "models/a/seed0", world / "data/b/manifest.csv"
+        answers = artifacts.Lalm.load(world / "lalm/b.h5")
+        first = {
+            name: value[:, :3]
+            for name, value in answers.arrays().items()
+            if name in ("probs", "status", "order", "usage", "raw_end")
+        }
+        lalm, source, fused = (tmp_path / f"{name}.h5" for name in ("lalm", "source", "fused"))
+        replace(answers, **first).save(lalm)
+        m.sample_source(m.SampleSourceConfig(model=model, manifest=manifest, out=source, n_samples=3))
+        m.fuse(m.FuseConfig(lalm=(lalm,), source=source, gold=tmp_path / "gold.csv", out=fused))
+        m.train(
+            m.TrainConfig(fused=fused, model=model, manifest=manifest, out=tmp_path / "student", epochs=2)
+        )
+        found = Compared.load(gold.out / "runs/a/b/seed0.h5")
+        probs = dict(zip(found.systems.tolist(), found.probs, strict=True))
+        expected = Predictions.load(tmp_path / "student/predictions.h5").probs
+        np.testing.assert_array_equal(probs["mifuse-cross-fit/gold-12"], expected)
+        assert np.abs(probs["mifuse-cross-fit"] - expected).max() > 1e-3
+
+    def test_other_systems_see_no_class(self, gold):
+        tasks = plan(replace(gold, systems="lalm,mifuse-cross-fit", force=True)).tasks.values()
+        assert all((task.gold == -1).all() and task.truth is None for task in tasks)
+
+    def test_elsewhere_such_a_system_is_left_out(self, world, tmp_path):
+        found = plan(config(world, tmp_path, systems="lalm,few-gold"))
+        assert [one.name for one in found.systems] == ["lalm"]
+        assert "compare it with --protocol few-gold" in " ".join(found.notes)
+
+    def test_worlds_of_it_are_put_side_by_side(self, gold, result, tmp_path):
+        m.compare_worlds(m.CompareWorldsConfig(worlds=(gold.out,), out=tmp_path / "w"))
+        scores = read_rows(tmp_path / "w/scores.csv")
+        told = {row["ua"] for row in scores if row["system"] == "mifuse-cross-fit/gold-12"}
+        assert len(told) == 2
+
+
 class TestSpeakers:
     """What needs speakers is refused where they are not known, before anything is run."""
 

@@ -39,7 +39,7 @@ _LALM_FLOOR, _SOURCE_FLOOR = 1e-2, 1e-3
 _NAMED, _OTHER, _CLIPS_OF_MEAN, _CLIPS_OF_COVARIANCE, _CLIPS_OF_PRIOR = 2.0, 0.5, 2.0, 5.0, 1.0
 """Weights, in clips, of what is assumed before any clip is seen: that a class is named by its name, or by any name;
 that a mean is that of all clips, the features are uncorrelated, and the classes equally frequent."""
-_GOLD = 3.0
+_GOLD = 10.0
 """Clips that a gold label counts for in means, covariance, confusion matrix and prior."""
 _TINY = 1e-12
 

@@ -13,7 +13,7 @@ from mifuse_cli.errors import did_you_mean
 from mifuse_cli.methods.adaptation import AdaptationConfig
 from mifuse_cli.steps.compare.systems import GROUPS, SYSTEMS
 
-PROTOCOLS = ("transductive", "inductive")
+PROTOCOLS = ("transductive", "inductive", "few-gold")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,8 @@ class CompareConfig(AdaptationConfig):
     protocol: str = option(
         "transductive",
         "transductive: adapted to and scored on the same clips; inductive: scored on speakers that were not "
-        "adapted to.",
+        "adapted to; few-gold: transductive, but systems named /gold-N are given the true class of N clips; 100 clips "
+        "of every target, at most half of them, are kept for that and scored for no system.",
     )
     folds: int = option(4, "Number of speaker folds with --protocol inductive.")
     n_answers: int = option(5, "Number of LALM answers used for every clip: the first ones.")

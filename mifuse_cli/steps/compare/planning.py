@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mifuse_cli import artifacts, fusion, lineage, provenance, truth
+from mifuse_cli import artifacts, fusion, lineage, provenance, splits, truth
 from mifuse_cli.artifacts import Compared, Lalm, Parent
 from mifuse_cli.config import options_of, words
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError
@@ -74,6 +74,7 @@ class Plan:
         seeds: of the source models and students.
         systems: rows, in the order of the table.
         truth: (U,) class indices by corpus.
+        pool: (P,) positions of the clips by corpus that are not scored, since their true class may be given.
         normalize: how the head's input is standardised.
         tasks: by source, target and seed.
         notes: what the user should know.
@@ -85,6 +86,7 @@ class Plan:
     seeds: list[int]
     systems: list[System]
     truth: dict[str, np.ndarray]
+    pool: dict[str, np.ndarray]
     normalize: str
     tasks: dict[tuple[str, str, int], Task]
     notes: tuple[str, ...]
@@ -123,10 +125,19 @@ def plan(config: CompareConfig) -> Plan:
         if corpus.speakers is None:
             notes.append(f"{name}: intervals are over clips, since not all speakers are known")
     known = {name: truth.read_labels(one.labels, first.classes, one.clips) for name, one in corpora.items()}
+    pool = {name: _pool(config, labels) for name, labels in known.items()}
     digests = {key: lineage.digest(path) for key, path in models.items()}
     tasks = {
         (source, target, seed): _task(
-            config, corpora[target], source, seed, digests[source, seed], systems, normalize, known[target]
+            config,
+            corpora[target],
+            source,
+            seed,
+            digests[source, seed],
+            systems,
+            normalize,
+            known[target],
+            pool[target],
         )
         for source in sources
         for target in targets
@@ -134,7 +145,9 @@ def plan(config: CompareConfig) -> Plan:
         for seed in seeds
     }
     transfers = list(dict.fromkeys((source, target) for source, target, _ in tasks))
-    return Plan(first.classes, corpora, transfers, seeds, systems, known, normalize, tasks, tuple(notes))
+    return Plan(
+        first.classes, corpora, transfers, seeds, systems, known, pool, normalize, tasks, tuple(notes)
+    )
 
 
 def _systems(config: CompareConfig, answers: int) -> tuple[list[System], list[str]]:
@@ -152,6 +165,10 @@ def _systems(config: CompareConfig, answers: int) -> tuple[list[System], list[st
             notes.append(f"{one.name}: left out, one answer a clip cannot agree with others")
         elif one.shows == "labels" and not one.fusion.is_weighted and config.protocol == "inductive":
             notes.append(f"{one.name}: left out, there are no labels of clips that were not adapted to")
+        elif one.gold and config.protocol != "few-gold":
+            notes.append(
+                f"{one.name}: left out, it is given true classes; compare it with --protocol few-gold"
+            )
         elif one.shows == "predictions" and config.protocol == "inductive":
             notes.append(f"{one.name}: left out, it predicts only the clips that it is given")
         elif one.answers != config.n_answers:  # With that number of answers it would be the system itself.
@@ -252,6 +269,7 @@ def _task(
     systems: Sequence[System],
     normalize: str,
     known: np.ndarray,
+    pool: np.ndarray,
 ) -> Task:
     from mifuse_cli.steps.compare.running import Task
 
@@ -272,6 +290,8 @@ def _task(
         speaker_encoder=None,
         clips=target.clips,
         truth=None,
+        gold=_gold(known, pool[:0]),
+        pool=pool,
         normalize=normalize,
         answers=config.n_answers,
         passes=config.n_samples,
@@ -288,7 +308,10 @@ def _task(
     voices = [one.sha256 for one in parents if one.role == _SPEAKER_ENCODER]
 
     def identity(system: System) -> str:
-        of_truth = provenance.text_digest(repr(known.tolist())) if system.name == ORACLE else ""
+        given = known if system.name == ORACLE else _gold(known, pool[: system.gold])
+        of_truth = (
+            provenance.text_digest(repr(given.tolist())) if system.name == ORACLE or system.gold else ""
+        )
         version = adaptation.METHODS[system.method]
         seen = shared if system.fusion.is_weighted else [*shared, *voices]
         return provenance.text_digest(repr((system, version, seen, of_truth)))
@@ -306,8 +329,23 @@ def _task(
         systems=todo,
         kept=kept,
         truth=known if needs_truth else None,
+        gold=_gold(known, pool[: max((one.gold for one in todo), default=0)]),
         speaker_encoder=target.speaker_encoder if looks_at_voices else None,
     )
+
+
+def _pool(config: CompareConfig, known: np.ndarray) -> np.ndarray:
+    """Positions (P,) of the clips that are not scored; the same for all seeds of the comparison."""
+    if config.protocol != "few-gold":
+        return np.zeros(0, dtype=int)
+    return splits.gold_pool(len(known), provenance.rng(config.seed, "gold"))
+
+
+def _gold(known: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Class indices (U,) at the positions that are given, -1 elsewhere."""
+    gold = np.full(len(known), -1)
+    gold[given] = known[given]
+    return gold
 
 
 def _by_name(kept: dict[str, np.ndarray], systems: Sequence[System]) -> dict[str, System]:

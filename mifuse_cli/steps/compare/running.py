@@ -40,6 +40,8 @@ class Task:
         speaker_encoder: its directory, None where no system looks at speaker vectors.
         clips: U clips of the target, sorted by id.
         truth: (U,) class indices for the oracle, None where it does not run.
+        gold: (U,) class indices of the clips whose class may be given, -1 elsewhere.
+        pool: (P,) positions of these clips, in the order in which they are given.
         normalize: how the head's input is standardised.
         answers, passes: number of LALM answers and of dropout passes for every clip.
         folds: 0: transductive; else the number of speaker folds, each predicted by students adapted to
@@ -58,6 +60,8 @@ class Task:
     speaker_encoder: Path | None
     clips: tuple[Clip, ...]
     truth: np.ndarray | None
+    gold: np.ndarray
+    pool: np.ndarray
     normalize: str
     answers: int
     passes: int
@@ -148,6 +152,13 @@ class _World:
         """The LALM's answers (U, N, K) that the system uses."""
         return self.lalm[:, : system.answers or self.task.answers]
 
+    def _gold(self, system: System) -> np.ndarray:
+        """Class indices (U,) of the clips whose class is given to a system, -1 elsewhere."""
+        gold = np.full(len(self.task.clips), -1)
+        given = self.task.pool[: system.gold]
+        gold[given] = self.task.gold[given]
+        return gold
+
     def _standardised(self, adapted: np.ndarray) -> torch.Tensor:
         """The head's input (U, L, D); with mode target, by the statistics of the clips that are adapted to."""
         features = torch.from_numpy(self.features[:, list(self.source.shape.layers)]).to(self.device)
@@ -166,7 +177,7 @@ class _World:
 
     def _teachers(self, system: System, model: Classifier, inputs: Features, index: np.ndarray) -> Teachers:
         """The fused labels of the clips at ``index``, computed once for all systems with the same fusion."""
-        made = (system.fusion, system.answers, index.tobytes())
+        made = (system.fusion, system.answers, system.gold, index.tobytes())
         if made not in self.fused:
             seed = self.task.options.seed
             passes = sample(model, inputs, self.task.passes, provenance.named_seed(seed, "sample-source"))
@@ -186,6 +197,7 @@ class _World:
                 [self.answers(system)[index], passes.astype(float)],
                 system.fusion,
                 structure=structure,
+                gold=self._gold(system)[index] if system.gold else None,
                 random=partial(provenance.rng, seed),
             )
             self.fused[made] = Teachers(

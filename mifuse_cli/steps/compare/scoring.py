@@ -86,7 +86,7 @@ def results(config: CompareConfig, plan: Plan, probs: Predicted) -> dict[str, An
         "transfers": columns,
         "seeds": plan.seeds,
         "drawn": drawn(plan),
-        "clips": {name: len(corpus.clips) for name, corpus in plan.corpora.items()},
+        "clips": {name: len(corpus.clips) - len(plan.pool[name]) for name, corpus in plan.corpora.items()},
         "ours": OURS,
         "baselines": baselines,
         "best_baseline": best["ua"],
@@ -117,7 +117,9 @@ def _scores(config: CompareConfig, plan: Plan, probs: Predicted) -> _Scores:
     for source, target in plan.transfers:
         predicted = np.stack([probs[source, target, seed] for seed in plan.seeds], axis=1)
         corpus = plan.corpora[target]
-        tallies.append(evaluation.tally(target, plan.truth[target], predicted, corpus.units))
+        scored = np.setdiff1d(np.arange(len(corpus.clips)), plan.pool[target])
+        units = [corpus.units[clip] for clip in scored]
+        tallies.append(evaluation.tally(target, plan.truth[target][scored], predicted[:, :, scored], units))
     return _Scores(
         names=[one.name for one in plan.systems],
         points={
@@ -165,10 +167,12 @@ def _state(difference: float, low: float, high: float) -> str:
 
 
 def _protocol(config: CompareConfig, plan: Plan) -> str:
-    folds = {"folds": f"{config.folds}(speakers)"} if config.protocol == "inductive" else {}
+    told = {"folds": f"{config.folds}(speakers)"} if config.protocol == "inductive" else {}
+    if config.protocol == "few-gold":
+        told["kept"] = "+".join(f"{name}:{len(pool)}" for name, pool in plan.pool.items()) + "(not-scored)"
     return evaluation.signature(
         protocol=config.protocol,
-        **folds,
+        **told,
         checkpoint="last",
         decision=list(evaluation.DECISIONS),
         norm=plan.normalize,

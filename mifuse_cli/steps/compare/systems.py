@@ -17,6 +17,8 @@ LALM = "lalm"
 ORACLE = "oracle"
 ANSWERS = (1, 3, 10, 20)
 """Numbers of answers a clip in the ablations, besides --n-answers."""
+GOLD = (12, 25, 50, 100)
+"""Numbers of clips whose true class is given, with --protocol few-gold."""
 MI = FusionSettings(weighting="mi")
 """The paper's weighting."""
 
@@ -27,6 +29,7 @@ GROUPS = {
     "cross-fit": "ours: cross-fitted labels and their student",
     "weightings": "the paper's student with other weightings, pools, estimators and temperatures",
     "ablations": "parts left out, and other numbers of answers",
+    "few-gold": "ours with the true class of a few clips, only with --protocol few-gold",
     "oracle": "trained on target labels: an upper bound, no adaptation",
 }
 MAIN = ("teachers", "baselines", "fusion", "cross-fit")
@@ -45,6 +48,7 @@ class System:
         fusion: how its teachers are fused, as in `mifuse fuse`.
         answers: number of LALM answers a clip; None for --n-answers.
         training: training options that override those of the comparison.
+        gold: number of clips whose true class is given to the fusion.
     """
 
     name: str
@@ -54,6 +58,7 @@ class System:
     fusion: FusionSettings = MI
     answers: int | None = None
     training: dict[str, Any] = field(default_factory=dict)
+    gold: int = 0
 
 
 def _all() -> Iterator[System]:
@@ -75,6 +80,8 @@ def _all() -> Iterator[System]:
     yield from _weightings()
     yield from _ablations(PAPER, MI)
     yield from _ablations(OURS, ways["cross-fit"])
+    for gold in GOLD:
+        yield System(f"{OURS}/gold-{gold}", "few-gold", fusion=ways["cross-fit"], gold=gold)
     yield System(ORACLE, "oracle", method=ORACLE)
 
 

@@ -16,8 +16,9 @@ def write_targets(config: CompareConfig, plan: Plan) -> bool:
     changed = False
     for name, corpus in plan.corpora.items():
         out = config.out / "targets" / f"{name}.h5"
-        ids = np.array([clip.utt_id for clip in corpus.clips])
-        known = plan.truth[name]
+        scored = np.setdiff1d(np.arange(len(corpus.clips)), plan.pool[name])
+        ids = np.array([clip.utt_id for clip in corpus.clips])[scored]
+        known = plan.truth[name][scored]
         text = " ".join(f"{utt_id}={label}" for utt_id, label in zip(ids, known, strict=True))
         parents = [
             Parent("labels", lineage.relative(corpus.labels, out), provenance.text_digest(text)),
@@ -27,7 +28,7 @@ def write_targets(config: CompareConfig, plan: Plan) -> bool:
             header=lineage.header(config, plan.classes, parents, target=name),
             utt_id=ids,
             truth=known.astype(np.uint8),
-            speaker=np.array(corpus.speakers) if corpus.speakers else None,
+            speaker=np.array(corpus.speakers)[scored] if corpus.speakers else None,
         )
         try:
             same = Target.load(out).digest() == target.digest()
