@@ -10,7 +10,10 @@ names=
 conf=
 encoder=
 layers=
+# shellcheck disable=SC2034 # read by given
+speaker_encoder=
 normalize=target
+protocol=transductive
 lalm_url='' lalm_model='' lalm_url2='' lalm_model2=''
 # shellcheck disable=SC2034 # read by query_arguments
 lalm_options=''
@@ -37,7 +40,9 @@ help_message="Usage: bash recipes/run_worlds.sh --worlds DIR --corpora DIR --enc
   --worlds DIR, --corpora DIR   directories that WORLDS and CORPORA in the table stand for
   --names LIST       worlds to use, in quotes                            [all of the table]
   --encoder E, --layers L    of train-source                             [as --conf says]
+  --speaker-encoder E    of compare                                      [as --conf says]
   --normalize N      of compare: source, target or speaker               [$normalize]
+  --protocol P       of compare: transductive, inductive or few-gold     [$protocol]
   --lalm-url URL, --lalm-model M    of query-lalm                        [as --conf says]
   --lalm-url2 URL, --lalm-model2 M  of worlds with the second LALM       [model: that of the first]
   --lalm-options O   further options of query-lalm, in quotes, such as '--rpm 500 --budget 20 --yes'
@@ -54,7 +59,7 @@ help_message="Usage: bash recipes/run_worlds.sh --worlds DIR --corpora DIR --enc
   stage 1  query-lalm       every target of every world; never twice about the same audio
   stage 2  train-source     every source of every world and every seed
   stage 3  compare          every world
-  stage 4  compare-worlds   EXPDIR/tables"
+  stage 4  compare-worlds   EXPDIR/tables (EXPDIR/tables-PROTOCOL)"
 
 . "$recipes/utils/parse_options.sh"
 
@@ -112,23 +117,27 @@ if at_stage 2; then
   run_jobs "${train_cmd[@]}"
 fi
 
+of_protocol=
+if [ "$protocol" != transductive ]; then of_protocol=-$protocol; fi
 compared=()
-for w in "${chosen[@]}"; do compared+=("$expdir/compare/${world_name[w]}"); done
+for w in "${chosen[@]}"; do compared+=("$expdir/compare$of_protocol/${world_name[w]}"); done
 
 if at_stage 3; then
   log "stage 3: comparisons"
   for w in "${chosen[@]}"; do
-    out=$expdir/compare/${world_name[w]}
+    out=$expdir/compare$of_protocol/${world_name[w]} arguments=()
+    given --speaker-encoder "$speaker_encoder"
     step "$out/results.json" compare compare --data "${world_targets[w]}" \
       --models "$expdir/models/${world_models[w]}" --lalm "$expdir/lalm/${world_answers[w]}" \
       --sources "$(with_commas "${world_sources[w]}")" --targets "$(with_commas "${world_targets[w]}")" \
       --seeds "${seeds// /,}" --n-answers "$n_answers" --normalize "$compare_normalize" --systems "$systems" \
-      --jobs "$nj" --device "$device" --out "$out"
+      --protocol "$protocol" \
+      --jobs "$nj" --device "$device" --out "$out" "${arguments[@]+"${arguments[@]}"}"
   done
 fi
 
 if at_stage 4; then
   log "stage 4: one table"
-  step "$expdir/tables/results.json" compare-worlds compare-worlds "${compared[@]}" --out "$expdir/tables"
-  if ! $dry_run; then cat "$expdir/tables/table.md"; fi
+  step "$expdir/tables$of_protocol/results.json" compare-worlds compare-worlds "${compared[@]}" --out "$expdir/tables$of_protocol"
+  if ! $dry_run; then cat "$expdir/tables$of_protocol/table.md"; fi
 fi
