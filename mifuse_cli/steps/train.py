@@ -32,6 +32,7 @@ from mifuse_cli.methods.adaptation import (
     AdaptationConfig,
     Options,
     adapt,
+    has_linear_part,
     refresh_of,
     student_problems,
 )
@@ -171,7 +172,8 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
         normalize = fused.header.parameters["source_normalize"]
         if fused.header.parameters["source_calibrate"]:
             source.calibrate()
-    student, inputs = _model_and_inputs(config, source, clips, normalize, device, progress)
+    linear = config.tune == "head" and has_linear_part(config.method, teachers)
+    source, student, inputs = _model_and_inputs(config, source, clips, normalize, device, progress, linear)
     partial = config.out.with_name(config.out.name + ".partial")
     identity = provenance.text_digest(
         repr((sorted(settings(config).items()), [(p.role, p.sha256) for p in parents]))
@@ -258,20 +260,31 @@ def _model_and_inputs(
     normalize: str,
     device: torch.device,
     progress: Progress | None,
-) -> tuple[Classifier, Features | Waveforms]:
+    linear: bool,
+) -> tuple[Checkpoint, Classifier, Features | Waveforms]:
+    """The student before training with its input, and the source model, with a linear part if the student has one."""
+    from mifuse_cli.methods.student import with_linear_part
     from mifuse_cli.model.classifier import Classifier, Waveforms
     from mifuse_cli.model.encoder import load_encoder
-    from mifuse_cli.model.prepare import effective_mode, frozen_classifier, frozen_inputs, trainable_part
+    from mifuse_cli.model.prepare import (
+        all_layers,
+        effective_mode,
+        frozen_classifier,
+        standardised_inputs,
+        trainable_part,
+    )
 
     if config.tune == "head":
-        inputs = frozen_inputs(
-            source, clips, normalize=normalize, device=device, cache=config.cache_dir, progress=progress
-        )
-        return frozen_classifier(source, device), inputs
+        hidden = all_layers(source, clips, device=device, cache=config.cache_dir, progress=progress)
+        if linear:
+            source = with_linear_part(source, hidden)
+        speakers = [clip.speaker for clip in clips]
+        inputs = standardised_inputs(source, hidden, speakers, normalize=normalize, device=device)
+        return source, frozen_classifier(source, device), inputs
     encoder = trainable_part(load_encoder(source.encoder_dir, source.shape.precision), config.tune)
     model = Classifier(encoder, source.head, source.shape.layers).to(device)
     mode = effective_mode(normalize, source.shape.statistics_of)
-    return model, Waveforms(clips, device, mode, source.statistics)
+    return source, model, Waveforms(clips, device, mode, source.statistics)
 
 
 def _result(out: Path, *, up_to_date: bool = False, resumed_from: int = 0) -> TrainResult:

@@ -154,6 +154,8 @@ def _systems(config: CompareConfig, answers: int) -> tuple[list[System], list[st
             notes.append(f"{one.name}: left out, there are no labels of clips that were not adapted to")
         elif one.shows == "predictions" and config.protocol == "inductive":
             notes.append(f"{one.name}: left out, it predicts only the clips that it is given")
+        elif not one.centred and config.protocol != "inductive":
+            notes.append(f"{one.name}: left out, it differs only for clips that were not adapted to")
         elif one.answers != config.n_answers:  # With that number of answers it would be the system itself.
             systems.append(one)
     if not systems:

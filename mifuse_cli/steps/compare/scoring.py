@@ -165,7 +165,11 @@ def _state(difference: float, low: float, high: float) -> str:
 
 
 def _protocol(config: CompareConfig, plan: Plan) -> str:
-    folds = {"folds": f"{config.folds}(speakers)"} if config.protocol == "inductive" else {}
+    folds = {}
+    if config.protocol == "inductive":
+        folds = {"folds": f"{config.folds}(speakers)"}
+        if any(one.is_centred for one in plan.systems):
+            folds["centred"] = "scored-fold(students-of-cross-fit)"
     return evaluation.signature(
         protocol=config.protocol,
         **folds,

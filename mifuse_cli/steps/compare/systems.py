@@ -45,6 +45,7 @@ class System:
         fusion: how its teachers are fused, as in `mifuse fuse`.
         answers: number of LALM answers a clip; None for --n-answers.
         training: training options that override those of the comparison.
+        centred: whether a student of cross-fit labels predicts the clips of a fold together, see `methods.student`.
     """
 
     name: str
@@ -54,6 +55,17 @@ class System:
     fusion: FusionSettings = MI
     answers: int | None = None
     training: dict[str, Any] = field(default_factory=dict)
+    centred: bool = True
+
+    @property
+    def is_centred(self) -> bool:
+        """Whether it is such a student, and does so."""
+        return (
+            self.centred
+            and self.shows == "student"
+            and self.method == "mifuse"
+            and not self.fusion.is_weighted
+        )
 
 
 def _all() -> Iterator[System]:
@@ -119,6 +131,7 @@ def _ablations(name: str, settings: FusionSettings) -> Iterator[System]:
         yield without("no-pseudo-speakers", "voices")
         yield without("no-structure", "structure,voices")
         yield without("log-pool-alone", "matching,structure,voices")
+        yield variant("clip-by-clip", centred=False)
     for answers in ANSWERS:
         yield variant(f"{answers}-answers" if answers > 1 else "1-answer", answers=answers)
 
