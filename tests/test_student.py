@@ -209,7 +209,9 @@ class TestCentred:
         found = centred(student, away)
         moved = (away.values - found.values)[0]
         assert (moved - shift[student.layers]).norm() < 0.5 * shift[student.layers].norm()
-        before, after = ((predict(student, one).argmax(axis=1) == emotion.numpy()).mean() for one in (away, found))
+        before, after = (
+            (predict(student, one).argmax(axis=1) == emotion.numpy()).mean() for one in (away, found)
+        )
         assert after > before + 0.02
 
     def test_another_mix_of_classes_is_not_taken_for_a_shift(self, student):

@@ -10,14 +10,26 @@ features by a constant, so that their mean is that of the classes which the stud
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from mifuse_cli.config import Progress
+from mifuse_cli.manifest import Clip
 from mifuse_cli.methods.structure import structure_layers
 from mifuse_cli.model.checkpoint import Checkpoint, new_head
-from mifuse_cli.model.classifier import Classifier, Features
+from mifuse_cli.model.classifier import Classifier, Features, Waveforms
+from mifuse_cli.model.encoder import load_encoder
+from mifuse_cli.model.prepare import (
+    all_layers,
+    effective_mode,
+    frozen_classifier,
+    standardised_inputs,
+    trainable_part,
+)
 from mifuse_cli.model.standard import Statistics, statistics
 
 _UNSEEN = -30.0
@@ -47,6 +59,45 @@ def with_linear_part(source: Checkpoint, hidden: np.ndarray) -> Checkpoint:
     mean, std = seen.mean, seen.std
     mean[at], std[at] = source.statistics.mean, source.statistics.std
     return Checkpoint(wide, head.eval(), Statistics(mean, std), source.encoder_dir)
+
+
+def untrained_student(
+    source: Checkpoint,
+    clips: Sequence[Clip],
+    *,
+    tune: str,
+    normalize: str,
+    linear: bool,
+    device: torch.device,
+    cache: Path | None,
+    progress: Progress | None,
+) -> tuple[Checkpoint, Classifier, Features | Waveforms]:
+    """What the training of a student by any method starts from.
+
+    Args:
+        source: the source model.
+        clips: to adapt to.
+        tune: ``head``, ``top-N`` or ``all``.
+        normalize: how the head's input is standardised.
+        linear: whether the student has a linear part, as it has where the encoder is frozen.
+        device: where to compute.
+        cache: directory of the feature cache, None for the default.
+        progress: called as clips are encoded.
+
+    Returns:
+        the source model, with a linear part if the student has one; a classifier of its weights; and its inputs.
+    """
+    if tune != "head":
+        encoder = trainable_part(load_encoder(source.encoder_dir, source.shape.precision), tune)
+        mode = effective_mode(normalize, source.shape.statistics_of)
+        student = Classifier(encoder, source.head, source.shape.layers).to(device)
+        return source, student, Waveforms(clips, device, mode, source.statistics)
+    hidden = all_layers(source, clips, device=device, cache=cache, progress=progress)
+    if linear:
+        source = with_linear_part(source, hidden)
+    speakers = [clip.speaker for clip in clips]
+    inputs = standardised_inputs(source, hidden, speakers, normalize=normalize, device=device)
+    return source, frozen_classifier(source, device), inputs
 
 
 @torch.no_grad()
