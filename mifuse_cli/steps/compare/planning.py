@@ -19,7 +19,7 @@ from mifuse_cli.model.hub import find_speaker_encoder
 from mifuse_cli.model.shape import Shape, read_shape
 from mifuse_cli.steps.compare.config import CompareConfig
 from mifuse_cli.steps.compare.names import sources_and_targets
-from mifuse_cli.steps.compare.systems import ORACLE, System, chosen
+from mifuse_cli.steps.compare.systems import ORACLE, System, chosen, predicts_together
 
 if TYPE_CHECKING:
     from mifuse_cli.steps.compare.running import Task
@@ -114,7 +114,7 @@ def plan(config: CompareConfig) -> Plan:
     speaker_encoder = find_speaker_encoder(config.speaker_encoder) if config.speaker_encoder else None
     corpora = {name: _corpus(config, name, first.classes, speaker_encoder) for name in targets}
     _check_speakers(config, normalize, corpora)
-    systems, notes = _systems(config, min(corpus.answers for corpus in corpora.values()))
+    systems, notes = _systems(config, normalize, min(corpus.answers for corpus in corpora.values()))
     for name, corpus in corpora.items():
         if corpus.unanswered:
             notes.append(
@@ -137,7 +137,7 @@ def plan(config: CompareConfig) -> Plan:
     return Plan(first.classes, corpora, transfers, seeds, systems, known, normalize, tasks, tuple(notes))
 
 
-def _systems(config: CompareConfig, answers: int) -> tuple[list[System], list[str]]:
+def _systems(config: CompareConfig, normalize: str, answers: int) -> tuple[list[System], list[str]]:
     """The systems that can be run with this number of answers a clip, and a note on each that cannot."""
     if answers < config.n_answers:
         raise InputError(
@@ -154,8 +154,8 @@ def _systems(config: CompareConfig, answers: int) -> tuple[list[System], list[st
             notes.append(f"{one.name}: left out, there are no labels of clips that were not adapted to")
         elif one.shows == "predictions" and config.protocol == "inductive":
             notes.append(f"{one.name}: left out, it predicts only the clips that it is given")
-        elif not one.centred and config.protocol != "inductive":
-            notes.append(f"{one.name}: left out, it differs only for clips that were not adapted to")
+        elif not one.centred and not predicts_together(config.protocol == "inductive", normalize):
+            notes.append(f"{one.name}: left out, nothing is centred here, so that it is no other system")
         elif one.answers != config.n_answers:  # With that number of answers it would be the system itself.
             systems.append(one)
     if not systems:

@@ -25,7 +25,7 @@ from mifuse_cli.model.device import find_device
 from mifuse_cli.model.prepare import all_layers, effective_mode
 from mifuse_cli.model.speaker_encoder import speaker_vectors
 from mifuse_cli.model.standard import fit_standard, statistics
-from mifuse_cli.steps.compare.systems import ORACLE, System
+from mifuse_cli.steps.compare.systems import ORACLE, System, predicts_together
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ class _World:
             teachers=teachers,
             truth=truth,
         )
-        # Transductively, the student is that of `train`, whose statistics are those of the clips already.
-        return predict(model, centred(model, ours) if self.task.folds and system.is_centred else ours)
+        together = system.is_centred and predicts_together(self.task.folds > 0, self.task.normalize)
+        return predict(model, centred(model, ours) if together else ours)
 
     def answers(self, system: System) -> np.ndarray:
         """The LALM's answers (U, N, K) that the system uses."""

@@ -11,7 +11,7 @@ import numpy as np
 from mifuse_cli import evaluation, provenance
 from mifuse_cli.steps.compare.config import CompareConfig
 from mifuse_cli.steps.compare.planning import Plan
-from mifuse_cli.steps.compare.systems import LALM, MAIN, OURS, PAPER, UNIFORM, System
+from mifuse_cli.steps.compare.systems import LALM, MAIN, OURS, PAPER, UNIFORM, System, predicts_together
 
 Predicted = Mapping[tuple[str, str, int], np.ndarray]
 """Predictions (R, U, K) of the plan's systems by source, target and seed."""
@@ -168,7 +168,7 @@ def _protocol(config: CompareConfig, plan: Plan) -> str:
     folds = {}
     if config.protocol == "inductive":
         folds = {"folds": f"{config.folds}(speakers)"}
-        if any(one.is_centred for one in plan.systems):
+        if predicts_together(True, plan.normalize) and any(one.is_centred for one in plan.systems):
             folds["centred"] = "scored-fold(students-of-cross-fit)"
     return evaluation.signature(
         protocol=config.protocol,

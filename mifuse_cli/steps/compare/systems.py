@@ -68,6 +68,13 @@ class System:
         )
 
 
+def predicts_together(inductive: bool, normalize: str) -> bool:
+    """Whether clips are centred together: where their own mean is not subtracted already, by ``normalize`` speaker or,
+    transductively, in the adaptation.
+    """
+    return inductive and normalize != "speaker"
+
+
 def _all() -> Iterator[System]:
     ways = {"uniform": FusionSettings(weighting="uniform"), "mi": MI, "cross-fit": FusionSettings()}
     yield System("source-only", "teachers", shows="source")
