@@ -264,7 +264,7 @@ class TestResume:
 
 class TestInductive:
     def test_it_says_so(self, inductive):
-        assert "protocol:inductive|folds:3(speakers)" in inductive.protocol
+        assert "protocol:inductive|folds:3(speakers)|checkpoint" in inductive.protocol
         assert "inductive" in (inductive.out / "table.md").read_text()
 
     def test_nothing_is_heard_of_a_fold_that_is_scored(self, world, inductive, tmp_path):
@@ -296,6 +296,15 @@ class TestInductive:
             np.testing.assert_array_equal(after[name][theirs], before[name][theirs], err_msg=name)
             assert not np.array_equal(after[name][~theirs], before[name][~theirs]), name
         assert not np.array_equal(after["lalm"][theirs], before["lalm"][theirs])
+
+    def test_together_is_a_system_of_its_own(self, world, inductive, compared, tmp_path):
+        name = "mifuse-cross-fit/together"
+        joined = m.compare(config(world, tmp_path / "a", protocol="inductive", folds=3, systems=name))
+        assert "together:scored-fold" in joined.protocol
+        assert not np.array_equal(
+            predictions(tmp_path / "a")[name], predictions(inductive.out)["mifuse-cross-fit"]
+        )
+        assert f"{name}: left out, the mean of these clips is subtracted already" in compared.notes
 
     def test_every_clip_is_predicted(self, inductive):
         found = predictions(inductive.out)

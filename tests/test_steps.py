@@ -95,6 +95,31 @@ class TestPipeline:
         other = m.EvaluateConfig(model=pipeline.student, manifest=corpora.source, out=tmp_path / "d.h5")
         assert "inductive" in m.evaluate(other).signature
 
+    def test_a_student_of_cross_fit_is_read_as_any_other(self, pipeline, corpora, tmp_path):
+        fused, student = tmp_path / "fused.h5", tmp_path / "student"
+        m.fuse(m.FuseConfig(lalm=pipeline.lalm, source=pipeline.source, out=fused))
+        m.train(train_config(pipeline, corpora, student, fused=fused))
+        assert read_shape(student).linear and len(read_shape(student).layers) > 1
+        assert not read_shape(pipeline.student).linear
+        predicted = Predictions.load(student / "predictions.h5").probs
+        drawn = tmp_path / "drawn.h5"
+        m.sample_source(m.SampleSourceConfig(model=student, manifest=corpora.target, out=drawn, n_samples=2))
+        np.testing.assert_allclose(Source.load(drawn).point, predicted, atol=1e-6)
+
+        def scored(name, **changes):
+            out = tmp_path / f"{name}.h5"
+            made = m.evaluate(m.EvaluateConfig(**{"model": student, "out": out, **changes}))
+            return made.signature, artifacts.read(out).probs
+
+        _, same = scored("same", manifest=corpora.labels)
+        np.testing.assert_allclose(same, predicted, atol=1e-6)
+        others = {"manifest": corpora.source}
+        (apart, one), (together, other) = scored("a", **others), scored("b", **others, centre=True)
+        assert "centred:these-clips" in together and "centred" not in apart
+        assert not np.allclose(one, other)
+        with pytest.raises(UsageError, match="holds no mean features of the classes"):
+            scored("c", **others, centre=True, model=pipeline.student)
+
     def test_drawn_distributions_are_scored_under_the_protocol_of_their_model(
         self, pipeline, corpora, tmp_path
     ):

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
     from mifuse_cli.methods.loop import Method, State
     from mifuse_cli.model.classifier import Classifier, Features, Waveforms
+    from mifuse_cli.model.linear import LinearPart
 
 METHODS = {
-    "mifuse": 1,
+    "mifuse": 2,
     "lalm-sfuda": 1,
     "shot": 1,
     "shot-im": 1,
@@ -173,6 +174,7 @@ def adapt(
 ) -> Student:
     """Train the classifier on the clips.
 
+    A linear part of the head is fitted to the labels of cross-fit, and joined with the head once that is trained.
     Methods of `WITHOUT_TRAINING` make one pass, whatever the options of training are: their history has one row.
 
     Args:
@@ -186,19 +188,26 @@ def adapt(
         after_epoch: called with the number of every epoch that ended.
 
     Raises:
-        UsageError: ``refresh`` above 0 with labels that cannot be fused anew.
+        UsageError: ``refresh`` above 0 with labels that cannot be fused anew; a student of cross-fit labels, whose
+            head has a linear part, as source model of another method.
         MifuseError: the loss is NaN or infinite.
     """
+    linear = _linear_part(classifier, options.method, teachers)
     if options.method in WITHOUT_TRAINING:
         from mifuse_cli.methods import t3a
 
         entropy = t3a.adjust(classifier.head, *_units_and_probs(classifier, inputs, options.method, teachers))
         return Student(("entropy",), np.array([[entropy]]), 0)
-    from mifuse_cli.methods import loop, resume
+    import torch
+
+    from mifuse_cli.methods import loop, resume, student
 
     method = _method(options, teachers, truth, classifier.head.out.out_features)
     names = loop.LoopOptions.__dataclass_fields__
     how = loop.LoopOptions(**{name: getattr(options, name) for name in names})
+    if linear is not None:
+        assert teachers is not None
+        linear.fit(inputs.everything(classifier), torch.from_numpy(teachers.probs))
     state = loop.start(classifier, method, how)
     resumed_from = resume.restore(*kept, state, method) if kept else 0
 
@@ -209,8 +218,30 @@ def adapt(
             after_epoch(state.epoch)
 
     loop.run(state, inputs, method, how, after_epoch=after)
+    if linear is not None:
+        student.join(classifier)
     inputs.refresh(classifier)
     return Student(method.terms, np.array(state.history), resumed_from)
+
+
+def has_linear_part(method: str, teachers: Teachers | None) -> bool:
+    """Whether the method's student has a linear part: that of cross-fit labels."""
+    return method == "mifuse" and teachers is not None and not teachers.settings.is_weighted
+
+
+def _linear_part(classifier: Classifier, method: str, teachers: Teachers | None) -> LinearPart | None:
+    """The linear part of the classifier's head, if it has one and the method fits it.
+
+    Raises:
+        UsageError: it has one, and the method does not.
+    """
+    linear = classifier.head.linear
+    if linear is not None and not (classifier.encoder is None and has_linear_part(method, teachers)):
+        raise UsageError(
+            f"--method {method}: the model is a student of cross-fit labels, which only --method mifuse with such "
+            "labels and --tune head can adapt further. Give the source model."
+        )
+    return linear
 
 
 def predict_clips(
@@ -228,6 +259,7 @@ def predict_clips(
         method: its name.
         teachers: whose answers it uses; may be None for methods of `WITHOUT_LALM`.
     """
+    _linear_part(classifier, method, teachers)
     units, probs = _units_and_probs(classifier, inputs, method, teachers)
     if method == "emo-tta":
         from mifuse_cli.methods.emo_tta import emo_tta

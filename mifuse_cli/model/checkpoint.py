@@ -45,7 +45,8 @@ class Checkpoint:
 
 def new_head(shape: Shape) -> Head:
     """A head of this shape with weights drawn from torch's generator."""
-    return Head(len(shape.layers), shape.width, len(shape.classes), shape.hidden, shape.dropout)
+    layers, classes = len(shape.layers), len(shape.classes)
+    return Head(layers, shape.width, classes, shape.hidden, shape.dropout, linear=shape.linear)
 
 
 def save(

@@ -15,6 +15,7 @@ from mifuse_cli import audio, provenance
 from mifuse_cli.errors import InputError
 from mifuse_cli.manifest import Clip
 from mifuse_cli.model.encoder import Encoder
+from mifuse_cli.model.linear import LinearPart
 from mifuse_cli.model.standard import Standard, Statistics, fit_standard, statistics
 
 
@@ -23,12 +24,15 @@ class Head(nn.Module):
 
     ``scale`` and ``shift`` (D) are an affine transformation of its standardised input: 1 and 0 unless a
     method adapts them. Logits are divided by ``temperature``, a buffer that is 1 unless calibrated
-    predictions were asked for.
+    predictions were asked for. Students of cross-fit labels have a ``linear`` part, whose logits are added.
     """
 
     temperature: Tensor
+    linear: LinearPart | None
 
-    def __init__(self, layers: int, width: int, classes: int, hidden: int, dropout: float) -> None:
+    def __init__(
+        self, layers: int, width: int, classes: int, hidden: int, dropout: float, *, linear: bool = False
+    ) -> None:
         super().__init__()
         self.mix = nn.Parameter(torch.zeros(layers))
         self.scale = nn.Parameter(torch.ones(width))
@@ -37,6 +41,7 @@ class Head(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(hidden, classes)
         self.register_buffer("temperature", torch.ones(()))
+        self.linear = LinearPart(layers, width, classes) if linear else None
 
     def reset(self) -> None:
         """Initialise the weights at random, as in a new head."""
@@ -48,7 +53,7 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, K) of standardised features (B, L, D)."""
-        return self.classify(self.units(features))
+        return self.with_linear(self.classify(self.units(features)), features)
 
     def units(self, features: Tensor) -> Tensor:
         """Hidden units (B, H) of standardised features (B, L, D)."""
@@ -56,8 +61,12 @@ class Head(nn.Module):
         return torch.relu(self.hidden(self.scale * mixed + self.shift))
 
     def classify(self, units: Tensor) -> Tensor:
-        """Logits (B, K) of hidden units (B, H), after dropout."""
+        """Logits (B, K) of hidden units (B, H), after dropout, without those of the linear part."""
         return self.out(self.dropout(units)) / self.temperature
+
+    def with_linear(self, logits: Tensor, features: Tensor) -> Tensor:
+        """Logits (B, K) plus those of the linear part, if there is one, of standardised features (B, L, D)."""
+        return logits if self.linear is None else logits + self.linear(features)
 
 
 class Classifier(nn.Module):
@@ -197,9 +206,12 @@ def sample(model: Classifier, inputs: Features | Waveforms, passes: int, seed: i
     Raises:
         InputError: two passes are identical, so the model has no active dropout.
     """
-    hidden = model.head.units(inputs.everything(model))
+    head, features = model.head, inputs.everything(model)
+    hidden = head.units(features)
     with seeded(seed), dropout_active(model):
-        drawn = torch.stack([model.head.classify(hidden).softmax(dim=-1) for _ in range(passes)], dim=1)
+        drawn = torch.stack(
+            [head.with_linear(head.classify(hidden), features).softmax(dim=-1) for _ in range(passes)], dim=1
+        )
     if any(torch.equal(a, b) for a, b in pairwise(drawn.unbind(dim=1))):
         raise InputError(
             "two dropout passes are identical: the model has no active dropout, so its uncertainty would be 0. "

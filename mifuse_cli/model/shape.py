@@ -27,6 +27,7 @@ class Shape:
         encoder: directory or hub name given as ``--encoder``; the files are in ``encoder/``.
         temperature: fitted on the validation clips; logits are divided by it if calibration is requested.
         precision: of the encoder, one of `PRECISIONS`.
+        linear: whether the head has a linear part, as in students of cross-fit labels.
     """
 
     classes: tuple[str, ...]
@@ -40,6 +41,7 @@ class Shape:
     encoder: str
     temperature: float
     precision: str = "fp32"
+    linear: bool = False
 
     def as_config(self) -> dict[str, Any]:
         """The content of ``config.json``."""
@@ -70,7 +72,9 @@ def read_shape(directory: Path) -> Shape:
             f"{directory}: is a {config.get('model_type')!r} model, expected a mifuse checkpoint. "
             "Encoders go to mifuse train-source --encoder."
         )
-    config.setdefault("precision", "fp32")  # older checkpoints do not record it: all were fp32
+    # Older checkpoints do not record these.
+    config.setdefault("precision", "fp32")
+    config.setdefault("linear", False)
     if config["precision"] not in PRECISIONS:
         raise ArtifactError(
             f"{directory}/config.json: precision {config['precision']!r}, expected one of {', '.join(PRECISIONS)}. "

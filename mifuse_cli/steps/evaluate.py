@@ -12,7 +12,7 @@ import numpy as np
 from mifuse_cli import __version__, artifacts, evaluation, fusion, lineage, manifest, provenance
 from mifuse_cli.artifacts import Artifact, Evaluation, Fused, Lalm, Parent, Predictions, Source, Training
 from mifuse_cli.config import Progress, StepConfig, StepResult, at_least, normalize_problems, option
-from mifuse_cli.errors import ArtifactError
+from mifuse_cli.errors import ArtifactError, UsageError
 from mifuse_cli.fusion import FusionSettings
 from mifuse_cli.manifest import read_labelled
 
@@ -31,6 +31,11 @@ class EvaluateConfig(StepConfig):
         "",
         "Statistics that standardise the head's input: source, target or speaker; default: the checkpoint's.",
     )
+    centre: bool = option(
+        False,
+        "For a student of cross-fit labels and clips of other speakers than those it was adapted to: move the head's "
+        "input so that its mean over all clips of the manifest is that of the classes that are predicted.",
+    )
     resamples: int = option(evaluation.RESAMPLES, "Bootstrap draws of the 95 % interval.")
     cache_dir: Path | None = option(
         None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache.", settles=False
@@ -40,6 +45,8 @@ class EvaluateConfig(StepConfig):
         """Values that make no sense."""
         if (self.model is None) == (self.predictions is None):
             yield "expected one of --model and --predictions" + (", not both" if self.model else "")
+        if self.centre and self.model is None:
+            yield "--centre: moves the input of a model, give --model"
         yield from at_least("--resamples", self.resamples, 100)
         yield from normalize_problems(self.normalize)
 
@@ -67,6 +74,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
 
     Raises:
         InputError: input that cannot be read, labels that are missing or unknown, an output that exists.
+        UsageError: ``centre`` with a model that is no student of cross-fit labels.
         ArtifactError: predictions for other clips than the manifest's.
     """
     lineage.refuse_overwrite(config, config.out)
@@ -159,6 +167,7 @@ def distributions(artifact: Artifact, where: str) -> np.ndarray:
 
 
 def _predict(config: EvaluateConfig, clips: list[manifest.Clip], progress: Progress | None) -> np.ndarray:
+    from mifuse_cli.methods.student import centred
     from mifuse_cli.model import checkpoint
     from mifuse_cli.model.classifier import predict
     from mifuse_cli.model.device import find_device
@@ -170,7 +179,15 @@ def _predict(config: EvaluateConfig, clips: list[manifest.Clip], progress: Progr
     inputs = frozen_inputs(
         loaded, clips, normalize=config.normalize, device=device, cache=config.cache_dir, progress=progress
     )
-    return predict(frozen_classifier(loaded, device), inputs)
+    model = frozen_classifier(loaded, device)
+    if not config.centre:
+        return predict(model, inputs)
+    if loaded.head.linear is None:
+        raise UsageError(
+            f"--centre: {config.model} holds no mean features of the classes, which only students of cross-fit labels "
+            "do. Leave it out."
+        )
+    return predict(model, centred(model, inputs))
 
 
 def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, ids: np.ndarray) -> str:
@@ -194,6 +211,8 @@ def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, 
         parts["checkpoint"] = "source-validation"
     if normalize := config.normalize or parameters.get("normalize") or made.header.config.get("normalize"):
         parts["norm"] = normalize
+    if config.centre:
+        parts["centred"] = "these-clips"
     if isinstance(made, Lalm):
         parts |= {"lalm": parameters["model"], "samples": made.probs.shape[1]}
     if isinstance(made, Fused):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -32,18 +32,13 @@ from mifuse_cli.methods.adaptation import (
     AdaptationConfig,
     Options,
     adapt,
+    has_linear_part,
     refresh_of,
     student_problems,
 )
 from mifuse_cli.methods.teachers import Teachers
 from mifuse_cli.model.shape import Shape, read_shape
 from mifuse_cli.truth import labels_parent, read_labels
-
-if TYPE_CHECKING:
-    import torch
-
-    from mifuse_cli.model.checkpoint import Checkpoint
-    from mifuse_cli.model.classifier import Classifier, Features, Waveforms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +155,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
         return _result(config.out, up_to_date=True)
 
     from mifuse_cli.methods import resume
+    from mifuse_cli.methods.student import untrained_student
     from mifuse_cli.model import checkpoint
     from mifuse_cli.model.classifier import predict
     from mifuse_cli.model.device import find_device
@@ -171,7 +167,16 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
         normalize = fused.header.parameters["source_normalize"]
         if fused.header.parameters["source_calibrate"]:
             source.calibrate()
-    student, inputs = _model_and_inputs(config, source, clips, normalize, device, progress)
+    source, student, inputs = untrained_student(
+        source,
+        clips,
+        tune=config.tune,
+        normalize=normalize,
+        linear=has_linear_part(config.method, teachers),
+        device=device,
+        cache=config.cache_dir,
+        progress=progress,
+    )
     partial = config.out.with_name(config.out.name + ".partial")
     identity = provenance.text_digest(
         repr((sorted(settings(config).items()), [(p.role, p.sha256) for p in parents]))
@@ -254,29 +259,6 @@ def _fused(
             "Give the model that sample-source was given, or sample and fuse anew."
         )
     return fused
-
-
-def _model_and_inputs(
-    config: TrainConfig,
-    source: Checkpoint,
-    clips: list[Clip],
-    normalize: str,
-    device: torch.device,
-    progress: Progress | None,
-) -> tuple[Classifier, Features | Waveforms]:
-    from mifuse_cli.model.classifier import Classifier, Waveforms
-    from mifuse_cli.model.encoder import load_encoder
-    from mifuse_cli.model.prepare import effective_mode, frozen_classifier, frozen_inputs, trainable_part
-
-    if config.tune == "head":
-        inputs = frozen_inputs(
-            source, clips, normalize=normalize, device=device, cache=config.cache_dir, progress=progress
-        )
-        return frozen_classifier(source, device), inputs
-    encoder = trainable_part(load_encoder(source.encoder_dir, source.shape.precision), config.tune)
-    model = Classifier(encoder, source.head, source.shape.layers).to(device)
-    mode = effective_mode(normalize, source.shape.statistics_of)
-    return model, Waveforms(clips, device, mode, source.statistics)
 
 
 def _result(out: Path, *, up_to_date: bool = False, resumed_from: int = 0) -> TrainResult:

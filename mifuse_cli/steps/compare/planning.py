@@ -116,7 +116,7 @@ def plan(config: CompareConfig) -> Plan:
     speaker_encoder = find_speaker_encoder(config.speaker_encoder) if config.speaker_encoder else None
     corpora = {name: _corpus(config, name, first.classes, speaker_encoder) for name in targets}
     _check_speakers(config, normalize, corpora)
-    systems, notes = _systems(config, min(corpus.answers for corpus in corpora.values()))
+    systems, notes = _systems(config, normalize, min(corpus.answers for corpus in corpora.values()))
     for name, corpus in corpora.items():
         if corpus.unanswered:
             notes.append(
@@ -150,7 +150,7 @@ def plan(config: CompareConfig) -> Plan:
     )
 
 
-def _systems(config: CompareConfig, answers: int) -> tuple[list[System], list[str]]:
+def _systems(config: CompareConfig, normalize: str, answers: int) -> tuple[list[System], list[str]]:
     """The systems that can be run with this number of answers a clip, and a note on each that cannot."""
     if answers < config.n_answers:
         raise InputError(
@@ -171,6 +171,8 @@ def _systems(config: CompareConfig, answers: int) -> tuple[list[System], list[st
             )
         elif one.shows == "predictions" and config.protocol == "inductive":
             notes.append(f"{one.name}: left out, it predicts only the clips that it is given")
+        elif one.together and (config.protocol != "inductive" or normalize == "speaker"):
+            notes.append(f"{one.name}: left out, the mean of these clips is subtracted already")
         elif one.answers != config.n_answers:  # With that number of answers it would be the system itself.
             systems.append(one)
     if not systems:

@@ -15,8 +15,9 @@ import torch
 from mifuse_cli import fusion, provenance, splits
 from mifuse_cli.artifacts import Compared, Header, Lalm
 from mifuse_cli.manifest import Clip
-from mifuse_cli.methods.adaptation import WITHOUT_LALM, Options, adapt, predict_clips
+from mifuse_cli.methods.adaptation import WITHOUT_LALM, Options, adapt, has_linear_part, predict_clips
 from mifuse_cli.methods.structure import structure_of
+from mifuse_cli.methods.student import centred, with_linear_part
 from mifuse_cli.methods.teachers import Teachers
 from mifuse_cli.model import checkpoint
 from mifuse_cli.model.classifier import Classifier, Features, predict, sample
@@ -120,9 +121,7 @@ class _World:
         return probs
 
     def _part(self, system: System, adapted: np.ndarray, scored: np.ndarray) -> np.ndarray:
-        standardised = self._standardised(adapted)
-        theirs, ours = self._inputs(standardised, adapted), self._inputs(standardised, scored)
-        model = Classifier(None, copy.deepcopy(self.source.head), self.source.shape.layers).to(self.device)
+        model, theirs, ours = self._model_and_inputs(self.source, adapted, scored)
         if system.shows == "source":
             return predict(model, ours)
         if system.shows == "lalm":
@@ -133,6 +132,9 @@ class _World:
         if system.shows == "predictions":
             # Not in the inductive protocol: the clips that are scored are those it was given.
             return predict_clips(model, theirs, system.method, teachers=teachers)
+        if has_linear_part(system.method, teachers):
+            wide = with_linear_part(self.source, self.features[adapted])
+            model, theirs, ours = self._model_and_inputs(wide, adapted, scored)
         options = replace(self.task.options, method=system.method)
         if not system.fusion.is_weighted:
             options = replace(options, refresh=None)
@@ -146,7 +148,7 @@ class _World:
             teachers=teachers,
             truth=truth,
         )
-        return predict(model, ours)
+        return predict(model, centred(model, ours) if system.together else ours)
 
     def answers(self, system: System) -> np.ndarray:
         """The LALM's answers (U, N, K) that the system uses."""
@@ -159,13 +161,21 @@ class _World:
         gold[given] = self.task.gold[given]
         return gold
 
-    def _standardised(self, adapted: np.ndarray) -> torch.Tensor:
+    def _model_and_inputs(
+        self, source: checkpoint.Checkpoint, adapted: np.ndarray, scored: np.ndarray
+    ) -> tuple[Classifier, Features, Features]:
+        """A copy of the classifier, and its input for the clips that it is adapted to and for those that are scored."""
+        standardised = self._standardised(source, adapted)
+        model = Classifier(None, copy.deepcopy(source.head), source.shape.layers).to(self.device)
+        return model, self._inputs(standardised, adapted), self._inputs(standardised, scored)
+
+    def _standardised(self, source: checkpoint.Checkpoint, adapted: np.ndarray) -> torch.Tensor:
         """The head's input (U, L, D); with mode target, by the statistics of the clips that are adapted to."""
-        features = torch.from_numpy(self.features[:, list(self.source.shape.layers)]).to(self.device)
-        mode = effective_mode(self.task.normalize, self.source.shape.statistics_of)
+        features = torch.from_numpy(self.features[:, list(source.shape.layers)]).to(self.device)
+        mode = effective_mode(self.task.normalize, source.shape.statistics_of)
         of = np.arange(len(features)) if mode == "speaker" else adapted
         standard = fit_standard(
-            mode, features[of], stored=self.source.statistics, speakers=[self.speakers[i] for i in of]
+            mode, features[of], stored=source.statistics, speakers=[self.speakers[i] for i in of]
         )
         if mode != "speaker":
             standard = replace(standard, group=torch.zeros(len(features), dtype=torch.long))

@@ -11,7 +11,7 @@ import numpy as np
 from mifuse_cli import evaluation, provenance
 from mifuse_cli.steps.compare.config import CompareConfig
 from mifuse_cli.steps.compare.planning import Plan
-from mifuse_cli.steps.compare.systems import LALM, MAIN, OURS, PAPER, UNIFORM, System
+from mifuse_cli.steps.compare.systems import LALM, MAIN, OURS, PAPER, UNIFORM, System, predicts_together
 
 Predicted = Mapping[tuple[str, str, int], np.ndarray]
 """Predictions (R, U, K) of the plan's systems by source, target and seed."""
@@ -167,7 +167,11 @@ def _state(difference: float, low: float, high: float) -> str:
 
 
 def _protocol(config: CompareConfig, plan: Plan) -> str:
-    told = {"folds": f"{config.folds}(speakers)"} if config.protocol == "inductive" else {}
+    told = {}
+    if config.protocol == "inductive":
+        told["folds"] = f"{config.folds}(speakers)"
+        if any(one.together for one in plan.systems):
+            told["together"] = "scored-fold(where-named-so)"
     if config.protocol == "few-gold":
         told["kept"] = "+".join(f"{name}:{len(pool)}" for name, pool in plan.pool.items()) + "(not-scored)"
     return evaluation.signature(

@@ -49,6 +49,7 @@ class System:
         answers: number of LALM answers a clip; None for --n-answers.
         training: training options that override those of the comparison.
         gold: number of clips whose true class is given to the fusion.
+        together: whether the student predicts the clips of a fold together, see `methods.student.centred`.
     """
 
     name: str
@@ -59,6 +60,7 @@ class System:
     answers: int | None = None
     training: dict[str, Any] = field(default_factory=dict)
     gold: int = 0
+    together: bool = False
 
 
 def _all() -> Iterator[System]:
@@ -125,7 +127,8 @@ def _ablations(name: str, settings: FusionSettings) -> Iterator[System]:
         yield without("source-alone", "lalm")
         yield without("no-voices", "voices")
         yield without("no-structure", "structure,voices")
-        yield without("uniform-prior", "prior")
+    gold: int = 0
+    together: bool = False
     for answers in ANSWERS:
         yield variant(f"{answers}-answers" if answers > 1 else "1-answer", answers=answers)
 
