@@ -29,9 +29,10 @@ from mifuse_cli.fusion.ridge import LeftOut
 ROUNDS = 20
 """At most; rounds end when 0.2 % of the clips or fewer change their class."""
 _STOP = 0.002
-_ANCHOR = 0.25
-"""Share of the labels at the start in those from which means, covariance and confusion matrix are estimated. It ties
-every class to its name: without it, the mixture may find a group of clips that is no class."""
+_ANCHOR = 60.0
+"""Weight, in clips, of the labels at the start beside those of all clips, where means, covariance and confusion matrix
+are estimated. It ties every class to its name: without it, the mixture may find a group of clips that is no class. Few
+clips say less about what is a class than many."""
 _CORRELATED = 0.25
 """Correlation of the two teachers from which the source classifier alone may be a start. At 0, one of them is wrong
 about everything, and nothing but the answers tells what the classes mean."""
@@ -219,12 +220,13 @@ def _maximised(
     known, weight = gold >= 0, np.where(gold >= 0, _GOLD, 1.0)[:, None]
     start = np.where(known[:, None], np.eye(classes)[gold], start)
     labels, prior = start, np.full(classes, 1 / classes)
+    anchor = _ANCHOR / (_ANCHOR + len(start))
     answers, acoustics = np.zeros(start.shape), np.zeros(start.shape)
     for _ in range(rounds):
         if not uniform:
             prior = (weight * labels).sum(axis=0) + _CLIPS_OF_PRIOR
             prior = prior / prior.sum()
-        believed = weight * ((1 - _ANCHOR) * labels + _ANCHOR * start)
+        believed = weight * ((1 - anchor) * labels + anchor * start)
         told = fixed if structure is None else [*fixed, structure.predict(labels) @ contrasts]
         if told:
             acoustics = _by_acoustics(np.hstack(told), believed)

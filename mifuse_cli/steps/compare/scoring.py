@@ -11,7 +11,7 @@ import numpy as np
 from mifuse_cli import evaluation, provenance
 from mifuse_cli.steps.compare.config import CompareConfig
 from mifuse_cli.steps.compare.planning import Plan
-from mifuse_cli.steps.compare.systems import LALM, MAIN, OURS, PAPER, UNIFORM, System, predicts_together
+from mifuse_cli.steps.compare.systems import LALM, MAIN, OURS, PAPER, UNIFORM, System
 
 Predicted = Mapping[tuple[str, str, int], np.ndarray]
 """Predictions (R, U, K) of the plan's systems by source, target and seed."""

@@ -127,8 +127,8 @@ def _ablations(name: str, settings: FusionSettings) -> Iterator[System]:
         yield without("source-alone", "lalm")
         yield without("no-voices", "voices")
         yield without("no-structure", "structure,voices")
-    gold: int = 0
-    together: bool = False
+        yield without("uniform-prior", "prior")
+        yield variant("together", together=True)
     for answers in ANSWERS:
         yield variant(f"{answers}-answers" if answers > 1 else "1-answer", answers=answers)
 
