@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mifuse_cli.fusion import ridge
-from mifuse_cli.fusion.mixture import ROUNDS, Mixture, Teachers, settled
+from mifuse_cli.fusion.mixture import ROUNDS, Mixture, TwoTeachers, settled
 from mifuse_cli.fusion.voices import class_mix_to_keep, clustered_vectors, evened, pseudo_speakers
 
 FIRST_ROUNDS = 4
@@ -55,8 +55,8 @@ class CrossFit:
 
     Attributes:
         mixture: labels (U, K), what contributed to them, and labels from other starts.
-        information: (2,) mutual information in nats between labels and each of the two, see `Teachers.information`.
-        correlation: of the two teachers over the clips, see `Teachers.correlation`.
+        information: (2,) mutual information in nats between labels and each of the two, see `TwoTeachers.information`.
+        correlation: of the two teachers over the clips, see `TwoTeachers.correlation`.
         voices: number of voices in every clustering that was used; empty if none were found.
         kept: how much of the difference in classes between voices was believed, for every clustering, 0 to 1.
     """
@@ -103,8 +103,8 @@ def cross_fit(
     answers = None if "lalm" in without else lalm
     uniform = "prior" in without
 
-    def teachers_with(sources: list[np.ndarray]) -> Teachers:
-        return Teachers.of(answers, [] if "source" in without else sources)
+    def teachers_with(sources: list[np.ndarray]) -> TwoTeachers:
+        return TwoTeachers.of(answers, [] if "source" in without else sources)
 
     teachers = teachers_with([structure.source])
     if "structure" in without:
@@ -144,7 +144,7 @@ def cross_fit(
 
 
 def _result(
-    teachers: Teachers, found: Mixture, voices: tuple[int, ...] = (), kept: tuple[float, ...] = ()
+    teachers: TwoTeachers, found: Mixture, voices: tuple[int, ...] = (), kept: tuple[float, ...] = ()
 ) -> CrossFit:
     return CrossFit(found, teachers.information(found.labels), teachers.correlation, voices, kept)
 
@@ -158,12 +158,12 @@ def _voices(structure: Structure, labels: np.ndarray, rng: np.random.Generator) 
     return pseudo_speakers(structure.hidden[:, 0], labels, rng)
 
 
-def _kept(labels: np.ndarray, groups: np.ndarray, teachers: Teachers, model: ridge.LeftOut) -> float:
+def _kept(labels: np.ndarray, groups: np.ndarray, teachers: TwoTeachers, model: ridge.LeftOut) -> float:
     """How much of the class mix of voices to keep; all of it if the answers, which tell, are left out."""
     starts = teachers.starts()
     if teachers.lalm is None:
         return 1.0
-    answers = starts["lalm"] if "lalm" in starts else Teachers(teachers.lalm, None).starts()["lalm"]
+    answers = starts["lalm"] if "lalm" in starts else TwoTeachers(teachers.lalm, None).starts()["lalm"]
     return class_mix_to_keep(labels, groups, answers, teachers.source, model)
 
 

@@ -53,7 +53,7 @@ def forecast(
     Args:
         mean: (U, T, K) mean distributions, NaN where silent; the classifier is the last teacher.
         labels: (U, K) fused labels.
-        correlation: of classifier and LALMs, of `Teachers.correlation`; NaN if one is left out.
+        correlation: of classifier and LALMs, of `TwoTeachers.correlation`; NaN if one is left out.
         left_out: teachers, by position, that the labels were made without.
     """
     teachers, classes = mean.shape[1], mean.shape[2]

@@ -46,7 +46,7 @@ _TINY = 1e-12
 
 
 @dataclass(frozen=True)
-class Teachers:
+class TwoTeachers:
     """Distributions of the two teachers.
 
     Attributes:
@@ -59,8 +59,8 @@ class Teachers:
     source: np.ndarray | None
 
     @classmethod
-    def of(cls, lalm: np.ndarray | None, sources: list[np.ndarray]) -> Teachers:
-        """Teachers with these mean distributions.
+    def of(cls, lalm: np.ndarray | None, sources: list[np.ndarray]) -> TwoTeachers:
+        """The teachers with these mean distributions.
 
         Args:
             lalm: (U, K), NaN rows where there is no answer.
@@ -150,7 +150,7 @@ class Mixture:
         answers: (U, K) likelihood of every class by the answers, scaled to sum 1; uniform where there is none.
         acoustics: (U, K) likelihood by source classifier and linear model, scaled to sum 1.
         prior: (K,) estimated class prior.
-        start: name of the start, see `Teachers.starts`.
+        start: name of the start, see `TwoTeachers.starts`.
         others: labels (U, K) reached from other starts, by name.
     """
 
@@ -163,7 +163,7 @@ class Mixture:
 
 
 def settled(
-    teachers: Teachers,
+    teachers: TwoTeachers,
     structure: LeftOut | None,
     *,
     gold: np.ndarray | None = None,
@@ -205,7 +205,7 @@ def settled(
 
 
 def _maximised(
-    teachers: Teachers,
+    teachers: TwoTeachers,
     structure: LeftOut | None,
     start: np.ndarray,
     *,
