@@ -98,11 +98,12 @@ def fuse_arrays(
             classifier is the last.
         settings: how; default: ``cross-fit`` if there are features, else ``mi``, the paper's weighting.
         features: (U, D) or (U, L, D) of the clips, for ``cross-fit``. Unlike the command, this function looks for no
-            pseudo-speakers, since it does not know the classifier.
-        seed: of the folds of ``cross-fit``.
+            voices, since it does not know the classifier.
+        seed: of random draws; without voices there are none, so that it makes no difference at present.
 
     Returns:
-        labels ``probs`` (U, K), ``weights`` (U, T), ``mean`` (U, T, K) and mutual information ``mi`` (U, T) in nats.
+        labels ``probs`` (U, K), ``weights`` (U, T), ``mean`` (U, T, K) and mutual information ``mi`` (U, T) in nats;
+        of ``cross-fit`` also the ``forecast`` of unweighted accuracies.
 
     Raises:
         InputError: samples or features with a wrong shape, rows that are no distributions, or a clip without any.
@@ -344,7 +345,7 @@ def _inputs(features: ArrayLike) -> Features:
 
 
 def _structure(features: np.ndarray, source: np.ndarray) -> Structure:
-    """What cross-fit uses, without pseudo-speakers."""
+    """What cross-fit uses, without voices."""
     from mifuse_cli.fusion import ridge
     from mifuse_cli.fusion.cross_fit import Structure
 

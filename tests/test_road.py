@@ -1,6 +1,7 @@
 """Labels are made in ``fuse`` and learned in ``train``: whatever was chosen in one reaches the other."""
 
 import dataclasses
+import json
 import re
 from dataclasses import replace
 from functools import partial
@@ -99,7 +100,11 @@ def test_inputs_reach_the_student(copy, targets, weighting):
 def test_the_default_is_cross_fit_and_its_labels_stay(copy, corpora):
     result = m.fuse(m.FuseConfig(lalm=copy.lalm, source=copy.source, out=copy.root / "f.h5"))
     made = Fused.load(result.out)
-    assert result.weighting == "cross-fit" and made.views.shape == (24, 3, 4)
+    assert result.weighting == "cross-fit" and made.views.shape == (24, 2, 4)
+    assert made.exponents is None and made.recall.shape == (2, 4)
+    np.testing.assert_allclose(made.prior.sum(), 1, atol=1e-6)
+    product = made.prior * made.views.prod(axis=1)
+    np.testing.assert_allclose(product / product.sum(axis=1, keepdims=True), made.probs, atol=1e-5)
     assert "--weighting mi" in result.how
     for refresh in (None, 0):
         options = {"fused": result.out, "refresh": refresh, "force": True}
@@ -113,6 +118,62 @@ def test_the_default_is_cross_fit_and_its_labels_stay(copy, corpora):
         2, "--refresh 1",
     )  # fmt: skip
     assert "cross-fit are not renewed" in line
+
+
+class TestForecast:
+    def test_is_in_the_artifact_and_in_what_people_read(self, copy):
+        flags = ["fuse", "--lalm", copy.lalm, "--source", copy.source, "--out", copy.root / "f.h5"]
+        report = mifuse(*flags).stdout
+        made = Fused.load(copy.root / "f.h5")
+        told = made.header.parameters
+        ua = dict(zip(["lalm", "source"], made.recall.mean(axis=1), strict=True))
+        assert told["forecast"]["ua"] == pytest.approx({**ua, "labels": told["forecast"]["ua"]["labels"]})
+        values = [f"{name} {value:.4g}" for name, value in told["forecast"]["ua"].items()]
+        assert f"expected UA       {', '.join(values)}\n" in report
+        assert told["start"] in ("both", "source", "lalm") and -1 <= told["teacher_correlation"] <= 1
+        again = mifuse(*flags, "--update", "--json")
+        assert json.loads(again.stdout)["forecast"] == told["forecast"]["ua"]
+
+    def test_is_of_cross_fit_alone(self, copy):
+        result = m.fuse(
+            m.FuseConfig(lalm=copy.lalm, source=copy.source, out=copy.root / "f.h5", weighting="mi")
+        )
+        assert result.forecast == {} and Fused.load(result.out).recall is None
+
+    @pytest.mark.parametrize(("without", "known"), [("lalm", {"source"}), ("source", {"lalm", "labels"})])
+    def test_of_what_is_left_out_there_is_none(self, copy, without, known):
+        result = m.fuse(
+            m.FuseConfig(lalm=copy.lalm, source=copy.source, out=copy.root / "f.h5", without=without)
+        )
+        assert result.forecast.keys() == known
+        made = Fused.load(result.out)
+        assert np.isnan(made.recall).all(axis=1).tolist() == [without == "lalm", without == "source"]
+        assert made.header.parameters["forecast"]["ua"][without] is None
+
+    def test_what_to_beware_of_is_told(self, copy):
+        """A LALM that guesses and never names the last class."""
+        probs = Lalm.load(copy.lalm).probs.copy()
+        probs[..., 3] = 0.001
+        probs[::2] = np.roll(probs[::2], 1, axis=0)
+        replace(Lalm.load(copy.lalm), probs=probs / probs.sum(axis=-1, keepdims=True)).save(copy.lalm)
+        result = m.fuse(m.FuseConfig(lalm=copy.lalm, source=copy.source, out=copy.root / "f.h5"))
+        told = Fused.load(result.out).header.parameters["forecast"]
+        last = Lalm.load(copy.lalm).header.classes[3]
+        assert last in told["unnamed"]
+        assert any(note.startswith(", ".join(told["unnamed"])) for note in result.notes)
+
+
+def test_the_diversity_loss_draws_to_the_class_prior_that_was_estimated(copy, corpora):
+    """Unless told otherwise; of weighed teachers, to uniform classes as in the paper."""
+    for weighting, usual in (("cross-fit", "labels"), ("mi", "uniform")):
+        fused = copy.root / f"{weighting}.h5"
+        m.fuse(m.FuseConfig(lalm=copy.lalm, source=copy.source, out=fused, weighting=weighting))
+        found = {}
+        for prior in (None, "labels", "uniform"):
+            out = copy.root / f"{weighting}-{prior}"
+            m.train(train_config(copy, corpora, out, fused=fused, epochs=2, diversity_prior=prior))
+            found[prior] = weights(out)
+        assert found["labels"] != found["uniform"] and found[None] == found[usual]
 
 
 def test_refresh_is_an_option_of_training(pipeline, corpora, tmp_path):
@@ -164,7 +225,7 @@ class TestHiddenStates:
         ids=str,
     )
     def test_labels_are_those_of_the_classifier_as_it_was_sampled(self, copy, corpora, monkeypatch, options):
-        """Made here from the model and the encoder's states, with two pseudo-speakers that are always found."""
+        """Made here from the model and the encoder's states, with two voices that are always found."""
         groups = np.arange(24) % 2
         monkeypatch.setattr("mifuse_cli.fusion.cross_fit.pseudo_speakers", lambda *_: [groups])
         config = m.SampleSourceConfig(
@@ -173,8 +234,8 @@ class TestHiddenStates:
         m.sample_source(config)
         result = m.fuse(m.FuseConfig(lalm=copy.lalm, source=config.out, out=copy.root / "f.h5", seed=3))
         by_speaker = options.get("normalize") == "speaker"
-        assert (", 2 pseudo-speakers;" in result.how) != by_speaker
-        assert ("standardised by known speakers" in result.how) == by_speaker
+        assert ("2 voices evened out" in result.how) != by_speaker
+        assert ("known speakers evened out" in result.how) == by_speaker
         loaded, clips = checkpoint.load(copy.model), read_clips(corpora.target)
         if options.get("calibrate"):
             loaded.calibrate()
@@ -237,7 +298,9 @@ class TestWithoutAnswers:
         other = ask_another(copy, "other.h5", seed=1)
         never_vary(other)
         made = m.fuse(m.FuseConfig(lalm=(copy.lalm, other), source=copy.source, out=copy.root / "f.h5"))
-        assert made.mean_weight == pytest.approx({"lalm": 0.25, "other": 0.25, "source": 0.5})
+        weight = made.mean_weight
+        assert weight["lalm"] == weight["other"] > 0
+        assert sum(weight.values()) == pytest.approx(1) and weight["source"] != pytest.approx(1 / 3, abs=0.01)
 
 
 def test_what_was_chosen_is_in_the_protocol_line_and_the_result(copy, corpora):
@@ -260,8 +323,8 @@ def test_what_was_chosen_is_in_the_protocol_line_and_the_result(copy, corpora):
         assert "|weighting:cross-fit|" in line and "without" not in line
     for line in protocol[2]:
         assert "|weighting:mi(0.5)|pool:log|sharpen:0.5|" in line
-    assert "without structure+voices, pseudo-speakers not looked for" in how[0]
-    assert "no pseudo-speakers found" in how[1] and "(MI-Fuse)" not in how[2]
+    assert "without structure+voices, voices not looked for" in how[0]
+    assert "no voices found" in how[1] and "(MI-Fuse)" not in how[2]
 
 
 class TestArtifactsOfEarlierVersions:
@@ -281,6 +344,50 @@ class TestArtifactsOfEarlierVersions:
             m.train(train_config(copy, corpora, out, fused=copy.root / "old.h5", epochs=4))
         assert weights(copy.root / "student-mi") == weights(copy.student)
         assert weights(copy.root / "student-uniform") != weights(copy.student)
+
+    @pytest.fixture(params=["", "matching,structure,voices"])
+    def cross_fitted(self, copy, request):
+        """Labels of cross-fit before version 2, with a part left out that there is no more."""
+        out = copy.root / "f.h5"
+        m.fuse(m.FuseConfig(lalm=copy.lalm, source=copy.source, out=out))
+        made = Fused.load(out)
+        new = ("start", "teacher_correlation", "class_mix_kept", "forecast")
+        told = {name: value for name, value in made.header.parameters.items() if name not in new}
+        told |= {"without": request.param, "views": ["lalm", "source", "structure"]}
+        older = replace(
+            made,
+            header=replace(made.header, parameters=told),
+            views=np.full((24, 3, 4), 0.25, np.float32),
+            exponents=np.full((24, 3), 0.5, np.float32),
+            recall=None,
+            prior=None,
+        )
+        older.save(out)
+        return out, made, request.param.replace(",", "+")
+
+    def test_labels_of_the_first_cross_fit_can_be_shown_learned_and_scored(self, copy, corpora, cross_fitted):
+        out, made, without = cross_fitted
+        shown = mifuse("show", out)
+        assert shown.exit_code == 0 and "cross-fit before version 2" in shown.stdout
+        trained = m.train(train_config(copy, corpora, copy.root / "s", fused=out))
+        assert trained.labels == "cross-fit, as fuse made them"
+        np.testing.assert_array_equal(Fused.load(out).probs, made.probs)
+        for file in (out, copy.root / "s/predictions.h5"):
+            config = m.EvaluateConfig(
+                predictions=file, manifest=corpora.labels, out=copy.root / "e.h5", force=True
+            )
+            line = m.evaluate(config).signature
+            assert "|weighting:cross-fit|" in line
+            assert (f"|without:{without}|" in line) == bool(without)
+        flags = ["fuse", "--lalm", copy.lalm, "--source", copy.source, "--out", copy.root / "g.h5"]
+        if without:
+            refused(mifuse(*flags, "--without", "matching"), 2, "--without 'matching': expected one of lalm")
+
+    def test_labels_of_the_first_cross_fit_are_not_up_to_date(self, copy, cross_fitted):
+        out, _, _ = cross_fitted
+        config = m.FuseConfig(lalm=copy.lalm, source=copy.source, out=out, update=True)
+        assert not m.fuse(config).up_to_date and m.fuse(config).up_to_date
+        assert Fused.load(out).prior is not None
 
     def test_source_samples_without_hidden_states_can_be_weighed_alone(self, copy):
         replace(Source.load(copy.source), hidden=None, speaker=None).save(copy.source)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from mifuse_cli.config import Config, above_zero, one_of, option, words
 from mifuse_cli.fusion.calibration import CALIBRATIONS
@@ -26,6 +26,8 @@ PARTS = ("lalm", "source", "structure", "voices", "prior")
 @dataclass(frozen=True, kw_only=True)
 class FusionSettings(Config):
     """How the teachers' distributions are fused into one label a clip."""
+
+    _parts: ClassVar[tuple[str, ...]] = PARTS
 
     weighting: str = option(
         CROSS_FIT,
@@ -88,8 +90,8 @@ class FusionSettings(Config):
         yield from above_zero("--tau", self.tau)
         yield from above_zero("--sharpen", self.sharpen)
         for part in sorted(self.left_out):
-            yield from one_of("--without", part, PARTS)
-            if part in PARTS and self.is_weighted and part != "lalm":
+            yield from one_of("--without", part, self._parts)
+            if part in self._parts and self.is_weighted and part != "lalm":
                 yield f"--without {part}: is no part of --weighting {self.weighting}; expected lalm"
         if {"lalm", "source"} <= self.left_out:
             yield "--without lalm,source: leaves no teacher; name one of them"
@@ -125,12 +127,20 @@ class FusionSettings(Config):
     @staticmethod
     def of(parameters: Mapping[str, Any]) -> FusionSettings:
         """Settings from the parameters of an artifact; those that its weighting does not use are left out."""
-        names = FusionSettings.__dataclass_fields__.keys() - _unused(parameters["weighting"])
-        return FusionSettings(**{name: value for name, value in parameters.items() if name in names})
+        names = _DEFAULT.keys() - _unused(parameters["weighting"])
+        kind = _EarlierSettings if "matching" in words(parameters.get("without", "")) else FusionSettings
+        return kind(**{name: value for name, value in parameters.items() if name in names})
 
     def uniform(self) -> FusionSettings:
-        """These settings with all teachers weighing the same."""
-        return FusionSettings.of({**self.parameters(), "weighting": "uniform"})
+        """These settings with all teachers weighing the same; of the parts left out, only the LALMs stay out."""
+        without = "lalm" if "lalm" in self.left_out else ""
+        return FusionSettings.of({**self.parameters(), "weighting": "uniform", "without": without})
+
+
+class _EarlierSettings(FusionSettings):
+    """Settings in artifacts of cross-fit before version 2, which matched the teachers to a class prior."""
+
+    _parts = (*PARTS, "matching")
 
 
 _DEFAULT = {field.name: field.default for field in dataclasses.fields(FusionSettings)}

@@ -31,8 +31,8 @@ _QUESTION = ("elicit", "system", "template")
 class FuseConfig(FusionSettings, StepConfig):
     """Fuse what audio-language models and the source classifier say into one label a clip, which train learns.
 
-    Without options: labels on which both teachers and the structure of the clips agree (cross-fit). The paper's:
-    --weighting mi.
+    Without options: labels by a mixture model of both teachers and the structure of the clips (cross-fit), which
+    estimates how reliable each is. The paper's: --weighting mi.
     """
 
     lalm: tuple[Path, ...] = option(
@@ -127,7 +127,9 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
     teachers = _names(lalms)
     if lineage.is_current(config, config.out, parents):
         made = Fused.load(config.out)
-        if made.header.parameters["teachers"] == teachers:
+        # Before version 2, cross-fit estimated no class prior.
+        of_now = config.is_weighted or made.prior is not None
+        if of_now and made.header.parameters["teachers"] == teachers:
             return _result(config.out, made, up_to_date=True)
     samples = [*(lalm.probs.astype(float) for lalm in lalms.values()), source.probs.astype(float)]
     for path, probs in zip(lalms, samples, strict=False):
@@ -402,8 +404,8 @@ def _voices(parameters: Mapping[str, Any], settings: FusionSettings) -> str:
         return "no voices found"
     what = "known speakers" if parameters["source_normalize"] == "speaker" else "voices"
     told = f"{' / '.join(map(str, counts))} {what} evened out"
-    kept = parameters.get("class_mix_kept")
-    return told if not kept else f"{told}, but for {np.mean(kept):.0%} of their differences in emotion"
+    kept = f"{np.mean(parameters.get('class_mix_kept') or 0):.0%}"
+    return told if kept == "0%" else f"{told}, but for {kept} of their differences in emotion"
 
 
 def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:
