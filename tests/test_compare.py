@@ -215,7 +215,7 @@ class TestResume:
         monkeypatch.setitem(adaptation.METHODS, "shot", 2)
         assert m.compare(config(world, out, systems="lalm,shot")).made == 2
         for module in (adaptation, fusion):
-            monkeypatch.setattr(module, "VERSION", 2)
+            monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
             assert m.compare(config(world, out, systems="lalm,shot")).made == 4
 
     @pytest.mark.parametrize(

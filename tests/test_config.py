@@ -117,6 +117,7 @@ VALID = {
     "TrainConfig": {**CLIPS, "fused": "f.h5", "model": "m", "out": "o"},
     "EvaluateConfig": {"manifest": "m.csv", "model": "m", "out": "o.h5"},
     "CompareConfig": {"data": "d", "models": "m", "lalm": "l", "out": "o"},
+    "CompareWorldsConfig": {"worlds": ("a", "b"), "out": "o"},
     "ShowConfig": {"file": "o.h5"},
     "ValidateConfig": {"paths": ("o.h5",)},
 }
@@ -198,6 +199,7 @@ WRONG = [
     ("CompareConfig", {"n_answers": 0}, "--n-answers"),
     ("CompareConfig", {"n_samples": 1}, "--n-samples"),
     ("CompareConfig", {"resamples": 10}, "--resamples"),
+    ("CompareWorldsConfig", {"resamples": 10}, "--resamples"),
     ("CompareConfig", {"jobs": -1}, "--jobs"),
     ("CompareConfig", {"ema": 1.0}, "--ema"),
     ("EvaluateConfig", {"predictions": "p.h5"}, "--model and --predictions, not both"),

@@ -1,153 +1,251 @@
+"""In which order cross-fit finds labels and voices, and what it hands from one to the other."""
+
 import ast
+import inspect
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from planted import planted, right, softmax
 
-from mifuse_cli import splits
-from mifuse_cli.fusion import cross_fit, ridge
+from mifuse_cli.fusion import PARTS, cross_fit, ridge
+from mifuse_cli.fusion.cross_fit import Structure
+from mifuse_cli.fusion.mixture import TwoTeachers, settled
+from mifuse_cli.fusion.voices import class_mix_to_keep, evened
 
-U, K, D = 40, 3, 6
-
-
-def softmax(row):
-    shares = [np.exp(value - max(row)) for value in row]
-    return np.array([share / sum(shares) for share in shares])
+VOICE = np.arange(300) % 2
+LEFT_OUT = [part for part in PARTS if part != "voices"]
 
 
-def slow_match(logits, prior, steps=50):
-    shift = [0.0] * len(prior)
-    for _ in range(steps):
-        rows = [softmax([value + shift[k] for k, value in enumerate(row)]) for row in logits]
-        for k in range(len(prior)):
-            shift[k] += np.log(prior[k]) - np.log(sum(row[k] for row in rows) / len(rows))
-    return np.array([softmax(row + np.array(shift)) for row in logits])
+class Classifier:
+    """A linear classifier of the first layer, that notes what it was given."""
+
+    def __init__(self, width):
+        self.weights, self.seen = np.random.default_rng(5).normal(size=(width, 4)), []
+
+    def __call__(self, standardised, number):
+        self.seen.append((standardised, number))
+        return softmax(standardised[:, 0] @ self.weights / 5)
 
 
-def planted(seed=0, clips=240, classes=4, width=24):
-    """Features in noisy clusters, and two teachers that are wrong on other clips, one with a bias to a class."""
-    rng = np.random.default_rng(seed)
-    truth = rng.permutation(clips) % classes
-    features = 1.3 * rng.normal(size=(classes, width))[truth] + 2 * rng.normal(size=(clips, width))
-    teachers = []
-    for accuracy, bias in ((0.55, [0.8, 0, 0, 0]), (0.5, [0, 0, 0.8, 0])):
-        said = np.where(rng.random(clips) < accuracy, truth, rng.integers(classes, size=clips))
-        logits = 1.2 * np.eye(classes)[said] + bias + 0.5 * rng.normal(size=(clips, classes))
-        teachers.append(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
-    return truth, features, *teachers
-
-
-def accuracy(probs, truth):
-    return (probs.argmax(axis=1) == truth).mean()
-
-
-@given(st.integers(0, 10**6), st.floats(0.1, 3))
-def test_match(seed, spread):
-    rng = np.random.default_rng(seed)
-    logits, prior = spread * rng.normal(size=(U, K)), 0.5 / K + 0.5 * rng.dirichlet(np.ones(K))
-    matched = cross_fit.match(logits, prior)
-    np.testing.assert_allclose(matched.sum(axis=1), 1)
-    np.testing.assert_allclose(cross_fit.match(logits, prior, steps=300).mean(axis=0), prior, atol=1e-4)
-    odds = np.log(matched) - logits  # b, up to a constant of the clip
-    odds -= odds[:, :1]
-    np.testing.assert_allclose(odds, np.broadcast_to(odds[0], odds.shape), atol=1e-8)
-
-
-def test_match_parity():
-    rng = np.random.default_rng(0)
-    logits, prior = rng.normal(size=(U, K)), np.array([0.2, 0.5, 0.3])
-    matched = cross_fit.match(logits, prior)
-    np.testing.assert_allclose(matched, slow_match(logits, prior), atol=1e-12)
-    np.testing.assert_allclose(matched.mean(axis=0), prior, atol=1e-6)
-
-
-def test_pooled_parity_and_silence():
+@pytest.fixture
+def clips():
+    """Planted clips of two layers in two voices, far apart."""
+    truth, features, lalm, source = planted(1, sure=(2, 2))
     rng = np.random.default_rng(1)
-    lalm, *sources = (rng.dirichlet(np.full(K, 0.3), U) for _ in range(3))
-    silent = [4, 5, 30]
-    lalm[silent] = np.nan
-    heard = [u for u in range(U) if u not in silent]
-    third = np.full(K, 1 / K)
-    by_source = [np.log(slow_match(np.log(np.maximum(probs, 1e-3)), third)) for probs in sources]
-    source = (by_source[0] + by_source[1]) / 2
-    answers = np.log(slow_match(np.log(np.maximum(lalm[heard], 1e-2)), third))
-    together = cross_fit.MatchedTeachers.of(lalm, sources).pooled()
-    np.testing.assert_allclose(together[silent], source[silent], atol=1e-10)
-    np.testing.assert_allclose(together[heard], (answers + source[heard]) / 2, atol=1e-10)
+    hidden = np.stack([features, features + rng.normal(size=features.shape)], axis=1)
+    hidden[VOICE == 1] = 2 * hidden[VOICE == 1] + 8 * rng.normal(size=hidden.shape[1:])
+    structure = Structure(source, hidden.astype(np.float32), hidden[:, :1], Classifier(24))
+    return truth, lalm, structure
 
 
-def test_calibrated():
-    rng = np.random.default_rng(5)
-    scores, labels = 0.1 * rng.normal(size=(U, K)), rng.dirichlet(np.ones(K), U)
-    labels += 5 * np.array([softmax(20 * row) for row in scores])
-    slopes = np.geomspace(0.5, 100, 40)
-    likelihood = [sum(labels[u] @ np.log(softmax(slope * scores[u])) for u in range(U)) for slope in slopes]
-    best = slopes[int(np.argmax(likelihood))]
-    assert 0.5 < best < 100
-    np.testing.assert_allclose(cross_fit.calibrated(scores, labels), best * scores)
+def fitted(lalm, structure, without=(), seed=0):
+    return cross_fit.cross_fit(lalm, structure, without=without, rng=np.random.default_rng(seed))
 
 
-def slow_agree(teachers, kernel, fold, rounds):
-    prior = np.full(K, 1 / K)
-    labels = slow_match(teachers, prior)
-    hat = kernel @ np.linalg.inv(kernel + 0.3 * np.eye(U))
-    weight = 1 - np.trace(hat) / U
-    for _ in range(rounds):
-        scores = np.zeros((U, K))
-        for u in range(U):
-            train = [v for v in range(U) if fold[v] != fold[u]]
-            inner = np.linalg.inv(kernel[np.ix_(train, train)] + 0.3 * np.eye(len(train)))
-            scores[u] = kernel[u, train] @ inner @ (labels[train] - 1 / K)  # softmax does not see the 1 / K
-        scores = cross_fit.calibrated(scores, labels)
-        student = np.log(slow_match(scores, prior))
-        mean = sum(softmax(teachers[u] + weight * student[u]) for u in range(U)) / U
-        prior = 0.5 / K + 0.5 * mean
-        before = labels.argmax(axis=1)
-        labels = slow_match(teachers + weight * np.log(slow_match(scores, prior)), prior)
-        if sum(a != b for a, b in zip(before, labels.argmax(axis=1), strict=True)) < 0.005 * U:
-            break
-    return labels
+def standardised(hidden):
+    return [(layer - layer.mean(axis=0)) / layer.std(axis=0) for layer in np.moveaxis(hidden, 1, 0)]
 
 
-@pytest.mark.parametrize("rounds", [1, 3])
-def test_agree_parity(rounds):
-    rng = np.random.default_rng(6)
-    teachers = np.log(rng.dirichlet(np.ones(K), U))
-    features, fold = rng.normal(size=(U, D)), splits.random_folds(U, 5, rng)
-    kernel = features @ features.T / D
-    labels, _ = cross_fit.agree(teachers, ridge.BetweenClips(kernel, fold), rounds)
-    np.testing.assert_allclose(labels, slow_agree(teachers, kernel, fold, rounds), atol=1e-6)
-    order = rng.permutation(U)
-    permuted, _ = cross_fit.agree(
-        teachers[order], ridge.BetweenClips(kernel[np.ix_(order, order)], fold[order]), rounds
-    )
-    np.testing.assert_allclose(permuted, labels[order], atol=1e-8)
+@pytest.fixture
+def rounds(monkeypatch):
+    """Every call of `settled`, with what it gave; and the labels with which voices were looked for."""
+    calls, looked = [], []
+
+    def noting(teachers, structure, **options):
+        found = settled(teachers, structure, **options)
+        calls.append((teachers, structure, options, found))
+        return found
+
+    def two(layer, labels, rng):
+        looked.append((layer, labels))
+        return [VOICE, 1 - VOICE]
+
+    monkeypatch.setattr(cross_fit, "settled", noting)
+    monkeypatch.setattr(cross_fit, "pseudo_speakers", two)
+    return calls, looked
 
 
-def test_rounds_end_when_the_labels_stand_still():
-    _, features, lalm, source = planted()
-    teachers = cross_fit.MatchedTeachers.of(lalm, [source]).pooled()
-    student = ridge.cross_fitted([features], splits.random_folds(len(features), 5, np.random.default_rng(0)))
-    one, many, more = (cross_fit.agree(teachers, student, rounds)[0] for rounds in (1, 50, 100))
-    np.testing.assert_array_equal(many, more)
-    assert (one.argmax(axis=1) != many.argmax(axis=1)).any()
+class TestVoices:
+    def test_are_evened_out_twice(self, clips, rounds):
+        """With better labels the second time; from the hidden states as they are, not from those evened before."""
+        _, lalm, structure = clips
+        calls, looked = rounds
+        made = fitted(lalm, structure)
+        assert len(calls) == 3 and len(looked) == 2
+        assert calls[0][2] == {"uniform": False, "rounds": cross_fit.FIRST_ROUNDS}
+        assert calls[1][2] == calls[2][2] == {"uniform": False}
+        for time, (layer, labels) in enumerate(looked):
+            np.testing.assert_array_equal(layer, structure.hidden[:, 0])
+            np.testing.assert_array_equal(labels, calls[time][3].labels)
+        assert made.voices == (2, 2) and made.labels is calls[2][3].labels
+
+    def test_the_classifier_and_the_linear_model_get_what_is_left(self, clips, rounds):
+        _, lalm, structure = clips
+        calls, looked = rounds
+        made = fitted(lalm, structure)
+        own = calls[0][0]
+        labels = looked[1][1]
+        kept = [
+            class_mix_to_keep(labels, groups, own.starts()["lalm"], own.source, calls[0][1])
+            for groups in (VOICE, 1 - VOICE)
+        ]
+        assert made.kept == tuple(kept)
+        heads = [evened(structure.head_input, VOICE, labels, keep) for keep in kept]
+        seen = structure.classify.seen
+        assert [number for _, number in seen] == [0, 1, 0, 1]
+        for head, (given, _) in zip(heads, seen[2:], strict=True):
+            np.testing.assert_array_equal(given, head)
+        again = Classifier(24)
+        expected = TwoTeachers.of(lalm, [again(head, 0) for head in heads])
+        np.testing.assert_array_equal(calls[2][0].source, expected.source)
+        layers = [
+            evened(structure.hidden[:, layer], VOICE, labels, keep) for keep in kept for layer in range(2)
+        ]
+        np.testing.assert_allclose(
+            calls[2][1].predict(labels), ridge.left_out(300, layers).predict(labels), atol=1e-5
+        )
+
+    @pytest.mark.parametrize("share", [0.0, 1.0])
+    def test_how_much_of_their_classes_is_kept_is_heeded_and_told(self, clips, rounds, monkeypatch, share):
+        _, lalm, structure = clips
+        monkeypatch.setattr(cross_fit, "class_mix_to_keep", lambda *_: share)
+        made = fitted(lalm, structure)
+        assert made.kept == (share, share)
+        labels = rounds[1][1][1]
+        np.testing.assert_array_equal(
+            structure.classify.seen[-1][0], evened(structure.head_input, 1 - VOICE, labels, share)
+        )
+
+    def test_all_of_them_without_answers_that_tell(self, clips, rounds):
+        _, lalm, structure = clips
+        assert fitted(lalm, structure, ("lalm",)).kept == (1, 1)
+
+    def test_make_better_labels(self, clips):
+        """Two voices far apart hide the classes, in the hidden states and from the source classifier."""
+        truth, lalm, structure = clips
+        plain = fitted(lalm, structure, ("voices",))
+        made = fitted(lalm, replace(structure, speakers=VOICE))
+        assert right(made.labels, truth) > right(plain.labels, truth) and made.voices == (2,)
+
+    def test_known_speakers_are_taken_as_they_are(self, clips, monkeypatch):
+        _, lalm, structure = clips
+        monkeypatch.setattr(cross_fit, "pseudo_speakers", None)
+        monkeypatch.setattr(cross_fit, "clustered_vectors", None)
+        speakers = np.arange(300) % 3
+        made = fitted(lalm, replace(structure, speakers=speakers, voice=np.ones((300, 2))))
+        assert made.voices == (3,) and len(made.kept) == 1
+
+    def test_vectors_of_a_speaker_encoder_are_clustered_where_there_are_any(self, clips, monkeypatch):
+        _, lalm, structure = clips
+        vectors, given = np.random.default_rng(0).normal(size=(300, 2)), []
+        monkeypatch.setattr(cross_fit, "pseudo_speakers", None)
+        monkeypatch.setattr(
+            cross_fit, "clustered_vectors", lambda *arguments: given.append(arguments[0]) or [VOICE]
+        )
+        assert fitted(lalm, replace(structure, voice=vectors)).voices == (2,)
+        assert len(given) == 2 and given[0] is vectors
+
+    def test_where_none_are_found_hidden_states_stay_as_they_are(self, clips, monkeypatch):
+        _, lalm, structure = clips
+        looked = []
+        monkeypatch.setattr(cross_fit, "pseudo_speakers", lambda *_: looked.append(1) or [])
+        made = fitted(lalm, structure)
+        assert made.voices == made.kept == () and not structure.classify.seen
+        plain = fitted(lalm, structure, ("voices",))
+        np.testing.assert_array_equal(made.labels, plain.labels)
+        # The first labels are of few rounds: better ones may show voices.
+        assert len(looked) == 2
+
+    def test_found_with_better_labels_alone(self, clips, monkeypatch):
+        _, lalm, structure = clips
+        found = iter([[], [VOICE]])
+        monkeypatch.setattr(cross_fit, "pseudo_speakers", lambda *_: next(found))
+        assert fitted(lalm, structure).voices == (2,)
+
+    def test_those_of_the_first_time_stay_if_none_are_found_again(self, clips, monkeypatch):
+        _, lalm, structure = clips
+        found = iter([[VOICE], []])
+        monkeypatch.setattr(cross_fit, "pseudo_speakers", lambda *_: next(found))
+        assert fitted(lalm, structure).voices == (2,) and len(structure.classify.seen) == 1
+
+    def test_one_clustering_will_do_where_three_are_too_large(self, clips, rounds, monkeypatch):
+        _, lalm, structure = clips
+        monkeypatch.setattr(ridge, "LARGEST", 50)  # two layers of 24 features, once
+        assert fitted(lalm, structure).voices == (2,)
+        monkeypatch.setattr(ridge, "LARGEST", 100)
+        assert fitted(lalm, structure).voices == (2, 2)
+
+    def test_without_the_classifier_none_are_looked_for(self, clips, monkeypatch):
+        _, lalm, structure = clips
+        monkeypatch.setattr(cross_fit, "pseudo_speakers", None)
+        made = fitted(lalm, replace(structure, classify=None, speakers=VOICE))
+        np.testing.assert_array_equal(made.labels, fitted(lalm, structure, ("voices",)).labels)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_structure_makes_better_labels_than_either_teacher(seed):
-    truth, features, lalm, source = planted(seed)
-    teachers = cross_fit.MatchedTeachers.of(lalm, [source]).pooled()
-    fold = splits.random_folds(len(truth), 5, np.random.default_rng(seed))
-    student = ridge.cross_fitted([(features - features.mean(axis=0)) / features.std(axis=0)], fold)
-    labels, _ = cross_fit.agree(teachers, student)
-    others = {"lalm": lalm, "source": source, "uniform": (lalm + source) / 2, "pooled": teachers}
-    assert accuracy(labels, truth) > max(accuracy(probs, truth) for probs in others.values()) + 0.08
-    silent = lalm.copy()
-    silent[::3] = np.nan
-    labels, _ = cross_fit.agree(cross_fit.MatchedTeachers.of(silent, [source]).pooled(), student)
-    assert accuracy(labels[::3], truth[::3]) > accuracy(source[::3], truth[::3]) + 0.08
+class TestParts:
+    """What is left of the mixture without them."""
+
+    def expected(self, lalm, structure, without):
+        model = None
+        if "structure" not in without:
+            model = ridge.left_out(300, standardised(structure.hidden))
+        sources = [] if "source" in without else [structure.source]
+        teachers = TwoTeachers.of(None if "lalm" in without else lalm, sources)
+        return settled(teachers, model, uniform="prior" in without)
+
+    @pytest.mark.parametrize("part", ["", *LEFT_OUT])
+    def test_parity(self, clips, part):
+        _, lalm, structure = clips
+        without = {"voices", part}
+        made, expected = fitted(lalm, structure, without), self.expected(lalm, structure, without)
+        np.testing.assert_allclose(made.labels, expected.labels, atol=1e-6)
+        np.testing.assert_allclose(
+            made.views, np.stack([expected.answers, expected.acoustics], axis=1), atol=1e-6
+        )
+        assert (made.mixture.prior == 0.25).all() == (part == "prior")
+
+    @pytest.mark.parametrize("part", LEFT_OUT)
+    def test_every_part_matters(self, clips, rounds, part):
+        _, lalm, structure = clips
+        assert np.abs(fitted(lalm, structure).labels - fitted(lalm, structure, (part,)).labels).max() > 0.01
+
+    @pytest.mark.parametrize("part", ["lalm", "source"])
+    def test_what_a_teacher_says_does_not_matter_without_it(self, clips, rounds, part):
+        _, lalm, structure = clips
+        one = fitted(lalm, structure, (part,))
+        if part == "lalm":
+            other = fitted(np.roll(lalm, 1, axis=0), structure, (part,))
+        else:
+            changed = replace(
+                structure, source=np.roll(structure.source, 1, axis=0), classify=lambda *_: lalm
+            )
+            other = fitted(lalm, changed, (part,))
+        np.testing.assert_array_equal(one.labels, other.labels)
+        assert one.information[["lalm", "source"].index(part)] == 0 and np.isnan(one.correlation)
+
+    def test_without_structure_no_voices_are_looked_for(self, clips, monkeypatch):
+        _, lalm, structure = clips
+        monkeypatch.setattr(cross_fit, "pseudo_speakers", None)
+        assert fitted(lalm, structure, ("structure",)).voices == ()
+
+
+def test_the_result_tells_how_the_teachers_go_together(clips):
+    _, lalm, structure = clips
+    made, teachers = fitted(lalm, structure, ("voices",)), TwoTeachers.of(lalm, [structure.source])
+    assert made.correlation == teachers.correlation > 0
+    np.testing.assert_array_equal(made.information, teachers.information(made.labels))
+    product = made.mixture.prior * made.views.prod(axis=1)
+    np.testing.assert_allclose(made.labels, product / product.sum(axis=1, keepdims=True), atol=1e-9)
+
+
+def test_the_seed_settles_the_labels(clips, monkeypatch):
+    _, lalm, structure = clips
+    monkeypatch.setattr("mifuse_cli.fusion.voices._VOICES", (2, 3))
+    one, again = (fitted(lalm, structure, seed=3) for _ in range(2))
+    np.testing.assert_array_equal(one.labels, again.labels)
+    assert one.voices  # found in earnest
 
 
 def test_labels_have_no_way_in():
@@ -155,5 +253,11 @@ def test_labels_have_no_way_in():
     ours = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name for name in ours if name.startswith("mifuse_cli")} == {
         "mifuse_cli.fusion",
+        "mifuse_cli.fusion.mixture",
         "mifuse_cli.fusion.voices",
     }
+    parameters = set(inspect.signature(cross_fit.cross_fit).parameters)
+    assert parameters == {"lalm", "structure", "without", "rng"}
+    assert Structure.__dataclass_fields__.keys() == {
+        "source", "hidden", "head_input", "classify", "speakers", "voice",
+    }  # fmt: skip

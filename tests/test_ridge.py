@@ -6,21 +6,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mifuse_cli import splits
 from mifuse_cli.fusion import ridge
 
 U, K, D = 40, 3, 6
 
 
-def between_clips(features, fold, penalty=ridge.RIDGE):
-    return ridge.BetweenClips(features @ features.T, fold, penalty)
+def between_clips(features, penalty=ridge.RIDGE):
+    return ridge.BetweenClips(features @ features.T, penalty)
 
 
-def between_features(features, fold, penalty=ridge.RIDGE):
-    return ridge.BetweenFeatures(features, fold, penalty)
+def between_features(features, penalty=ridge.RIDGE):
+    return ridge.BetweenFeatures(features, penalty)
 
 
 BOTH = pytest.mark.parametrize("make", [between_clips, between_features])
+
+
+def clips(seed, groups=7):
+    """Features, labels, and groups of which some have one clip and one has many."""
+    rng = np.random.default_rng(seed)
+    group = np.concatenate([[0], np.minimum(rng.geometric(0.4, size=U - 1), groups)])
+    return rng.normal(size=(U, D)), rng.dirichlet(np.ones(K), U), group
+
+
+def refitted(features, labels, unseen, penalty):
+    """Predictions of the unseen clips by ridge regression, fitted to all the others."""
+    train = [v for v in range(len(features)) if v not in unseen]
+    scatter = sum(np.outer(features[v], features[v]) for v in train) + penalty * np.eye(features.shape[1])
+    moments = sum(np.outer(features[v], labels[v]) for v in train)
+    return features[unseen] @ np.linalg.solve(scatter, moments)
 
 
 def test_gram_is_of_all_layers_side_by_side():
@@ -36,67 +50,93 @@ def test_gram_is_of_all_layers_side_by_side():
 
 
 @BOTH
-def test_it_is_ridge_regression_on_the_other_folds(make):
-    rng = np.random.default_rng(3)
-    features, labels = rng.normal(size=(U, D)), rng.dirichlet(np.ones(K), U)
-    fold = splits.random_folds(U, 5, rng)
-    predicted = make(features, fold, 0.7).predict(labels)
+@pytest.mark.parametrize("penalty", [0.05, 0.7])
+def test_a_clip_is_predicted_as_by_a_fit_to_all_others(make, penalty):
+    features, labels, _ = clips(3)
+    predicted = make(features, penalty).predict(labels)
     for u in range(U):
-        train = [v for v in range(U) if fold[v] != fold[u]]
-        scatter = sum(np.outer(features[v], features[v]) for v in train) + 0.7 * np.eye(D)
-        moments = sum(np.outer(features[v], labels[v]) for v in train)
-        np.testing.assert_allclose(predicted[u], features[u] @ np.linalg.solve(scatter, moments), atol=1e-9)
+        np.testing.assert_allclose(
+            predicted[[u]], refitted(features, labels, [u], penalty), atol=1e-9, err_msg=str(u)
+        )
 
 
 @BOTH
-@given(seed=st.integers(0, 10**6), clip=st.integers(0, U - 1))
-def test_a_clip_never_sees_its_own_label(make, seed, clip):
-    rng = np.random.default_rng(seed)
-    features, labels = rng.normal(size=(U, D)), rng.dirichlet(np.ones(K), U)
-    fold = splits.random_folds(U, 5, rng)
-    student = make(features, fold)
-    before = student.predict(labels)
+@pytest.mark.parametrize("penalty", [0.05, 0.7])
+def test_a_group_is_predicted_as_by_a_fit_to_all_other_groups(make, penalty):
+    features, labels, group = clips(4)
+    sizes = np.unique(group, return_counts=True)[1]
+    assert 1 in sizes and max(sizes) > D
+    predicted = make(features, penalty).predict(labels, group)
+    for name in np.unique(group):
+        own = np.flatnonzero(group == name)
+        np.testing.assert_allclose(
+            predicted[own], refitted(features, labels, own, penalty), atol=1e-9, err_msg=str(name)
+        )
+
+
+@BOTH
+def test_groups_of_one_clip_are_no_groups(make):
+    features, labels, _ = clips(5)
+    model = make(features)
+    np.testing.assert_allclose(model.predict(labels, np.arange(U)), model.predict(labels), atol=1e-9)
+
+
+@BOTH
+def test_nothing_is_known_about_a_single_group(make):
+    features, labels, _ = clips(6)
+    np.testing.assert_allclose(make(features).predict(labels, np.zeros(U)), 0, atol=1e-9)
+
+
+@BOTH
+@given(seed=st.integers(0, 10**6), clip=st.integers(0, U - 1), grouped=st.booleans())
+def test_no_clip_sees_its_own_label_and_no_group_its_labels(make, seed, clip, grouped):
+    features, labels, group = clips(seed)
+    unseen, model = (group == group[clip]) if grouped else (np.arange(U) == clip), make(features)
+    before = model.predict(labels, group if grouped else None)
     labels[clip] = np.roll(labels[clip], 1) + 1
-    after = student.predict(labels)
-    own = fold == fold[clip]
-    np.testing.assert_allclose(after[own], before[own], atol=1e-9)
-    assert np.abs(after[~own] - before[~own]).max() > 1e-6
+    after = model.predict(labels, group if grouped else None)
+    np.testing.assert_allclose(after[unseen], before[unseen], atol=1e-9)
+    assert np.abs(after[~unseen] - before[~unseen]).max() > 1e-6
 
 
 @BOTH
-def test_weight_is_the_share_that_is_no_degree_of_freedom(make):
-    features = np.random.default_rng(4).normal(size=(U, D)) / np.sqrt(D)
-    values = np.linalg.eigvalsh(features @ features.T)
-    expected = 1 - sum(value / (value + 0.3) for value in values) / U
-    found = make(features, splits.random_folds(U, 5, np.random.default_rng(0))).weight
-    assert found == pytest.approx(expected, abs=1e-9)
-    assert 1 - D / U < expected < 1  # no more degrees of freedom than features
-
-
-def test_folds_are_even_and_random():
-    fold = splits.random_folds(43, 5, np.random.default_rng(0))
-    assert sorted(np.bincount(fold)) == [8, 8, 9, 9, 9]
-    assert (fold != splits.random_folds(43, 5, np.random.default_rng(1))).any()
+def test_predicting_leaves_the_model_as_it_was(make):
+    """It is asked in every round, with other labels."""
+    features, labels, group = clips(7)
+    model = make(features)
+    first = model.predict(labels)
+    model.predict(np.roll(labels, 1, axis=0), group)
+    np.testing.assert_array_equal(model.predict(labels), first)
 
 
 class TestManyClips:
     """Above the limit the work is done between features, with the same result."""
 
-    def test_same_predictions_and_weight(self, monkeypatch):
+    @pytest.mark.parametrize("grouped", [False, True])
+    def test_same_predictions(self, monkeypatch, grouped):
         rng = np.random.default_rng(5)
         layers = [rng.normal(size=(U, 3)), rng.normal(size=(U, 4))]
-        fold, labels = splits.random_folds(U, 5, rng), rng.dirichlet(np.ones(K), U)
-        few = ridge.cross_fitted(iter(layers), fold)
+        labels = rng.dirichlet(np.ones(K), U)
+        group = rng.integers(5, size=U) if grouped else None
+        few = ridge.left_out(U, iter(layers))
         monkeypatch.setattr(ridge, "LARGEST", U - 1)
-        many = ridge.cross_fitted(iter(layers), fold)
+        many = ridge.left_out(U, iter(layers))
         assert isinstance(few, ridge.BetweenClips) and isinstance(many, ridge.BetweenFeatures)
-        np.testing.assert_allclose(many.predict(labels), few.predict(labels), atol=1e-5)
-        assert many.weight == pytest.approx(few.weight, abs=1e-5)
+        np.testing.assert_allclose(many.predict(labels, group), few.predict(labels, group), atol=1e-5)
+        both = np.hstack(layers) / np.sqrt(7)
+        for model in (few, many):
+            expected = refitted(both, labels, [0], ridge.RIDGE)[0]
+            np.testing.assert_allclose(model.predict(labels)[0], expected, atol=1e-5)
 
     def test_too_many_clips_and_features(self, monkeypatch):
         monkeypatch.setattr(ridge, "LARGEST", 9)
         with pytest.raises(ValueError, match="12 clips with 10 features: at most 9"):
-            ridge.cross_fitted([np.zeros((12, 10))], np.zeros(12, int))
+            ridge.left_out(12, [np.zeros((12, 10))])
+        assert ridge.fits(12, 9) and ridge.fits(9, 12) and not ridge.fits(10, 10)
+
+    def test_no_layer(self):
+        with pytest.raises(ValueError, match="no layer"):
+            ridge.left_out(U, [])
 
 
 def test_labels_have_no_way_in():

@@ -1,9 +1,9 @@
 """Cross-fitted labels from answers, hidden states and the source classifier, with what leaves each of them out."""
 
 import inspect
+from dataclasses import replace
 from functools import partial
 
-import adapting
 import numpy as np
 import pytest
 import torch
@@ -11,6 +11,7 @@ from adapting import K, U
 
 from mifuse_cli import fusion, provenance
 from mifuse_cli.fusion import FusionSettings, cross_fit, fuse_samples
+from mifuse_cli.fusion.forecast import forecast
 from mifuse_cli.methods.structure import structure_layers, structure_of
 from mifuse_cli.model.classifier import Classifier, Features, Head
 from mifuse_cli.model.standard import fit_standard, statistics
@@ -72,23 +73,35 @@ def test_no_true_label_has_a_way_in():
 
 
 def test_the_labels_are_made_of_what_the_artifact_tells():
-    """prod views^exponents, with the bias that makes their mean the prior."""
-    features, silent = raw(CLIPS), [0, 5, 11]
-    made = fused(features, answers(CLIPS, silent)).cross_fit
-    logs = (made.exponents[..., None] * np.log(made.views)).sum(axis=1)
-    np.testing.assert_allclose(cross_fit.match(logs, made.prior, steps=200), made.labels, atol=1e-3)
-    np.testing.assert_allclose(made.labels.mean(axis=0), made.prior)
-    heard = np.setdiff1d(np.arange(CLIPS), silent)
-    assert (made.exponents[heard, :2] == 0.5).all() and (made.exponents[silent, :2] == [0, 1]).all()
-    assert 0 < made.exponents[0, 2] < 1 and len(set(made.exponents[:, 2])) == 1
+    """The prior times both views; a clip without an answer has one that tells nothing."""
+    made = fused(raw(CLIPS), answers(CLIPS, [0, 5, 11])).cross_fit
+    product = made.mixture.prior * made.views.prod(axis=1)
+    np.testing.assert_allclose(product / product.sum(axis=1, keepdims=True), made.labels, atol=1e-9)
+    np.testing.assert_allclose(made.views[[0, 5, 11], 0], 1 / K)
     np.testing.assert_allclose(made.views.sum(axis=-1), 1)
 
 
-def test_weights_are_shares_among_the_teachers():
+def test_weights_are_the_teachers_shares_of_what_is_known_about_the_labels():
     made = fused(raw(CLIPS), answers(CLIPS, [3]))
-    assert made.weights[3].tolist() == [0, 1] and (np.delete(made.weights, 3, axis=0) == 0.5).all()
+    lalm, source = made.cross_fit.information
+    assert made.weights[3].tolist() == [0, 1] and min(lalm, source) > 0
+    shares = np.tile([lalm, source] / (lalm + source), (CLIPS - 1, 1))
+    np.testing.assert_allclose(np.delete(made.weights, 3, axis=0), shares, atol=1e-6)
     alone = fused(raw(CLIPS), answers(CLIPS, [3]), without="source")
     assert np.isnan(alone.weights[3]).all() and (np.delete(alone.weights, 3, axis=0) == [1, 0]).all()
+
+
+def test_the_forecast_is_of_the_labels_before_they_are_sharpened():
+    lalm = answers(CLIPS, [3])
+    made, sharp = (fused(raw(CLIPS), lalm, sharpen=t) for t in (1.0, 0.5))
+    expected = forecast(made.mean.astype(float), made.cross_fit.labels, made.cross_fit.correlation)
+    for one in (made.forecast, sharp.forecast):
+        np.testing.assert_array_equal(one.recall, expected.recall)
+        assert one.labels == expected.labels and one.at_chance == expected.at_chance
+    for part, position in (("lalm", 0), ("source", 1)):
+        told = fused(raw(CLIPS), lalm, without=part).forecast
+        assert np.isnan(told.recall[position]).all() and np.isfinite(told.recall[1 - position]).all()
+    assert fuse_samples([answers()[:, None]] * 2, FusionSettings(weighting="uniform")).forecast is None
 
 
 def test_sharpening_is_of_the_labels():
@@ -136,16 +149,24 @@ def test_without_the_source_classifier_it_does_not_matter():
     np.testing.assert_array_equal(one, other)
 
 
-def test_without_structure_the_labels_are_the_teachers_pool():
-    features, lalm = raw(CLIPS), answers(CLIPS)
-    made = labels(features, lalm, without="structure")
-    np.testing.assert_allclose(made.mean(axis=0), 1 / K, atol=1e-3)
-    plain = labels(features, lalm, without="structure,matching")
-    assert np.abs(plain.mean(axis=0) - 1 / K).max() > 0.005
-    source = structure(features).source
-    logs = 0.5 * np.log(np.maximum(lalm, 1e-2) / np.maximum(lalm, 1e-2).sum(axis=1, keepdims=True))
-    logs += 0.5 * np.log(np.maximum(source, 1e-3) / np.maximum(source, 1e-3).sum(axis=1, keepdims=True))
-    np.testing.assert_allclose(plain, adapting.softmax(logs), atol=1e-5)
+def test_without_structure_hidden_states_do_not_matter():
+    made, lalm = structure(raw(CLIPS)), answers(CLIPS)
+    assert made.hidden.shape == (CLIPS, 3, WIDTH) and made.head_input.shape == (CLIPS, 2, WIDTH)
+    one = cross_fit.cross_fit(lalm, made, without={"structure"}, rng=provenance.rng(0, "a"))
+    other = replace(made, hidden=np.random.default_rng(0).normal(size=made.hidden.shape))
+    again = cross_fit.cross_fit(lalm, other, without={"structure"}, rng=provenance.rng(0, "a"))
+    np.testing.assert_array_equal(one.labels, again.labels)
+    assert (
+        np.abs(one.labels - cross_fit.cross_fit(lalm, other, rng=provenance.rng(0, "a")).labels).max() > 0.01
+    )
+    np.testing.assert_allclose(labels(raw(CLIPS), lalm, without="structure"), one.labels, atol=1e-6)
+
+
+def test_without_the_prior_it_is_uniform():
+    lalm = answers(CLIPS)
+    lalm[: CLIPS // 2] = [0.85, 0.05, 0.05, 0.05]
+    free, uniform = (fused(raw(CLIPS), lalm, without=part).cross_fit.mixture.prior for part in ("", "prior"))
+    assert free.max() > 0.3 and (uniform == 1 / K).all()
 
 
 def test_without_voices_none_are_looked_for(monkeypatch):
@@ -156,29 +177,42 @@ def test_without_voices_none_are_looked_for(monkeypatch):
         labels(raw(CLIPS), answers(CLIPS))
 
 
-def test_known_speakers_are_evened_out():
-    # Offset and scale of a speaker's features are of no account, where speakers are known.
+def test_known_speakers_are_evened_out(monkeypatch):
+    """Where speakers are known, the offsets of their features are of no account."""
     features, speakers = raw(CLIPS), [SPEAKERS[u // 4 % 4] for u in range(CLIPS)]
+    found = structure(features, speakers).speakers
+    assert [found[u] == found[v] for u in range(CLIPS) for v in range(CLIPS)] == [
+        one == other for one in speakers for other in speakers
+    ]
+    monkeypatch.setattr(cross_fit, "class_mix_to_keep", lambda *_: 0.0)
     moved = features.copy()
     for number, name in enumerate(SPEAKERS):
         mine = [u for u, speaker in enumerate(speakers) if speaker == name]
-        moved[mine] = (1 + number) * moved[mine] - 2 * number
-    # The classifier's own input is standardised before: it is the same here.
-    one, other = (labels(each, answers(CLIPS), speakers, without="source") for each in (features, moved))
-    np.testing.assert_allclose(one, other, atol=1e-3)
-    assert np.abs(labels(features, answers(CLIPS), without="source") - one).max() > 0.01
+        moved[mine] -= 2 * number
+    model = model_of(features)
+
+    def made(each, of):
+        # The classifier's own input is standardised before: it is the same for both.
+        prepared = structure_of(each, *model, speakers=of, passes=10, seed=0)
+        rng = provenance.rng(0, "pseudo-speakers")
+        return cross_fit.cross_fit(answers(CLIPS), prepared, without={"source"}, rng=rng)
+
+    one, other = (made(each, speakers) for each in (features, moved))
+    assert one.voices == (4,)
+    np.testing.assert_allclose(one.labels, other.labels, atol=1e-3)
+    assert np.abs(made(features, None).labels - one.labels).max() > 0.01
 
 
 @pytest.fixture
 def found(monkeypatch):
     """The two voices are found; what the source classifier says is noted."""
-    noted, teachers = [], cross_fit.MatchedTeachers.of
+    noted, teachers = [], cross_fit.TwoTeachers.of
 
-    def note(lalm, sources, matched):
+    def note(lalm, sources):
         noted.append(list(sources))
-        return teachers(lalm, noted[-1], matched=matched)
+        return teachers(lalm, noted[-1])
 
-    monkeypatch.setattr(cross_fit.MatchedTeachers, "of", note)
+    monkeypatch.setattr(cross_fit.TwoTeachers, "of", note)
     groups = np.arange(CLIPS) // K % 2
     monkeypatch.setattr(cross_fit, "pseudo_speakers", lambda *args: [groups] * 3)
     return noted
@@ -186,14 +220,14 @@ def found(monkeypatch):
 
 def test_found_voices_are_evened_out(found):
     near, far = (fused(raw(CLIPS, shift), answers(CLIPS)) for shift in (2, 60))
-    np.testing.assert_allclose(near.probs, far.probs, atol=1e-3)
-    assert near.cross_fit.voices == (2, 2, 2)
+    assert (near.probs.argmax(axis=1) == far.probs.argmax(axis=1)).mean() > 0.95
+    assert near.cross_fit.voices == (2, 2, 2) and len(near.cross_fit.kept) == 3
 
 
 def test_the_source_classifier_hears_what_found_voices_leave(found):
     labels(raw(CLIPS, 20), answers(CLIPS))
-    (own,), by_voice = found
-    assert len(by_voice) == 3
+    (own,), first, by_voice = found
+    assert len(first) == len(by_voice) == 3
 
     def gap(probs):
         voice = np.arange(CLIPS) // K % 2
@@ -210,10 +244,24 @@ def test_several_models_are_averaged():
     found = structure(features)
     random = partial(provenance.rng, 0)
     three = fuse_samples(said, FusionSettings(), structure=found, random=random)
-    weights, together = fusion.fuse_answers(three.mean, three.mi, FusionSettings())
+    shares, together = fusion.fuse_answers(three.mean, three.mi, FusionSettings())
+    assert (shares[7] == [0, 1]).all() and (np.delete(shares, 7, axis=0) == 0.5).all()
     one = cross_fit.cross_fit(together.astype(float), found, rng=provenance.rng(0, "pseudo-speakers"))
     np.testing.assert_allclose(three.probs, one.labels, atol=1e-6)
-    np.testing.assert_allclose(three.weights, np.hstack([weights / 2, np.full((CLIPS, 1), 0.5)]), atol=1e-6)
+    source = one.information[1] / one.information.sum()
+    np.testing.assert_allclose(three.weights[:, 2], source, atol=1e-6)
+    np.testing.assert_allclose(three.weights[:, :2], shares * (1 - source), atol=1e-6)
+
+
+@pytest.mark.parametrize("part", fusion.PARTS)
+def test_parts_can_be_left_out_of_several_models(part):
+    said = [np.random.default_rng(n).dirichlet(np.ones(K), (CLIPS, 4)) for n in range(3)]
+    made = fuse_samples(
+        said, FusionSettings(without=part), structure=structure(raw(CLIPS)), random=partial(provenance.rng, 0)
+    )
+    np.testing.assert_allclose(made.probs.sum(axis=1), 1, atol=1e-6)
+    heard = fusion.fuse_answers(made.mean, made.mi, made.settings)[1]
+    assert np.isnan(heard).all() == (part == "lalm")
 
 
 @pytest.mark.parametrize(
