@@ -1,4 +1,4 @@
-"""Ways to split clips into parts: at random, or by whole speakers."""
+"""Ways to split clips into parts: by whole speakers, or the few whose class is given."""
 
 from __future__ import annotations
 
@@ -7,11 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 GOLD_POOL = 100
-
-
-def random_folds(clips: int, folds: int, rng: np.random.Generator) -> np.ndarray:
-    """Random fold (U,) of every clip, folds of equal size or one less; speakers are not kept together."""
-    return rng.permutation(clips) % folds
 
 
 def gold_pool(clips: int, rng: np.random.Generator) -> np.ndarray:

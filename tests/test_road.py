@@ -69,7 +69,7 @@ def never_vary(lalm):
 
 
 def test_every_option_that_settles_something_is_gone_through():
-    inputs = {"lalm", "source", "out"}
+    inputs = {"lalm", "source", "gold", "out"}
     settling = {field.name for field in dataclasses.fields(m.FuseConfig) if field.metadata["settles"]}
     assert settling - inputs == VALUES.keys()
 

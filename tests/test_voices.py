@@ -81,9 +81,9 @@ class TestVectors:
         assert voices.clustered_vectors(vectors, labels, rng) == []
 
     def test_few_clips_have_one_voice(self):
-        voice, emotion, vectors = vectors_of(clips=19, count=4)
+        _, emotion, vectors = vectors_of(clips=19, count=4)
         assert voices.clustered_vectors(vectors, np.eye(K)[emotion], np.random.default_rng(0)) == []
-        _voice, emotion, vectors = vectors_of(clips=20, count=4)
+        _, emotion, vectors = vectors_of(clips=20, count=4)
         assert voices.clustered_vectors(vectors, np.eye(K)[emotion], np.random.default_rng(0)) != []
 
     def test_the_seed_settles_them(self):
@@ -144,7 +144,7 @@ class TestShareBetween:
 
     def test_errors_about_whole_voices_are_no_agreement(self):
         """One view hears a class in every voice; the other, which errs alone, does not agree."""
-        _emotion, voice, one, other = spoken(SAME)
+        _, voice, one, other = spoken(SAME)
         one = (one + 2 * np.eye(K)[voice]) / 3
         assert voices.share_between(one, one, voice)[0] > 0.7
         assert voices.share_between(one, other, voice)[0] < 0.1

@@ -4,7 +4,8 @@ U clips, K classes, D features. `mixture.settled` finds labels. With them, voice
 clusters of the vectors of a speaker encoder or of the hidden states. Hidden states and the input of the source
 classifier are standardised within voices, as far as that does not erase emotion (`voices.class_mix_to_keep`), and the
 labels are found anew; twice, since better labels find better voices. If no stable clusters are found, the hidden states
-are used as they are. No argument of this module carries a true label, and it imports no torch.
+are used as they are. No argument of this module but ``gold`` carries a true label, and it imports
+no torch.
 """
 
 from __future__ import annotations

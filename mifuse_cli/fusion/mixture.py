@@ -12,8 +12,8 @@ U clips, K classes; natural logarithms. Given the class k of clip i,
 
 Confusion matrix, means, covariance and class prior are estimated together with the labels by expectation maximisation,
 the prior as in Saerens et al. (Neural Computation 2002). The linear model predicts each clip from the labels of the
-others, see `ridge`, and is fitted anew in every round. No argument of this module carries a true label, and it imports
-no torch.
+others, see `ridge`, and is fitted anew in every round. No argument of this module but ``gold`` carries a true label,
+and it imports no torch.
 """
 
 from __future__ import annotations
