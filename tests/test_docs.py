@@ -71,11 +71,13 @@ def test_the_systems_in_the_tables_are_those_of_compare():
     text = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
     tables = re.findall(r"^\| system \|.*\n\|[- |]+\n((?:\|.*\n)+)", text, re.MULTILINE)
     rows = {row.split("|")[1].strip() for table in tables for row in table.splitlines()}
-    # Those that were added after the benchmark was run are named instead.
-    added = set(
-        re.findall(r"`([^`]+)`", text.partition("Methods added since are not in it:")[2].partition(".\n")[0])
+    # Those that were added after the benchmark was run are named instead, and those that there are no more.
+    added, gone = (
+        set(re.findall(r"`([^`]+)`", text.partition(words)[2].partition(".\n")[0]))
+        for words in ("Methods added since are not in it:", "and systems no more:")
     )
-    assert rows | added == SYSTEMS.keys() and not rows & added
+    assert gone <= rows and not gone & SYSTEMS.keys()
+    assert rows - gone | added == SYSTEMS.keys() and not rows & added
 
 
 def test_the_readme_is_short():
