@@ -40,6 +40,7 @@ _LALM_FLOOR, _SOURCE_FLOOR = 1e-2, 1e-3
 _NAMED, _OTHER, _CLIPS_OF_MEAN, _CLIPS_OF_COVARIANCE, _CLIPS_OF_PRIOR = 2.0, 0.5, 2.0, 5.0, 1.0
 """Weights, in clips, of what is assumed before any clip is seen: that a class is named by its name, or by any name;
 that a mean is that of all clips, the features are uncorrelated, and the classes equally frequent."""
+_LEAST_ABOVE_CHANCE = 0.01
 _GOLD = 10.0
 """Clips that a gold label counts for in means, covariance, confusion matrix and prior."""
 _TINY = 1e-12
@@ -170,10 +171,11 @@ def settled(
     uniform: bool = False,
     rounds: int = ROUNDS,
 ) -> Mixture:
-    """Labels from every start, of which those are taken under which both teachers are most often right.
+    """Labels from every start, of which those are taken under which both teachers are well above chance.
 
     Expectation maximisation finds the labels that are nearest to its start. Under wrong ones, one of the teachers seems
-    to be wrong more often. With gold labels, those are taken that give the gold clips, without their own label, the
+    to be right less often: what counts is the geometric mean of the two unweighted accuracies under the labels, less
+    chance. With gold labels, those are taken that give the gold clips, without their own label, the
     highest likelihood.
 
     Args:
@@ -196,7 +198,8 @@ def settled(
         if (gold >= 0).any():
             told = log_softmax(np.log(prior) + answers + acoustics, axis=1)
             return float(told[gold >= 0, gold[gold >= 0]].mean())
-        return float(np.nanmean(teachers.recall(labels)))
+        above = teachers.recall(labels).mean(axis=1) - 1 / labels.shape[1]
+        return float(np.nanmean(np.log(np.maximum(above, _LEAST_ABOVE_CHANCE))))
 
     best = max(found, key=support)
     labels, answers, acoustics, prior = found[best]
