@@ -162,6 +162,19 @@ class TestForecast:
         assert last in told["unnamed"]
         assert any(note.startswith(", ".join(told["unnamed"])) for note in result.notes)
 
+    @pytest.mark.parametrize("several", [False, True])
+    def test_teachers_at_chance_are_told(self, copy, several):
+        lalms = [copy.lalm, ask_another(copy, "other.h5", seed=1)][: 1 + several]
+        config = m.FuseConfig(lalm=tuple(lalms), source=copy.source, out=copy.root / "f.h5", update=True)
+        m.fuse(config)
+        made = Fused.load(config.out)
+        told = {**made.header.parameters["forecast"], "at_chance": ["lalm", "source"]}
+        parameters = {**made.header.parameters, "forecast": told}
+        replace(made, header=replace(made.header, parameters=parameters)).save(config.out)
+        lalm, source = (note for note in m.fuse(config).notes if "no better than chance" in note)
+        assert lalm.startswith("lalm: ") and lalm.endswith("leave it out") == several
+        assert source == "source: seems to be no better than chance on these clips, and has hardly any say"
+
 
 def test_the_diversity_loss_draws_to_the_class_prior_that_was_estimated(copy, corpora):
     """Unless told otherwise; of weighed teachers, to uniform classes as in the paper."""

@@ -432,7 +432,11 @@ def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:
         )
     expected = parameters.get("forecast", {})
     for name in expected.get("at_chance", ()):
-        yield f"{name}: seems to be no better than chance on these clips, and has hardly any say"
+        one_of_several = name != "source" and len(parameters["teachers"]) > 2
+        yield (
+            f"{name}: seems to be no better than chance on these clips"
+            f"{'; leave it out' if one_of_several else ', and has hardly any say'}"
+        )
     if expected.get("unnamed"):
         yield (
             f"{', '.join(expected['unnamed'])}: hardly ever named by the LALM, so that its clips may have got other "
