@@ -380,8 +380,14 @@ class TestFewGold:
     def test_worlds_of_it_are_put_side_by_side(self, gold, result, tmp_path):
         m.compare_worlds(m.CompareWorldsConfig(worlds=(gold.out,), out=tmp_path / "w"))
         scores = read_rows(tmp_path / "w/scores.csv")
-        told = {row["ua"] for row in scores if row["system"] == "mifuse-cross-fit/gold-12"}
-        assert len(told) == 2
+        told = [row for row in scores if row["system"] == "mifuse-cross-fit/gold-12"]
+        own = {
+            (row["source"], row["target"]): row["ua"]
+            for row in read_rows(gold.out / "scores.csv")
+            if row["system"] == "mifuse-cross-fit/gold-12"
+        }
+        assert len(told) == len(own) == 2
+        assert all(float(row["ua"]) == float(own[row["source"], row["target"]]) for row in told)
 
 
 class TestSpeakers:
