@@ -8,7 +8,8 @@ U clips, K classes; natural logarithms. Given the class k of clip i,
 - what the source classifier and the linear model say, u_i, is normal with a mean of the class and a covariance that all
   classes share, as in linear discriminant analysis. Both hear the same hidden states and share errors, which the
   covariance takes into account; a teacher that tells the classes apart on other data only has the same mean for all of
-  them, and no say, however sure it is.
+  them, and little say. (Not if it is so sure that its floored probabilities fall into a few points, which a normal
+  distribution takes for classes.)
 
 Confusion matrix, means, covariance and class prior are estimated together with the labels by expectation maximisation,
 the prior as in Saerens et al. (Neural Computation 2002). The linear model predicts each clip from the labels of the
