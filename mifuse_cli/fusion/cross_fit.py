@@ -161,11 +161,9 @@ def _voices(structure: Structure, labels: np.ndarray, rng: np.random.Generator) 
 
 def _kept(labels: np.ndarray, groups: np.ndarray, teachers: TwoTeachers, model: ridge.LeftOut) -> float:
     """How much of the class mix of voices to keep; all of it if the answers, which tell, are left out."""
-    starts = teachers.starts()
     if teachers.lalm is None:
         return 1.0
-    answers = starts["lalm"] if "lalm" in starts else TwoTeachers(teachers.lalm, None).starts()["lalm"]
-    return class_mix_to_keep(labels, groups, answers, teachers.source, model)
+    return class_mix_to_keep(labels, groups, teachers.answers, teachers.source, model)
 
 
 def _standardised(layer: np.ndarray) -> np.ndarray:

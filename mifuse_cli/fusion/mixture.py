@@ -85,6 +85,15 @@ class TwoTeachers:
         return ~np.isnan(self.lalm).any(axis=1)
 
     @property
+    def answers(self) -> np.ndarray:
+        """(U, K) mean answers matched to uniform classes, uniform without one; only for teachers with `lalm`."""
+        assert self.lalm is not None
+        answers = np.full(self.lalm.shape, 1 / self.lalm.shape[1])
+        if self.heard.any():
+            answers[self.heard] = _matched(np.log(self.lalm[self.heard]))
+        return answers
+
+    @property
     def correlation(self) -> float:
         """Of the two teachers' distributions over the clips with an answer, each matched to uniform classes; NaN if one
         is left out."""
@@ -101,10 +110,7 @@ class TwoTeachers:
         if self.lalm is None:
             assert self.source is not None
             return {"source": self.source}
-        classes = self.lalm.shape[1]
-        answers = np.full(self.lalm.shape, 1 / classes)
-        if self.heard.any():
-            answers[self.heard] = _matched(np.log(self.lalm[self.heard]))
+        answers = self.answers
         if self.source is None:
             return {"lalm": answers}
         source = np.log(np.maximum(self.source, _TINY))

@@ -8,6 +8,7 @@ agree that voices differ in their classes. No argument of this module carries a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import combinations
 
 import numpy as np
@@ -45,14 +46,8 @@ def pseudo_speakers(layer: np.ndarray, labels: np.ndarray, rng: np.random.Genera
     """
     points = _components(_without_classes(layer, labels))[:, :_DIMENSIONS]
     resolutions = [points[:, : max(1, round(share * points.shape[1]))] for share in _RESOLUTIONS]
-    best, agreement = [], _FOUND
-    for count in _VOICES:
-        if len(layer) >= _FEWEST_CLIPS * count:
-            groups = [_clusters(first, count, rng) for first in resolutions]
-            index = _agreement(groups)
-            if index >= agreement:
-                best, agreement = groups, index
-    return best
+    counts = (count for count in _VOICES if len(layer) >= _FEWEST_CLIPS * count)
+    return _stablest([_clusters(first, count, rng) for first in resolutions] for count in counts)
 
 
 def clustered_vectors(vectors: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
@@ -71,26 +66,29 @@ def clustered_vectors(vectors: np.ndarray, labels: np.ndarray, rng: np.random.Ge
 
     points = vectors - labels @ np.linalg.lstsq(labels, vectors, rcond=None)[0]
     points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), _TINY)
+
+    def of_a_part(count: int) -> np.ndarray:
+        drawn = points[rng.permutation(len(points))[: round(_DRAWN * len(points))]]
+        means = KMeans(count, n_init=_STARTS, random_state=int(rng.integers(2**31)))
+        return means.fit(drawn).predict(points)
+
+    most = len(points) // _FEWEST_OF_VECTORS
+    counts = (count for count in _VOICES if _FEWEST_VOICES <= count <= most)
+    return _stablest([of_a_part(count) for _ in range(_STARTS)] for count in counts)
+
+
+def _stablest(candidates: Iterable[list[np.ndarray]]) -> list[np.ndarray]:
+    """The clusterings (U,) that agree best with each other, by the mean adjusted Rand index; an empty list if it is
+    below 1/3 for all candidates.
+    """
+    from sklearn.metrics import adjusted_rand_score
+
     best, agreement = [], _FOUND
-    for count in _VOICES:
-        if count < _FEWEST_VOICES or len(points) < _FEWEST_OF_VECTORS * count:
-            continue
-        groups = []
-        for _ in range(_STARTS):
-            drawn = points[rng.permutation(len(points))[: round(_DRAWN * len(points))]]
-            means = KMeans(count, n_init=_STARTS, random_state=int(rng.integers(2**31)))
-            groups.append(means.fit(drawn).predict(points))
-        index = _agreement(groups)
+    for groups in candidates:
+        index = float(np.mean([adjusted_rand_score(*pair) for pair in combinations(groups, 2)]))
         if index >= agreement:
             best, agreement = groups, index
     return best
-
-
-def _agreement(groups: list[np.ndarray]) -> float:
-    """Mean adjusted Rand index between clusterings (U,)."""
-    from sklearn.metrics import adjusted_rand_score
-
-    return float(np.mean([adjusted_rand_score(*pair) for pair in combinations(groups, 2)]))
 
 
 def _without_classes(layer: np.ndarray, labels: np.ndarray) -> np.ndarray:
