@@ -427,8 +427,8 @@ def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:
         )
     if artifact.gold is not None:
         yield (
-            f"few-gold:{len(artifact.gold)}: made with the true class of {len(artifact.gold)} clips, no result without "
-            "labels"
+            f"few-gold:{len(artifact.gold)}: made with the true class of {len(artifact.gold)} clips, so it is not a "
+            "label-free result"
         )
     expected = parameters.get("forecast", {})
     for name in expected.get("at_chance", ()):
