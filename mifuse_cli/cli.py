@@ -10,6 +10,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from math import isnan
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -257,13 +258,14 @@ def _(result: Any) -> str:
         {
             "artifact": result.out,
             "labels": result.how,
+            **({"protocol": f"few-gold:{result.gold}"} if result.gold else {}),
             "clips": f"{result.clips}, {result.fallbacks} of them without a LALM answer",
             **({"clips without an answer": result.without_answer} if several else {}),
             "mean MI (nats)": result.mean_mi,
             "mean weight": result.mean_weight,
             "mean confidence": result.mean_confidence,
-            "agree with label": result.label_agreement,
-            "teachers agree": f"{100 * result.agreement:.1f} % of clips",
+            "agree with label": {k: v for k, v in result.label_agreement.items() if v is not None},
+            **({} if isnan(result.agreement) else {"teachers agree": f"{100 * result.agreement:.1f} % of clips"}),
             "fused marginal": result.marginal,
             **({"expected UA": result.forecast} if result.forecast else {}),
         }
@@ -280,6 +282,7 @@ def _(result: Any) -> str:
             "checkpoint": result.out,
             "method": result.method,
             **({"labels": result.labels} if result.labels else {}),
+            **({"protocol": f"few-gold:{result.gold}"} if result.gold else {}),
             "trained on": f"{result.clips} clips, {result.epochs} epochs, last epoch saved",
             "last losses": result.losses,
             "predicted marginal": result.marginal,

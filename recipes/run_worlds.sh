@@ -86,6 +86,25 @@ compare_normalize=$normalize normalize=''
 cmd=local ngpu=
 . "$recipes/cmd.sh"
 . "$recipes/path.sh"
+# What compare would refuse after hours of answers and models.
+if interpreter=$(mifuse_python 2> /dev/null); then
+  refused=$("$interpreter" - "$protocol" "$systems" "$compare_normalize" <<'END'
+import sys
+from pathlib import Path
+
+from mifuse_cli.errors import UsageError
+from mifuse_cli.steps.compare import CompareConfig
+
+protocol, systems, normalize = sys.argv[1:]
+options = {"protocol": protocol, "systems": systems, "normalize": normalize}
+try:
+    CompareConfig(data=Path(), models=Path(), lalm=Path(), out=Path(), **options)
+except UsageError as error:
+    print(error)
+END
+)
+  [ -z "$refused" ] || usage_error "$refused"
+fi
 
 if at_stage 1; then
   log "stage 1: LALM answers"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mifuse_cli.fusion import forecast as module
-from mifuse_cli.fusion.forecast import forecast
+from mifuse_cli.fusion.forecast import forecast, softness_of
 
 U, K = 120, 4
 
@@ -141,3 +141,27 @@ def test_labels_have_no_way_in():
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
     ours = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not {name for name in ours if name.startswith("mifuse_cli")}
+
+
+class TestSoftness:
+    """Labels that are surer than they are expected to be right are softened."""
+
+    def labels(self, seed=0, clips=200):
+        return np.random.default_rng(seed).dirichlet(np.full(4, 0.1), clips)
+
+    @pytest.mark.parametrize("accuracy", [0.4, 0.6, 0.8])
+    def test_mean_confidence_becomes_the_expected_accuracy(self, accuracy):
+        sure = self.labels()
+        assert sure.max(axis=1).mean() > 0.8
+        softness = softness_of(sure, accuracy)
+        soft = sure ** (1 / softness)
+        soft /= soft.sum(axis=1, keepdims=True)
+        assert soft.max(axis=1).mean() == pytest.approx(accuracy, abs=1e-3) and softness > 1
+        np.testing.assert_array_equal(soft.argmax(axis=1), sure.argmax(axis=1))
+
+    def test_never_the_other_way(self):
+        assert softness_of(self.labels(), 1.0) == 1
+        assert softness_of(self.labels(), float("nan")) == 1
+
+    def test_an_end(self):
+        assert softness_of(np.eye(4)[np.arange(40) % 4], 0.5) > 20

@@ -103,8 +103,10 @@ def test_the_default_is_cross_fit_and_its_labels_stay(copy, corpora):
     assert result.weighting == "cross-fit" and made.views.shape == (24, 2, 4)
     assert made.exponents is None and made.recall.shape == (2, 4)
     np.testing.assert_allclose(made.prior.sum(), 1, atol=1e-6)
-    product = made.prior * made.views.prod(axis=1)
+    softness = made.header.parameters["label_temperature"]
+    product = (made.prior * made.views.prod(axis=1)) ** (1 / softness)
     np.testing.assert_allclose(product / product.sum(axis=1, keepdims=True), made.probs, atol=1e-5)
+    assert softness >= 1
     assert "--weighting mi" in result.how
     for refresh in (None, 0):
         options = {"fused": result.out, "refresh": refresh, "force": True}

@@ -59,6 +59,9 @@ LALMS = "--lalm-url U --lalm-url2 V --lalm-model m"
         (f"{PLACES} {LALMS} --encoder E --nj 0", "--nj 0: expected 1 or more"),
         (f"{PLACES} {LALMS} --encoder E --bogus 1", "unknown option --bogus"),
         (f"{LALMS} --encoder E --table nowhere.tsv", "--table nowhere.tsv: no such file"),
+        (f"{PLACES} {LALMS} --encoder E --protocol both", "--protocol"),
+        (f"{PLACES} {LALMS} --encoder E --systems mifsue", "--systems 'mifsue': no system or group is called so"),
+        (f"{PLACES} {LALMS} --encoder E --normalize all", "--normalize"),
     ],
 )
 def test_usage_errors(place, options, complaint):

@@ -51,6 +51,7 @@ __all__ = [
     "check_same_clips",
     "check_same_utterances",
     "column",
+    "positions",
     "read",
     "read_header",
     "writing",
@@ -392,6 +393,22 @@ def check_same_clips(first: Artifact, first_name: str, second: Artifact, second_
             f"{', '.join(second.header.classes)}. Make one of them anew with the other's --classes."
         )
     check_same_utterances(first.utt_id, first_name, second.utt_id, second_name)
+
+
+def positions(wanted: np.ndarray, wanted_name: str, utt_id: np.ndarray, name: str) -> np.ndarray:
+    """Positions (W,) of wanted utterance ids (W,) among the ids (U,) of an artifact.
+
+    Raises:
+        ArtifactError: with the number of ids that are not among them, and the first.
+    """
+    at = {one: number for number, one in enumerate(utt_id.tolist())}
+    absent = [one for one in wanted.tolist() if one not in at]
+    if absent:
+        raise ArtifactError(
+            f"{wanted_name} has {len(absent)} clips that {name} has not, first {absent[0]!r}. "
+            f"Give clips of the {len(utt_id)} that are in it."
+        )
+    return np.array([at[one] for one in wanted.tolist()])
 
 
 def check_same_utterances(first: np.ndarray, first_name: str, second: np.ndarray, second_name: str) -> None:

@@ -24,6 +24,7 @@ between three corpora, whole or sampled in other ways, see docs/experiments.md."
 _CHANCE = 0.1
 """Correlation with the LALMs, and (UA - 1/K) / (1 - 1/K) of twice this, below which a classifier is at chance."""
 _UNNAMED = 0.05
+_SOFTEST = 4.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,34 @@ def forecast(
     estimate = 1 / classes + (1 - 1 / classes) * min(max(expected, 0.0), 1.0)
     return Forecast(
         recall, accuracy, estimate, tuple(at_chance), tuple(map(int, np.flatnonzero(together < _UNNAMED)))
+    )
+
+
+def softness_of(labels: np.ndarray, accuracy: float) -> float:
+    """Temperature T, 1 or more, at which the mean confidence of p^(1/T) is an expected accuracy.
+
+    Labels of a mixture are too sure, since it takes for independent what is not; those that are expected to be right on
+    three of four clips should be so sure.
+
+    Args:
+        labels: (U, K).
+        accuracy: in [0, 1]; NaN: not known, T is 1.
+    """
+    # Not above: SciPy, which the command line does without, takes a while to load.
+    from scipy.optimize import brentq
+    from scipy.special import softmax
+
+    logs = np.log(np.maximum(labels, 1e-300))
+
+    def confidence(log_temperature: float) -> float:
+        return float(softmax(logs / np.exp(log_temperature), axis=1).max(axis=1).mean())
+
+    if not confidence(0.0) > accuracy:
+        return 1.0
+    if confidence(_SOFTEST) > accuracy:
+        return float(np.exp(_SOFTEST))
+    return float(
+        np.exp(brentq(lambda log_temperature: confidence(log_temperature) - accuracy, 0.0, _SOFTEST))
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from mifuse_cli.fusion.calibration import label_free_temperature, with_temperature
 from mifuse_cli.fusion.dawid_skene import dawid_skene
 from mifuse_cli.fusion.estimators import is_dead, mean_and_mi, share_identical, top_counts
-from mifuse_cli.fusion.forecast import Forecast, forecast
+from mifuse_cli.fusion.forecast import Forecast, forecast, softness_of
 from mifuse_cli.fusion.pools import pool_of, sharpened
 from mifuse_cli.fusion.settings import CROSS_FIT, FusionSettings
 from mifuse_cli.fusion.weightings import OF_MI, WEIGHTINGS, top_labels
@@ -44,6 +44,8 @@ class Fusion:
         identical: share of clips on which a teacher's answers do not vary, of every teacher.
         cross_fit: result of `cross_fit`, None for weightings.
         forecast: what to expect of the labels of `cross_fit`, None for weightings.
+        softness: temperature T of the labels of `cross_fit`, p^(1/T), at which they are as sure as they are expected to
+            be right.
     """
 
     probs: np.ndarray
@@ -56,6 +58,7 @@ class Fusion:
     identical: tuple[float, ...]
     cross_fit: CrossFit | None = None
     forecast: Forecast | None = None
+    softness: float = 1.0
 
 
 def fuse_samples(
@@ -94,7 +97,7 @@ def fuse_samples(
     mean, mi = (np.stack(parts, axis=1) for parts in zip(*stats, strict=True))
     if settings.weighting in OF_MI and any(map(is_dead, identical)) and not settings.keep_weighting:
         settings = settings.uniform()
-    found = None
+    found, expected, softness = None, None, 1.0
     if settings.is_weighted:
         weights, probs = fuse_means(mean, mi, settings)
     else:
@@ -108,7 +111,10 @@ def fuse_samples(
         rng = random("pseudo-speakers")
         found = cross_fit(lalm.astype(float), structure, without=settings.left_out, gold=gold, rng=rng)
         weights = _shares(shares, found.information)
-        probs = sharpened(found.labels, settings.sharpen)
+        left_out = _not_judged(settings, len(samples))
+        expected = forecast(mean.astype(float), found.labels, found.correlation, left_out)
+        softness = softness_of(found.labels, expected.labels)
+        probs = sharpened(found.labels, softness * settings.sharpen)
     return Fusion(
         probs=probs.astype(np.float32),
         weights=weights.astype(np.float32),
@@ -119,18 +125,20 @@ def fuse_samples(
         temperature=temperature,
         identical=identical,
         cross_fit=found,
-        forecast=None
-        if found is None
-        else forecast(
-            mean.astype(float),
-            found.labels,
-            found.correlation,
-            [
-                *(range(len(samples) - 1) if "lalm" in settings.left_out else ()),
-                *([len(samples) - 1] if "source" in settings.left_out else ()),
-            ],
-        ),
+        forecast=expected,
+        softness=softness,
     )
+
+
+def _not_judged(settings: FusionSettings, teachers: int) -> list[int]:
+    """Teachers, by position, of which the labels tell nothing: those left out, and one that alone makes the labels."""
+    if "structure" in settings.left_out and settings.left_out & {"lalm", "source"}:
+        return list(range(teachers))
+    lalms, source = range(teachers - 1), teachers - 1
+    return [
+        *(lalms if "lalm" in settings.left_out else ()),
+        *([source] if "source" in settings.left_out else ()),
+    ]
 
 
 def _shares(lalm: np.ndarray, information: np.ndarray) -> np.ndarray:

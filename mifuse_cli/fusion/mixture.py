@@ -8,8 +8,7 @@ U clips, K classes; natural logarithms. Given the class k of clip i,
 - what the source classifier and the linear model say, u_i, is normal with a mean of the class and a covariance that all
   classes share, as in linear discriminant analysis. Both hear the same hidden states and share errors, which the
   covariance takes into account; a teacher that tells the classes apart on other data only has the same mean for all of
-  them, and little say. (Not if it is so sure that its floored probabilities fall into a few points, which a normal
-  distribution takes for classes.)
+  them, and little say.
 
 Confusion matrix, means, covariance and class prior are estimated together with the labels by expectation maximisation,
 the prior as in Saerens et al. (Neural Computation 2002). The linear model predicts each clip from the labels of the
@@ -36,8 +35,10 @@ are estimated. It ties every class to its name: without it, the mixture may find
 clips say less about what is a class than many."""
 _CORRELATED = 0.25
 """Correlation of the two teachers from which the source classifier alone may be a start. At 0, one of them is wrong
-about everything, and nothing but the answers tells what the classes mean."""
-_LALM_FLOOR, _SOURCE_FLOOR = 1e-2, 1e-3
+about everything, and it is more likely the classifier, which knows another domain."""
+_LALM_FLOOR, _SOURCE_FLOOR = 1e-2, 1e-9
+"""Probabilities are taken to be at least this. That of the classifier is low, since floored ones fall into a few
+points, which a normal distribution takes for classes."""
 _NAMED, _OTHER, _CLIPS_OF_MEAN, _CLIPS_OF_COVARIANCE, _CLIPS_OF_PRIOR = 2.0, 0.5, 2.0, 5.0, 1.0
 """Weights, in clips, of what is assumed before any clip is seen: that a class is named by its name, or by any name;
 that a mean is that of all clips, the features are uncorrelated, and the classes equally frequent."""
@@ -105,20 +106,31 @@ class TwoTeachers:
         return float((one * other).sum() / scale) if scale > _TINY else 0.0
 
     def starts(self) -> dict[str, np.ndarray]:
-        """Labels (U, K) to start from, by name: those of both teachers pooled, and of each of them; all are matched to
-        uniform classes."""
+        """Labels (U, K) to start from, by name, all matched to uniform classes.
+
+        They are those of both teachers pooled, with the same say even if the classifier is the surer one, and those of
+        each of them. If the two hardly correlate, not those of the classifier, and those of the LALMs with a smaller
+        say of the classifier, down to none.
+        """
         if self.lalm is None:
             assert self.source is not None
             return {"source": self.source}
         answers = self.answers
         if self.source is None:
             return {"lalm": answers}
-        source = np.log(np.maximum(self.source, _TINY))
-        pooled = np.where(self.heard[:, None], (np.log(np.maximum(answers, _TINY)) + source) / 2, source)
-        both = {"both": _matched(pooled)}
-        if not self.correlation > _CORRELATED:
-            return both
-        return {**both, "source": self.source, "lalm": answers}
+        said, source = (np.log(np.maximum(probs, _TINY)) for probs in (answers, self.source))
+        surest = _spread(said[self.heard])
+        if not surest > _TINY:
+            # Answers that never vary, or none.
+            return {"source": self.source}
+        source *= min(1.0, surest / max(_spread(source), _TINY))
+
+        def pooled(share: float) -> np.ndarray:
+            return _matched(np.where(self.heard[:, None], (1 - share) * said + share * source, 2 * share * source))
+
+        if self.correlation > _CORRELATED:
+            return {"both": pooled(0.5), "source": self.source, "lalm": answers}
+        return {"both": pooled(0.5), "lalm": pooled(0.5 * max(self.correlation, 0.0) / _CORRELATED)}
 
     def recall(self, labels: np.ndarray) -> np.ndarray:
         """(T, K) estimated recall of every class of the LALMs and of the source classifier, if the labels (U, K) are
@@ -183,7 +195,7 @@ def settled(
     Expectation maximisation finds the labels that are nearest to its start. Under wrong ones, one of the teachers seems
     to be right less often: what counts is the geometric mean of the two unweighted accuracies under the labels, less
     chance. With gold labels, those are taken that give the gold clips, without their own label, the
-    highest likelihood.
+    highest likelihood. The answers alone, without source classifier and structure, are taken as they are.
 
     Args:
         teachers: at least one.
@@ -195,6 +207,8 @@ def settled(
     starts = teachers.starts()
     if gold is None:
         gold = np.full(len(next(iter(starts.values()))), -1)
+    if structure is None and teachers.source is None:
+        return _as_answered(teachers, gold)
     found = {
         name: _maximised(teachers, structure, start, gold=gold, uniform=uniform, rounds=rounds)
         for name, start in starts.items()
@@ -212,6 +226,17 @@ def settled(
     labels, answers, acoustics, prior = found[best]
     others = {name: one[0] for name, one in found.items() if name != best}
     return Mixture(labels, softmax(answers, axis=1), softmax(acoustics, axis=1), prior, best, others)
+
+
+def _as_answered(teachers: TwoTeachers, gold: np.ndarray) -> Mixture:
+    """The answers as labels: nothing else tells which of them are wrong."""
+    assert teachers.lalm is not None
+    classes = teachers.lalm.shape[1]
+    answers = np.where(teachers.heard[:, None], teachers.lalm, 1 / classes)
+    known = gold >= 0
+    labels = np.where(known[:, None], np.eye(classes)[gold], answers)
+    even = np.full(labels.shape, 1 / classes)
+    return Mixture(labels, answers, even, even[0], "lalm", {})
 
 
 def _maximised(
@@ -276,6 +301,13 @@ def _by_acoustics(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     weights = np.linalg.solve(covariance, means.T)
     # The part of the exponent that all classes share is left out.
     return scaled @ weights - 0.5 * np.einsum("kp,pk->k", means, weights)
+
+
+def _spread(logs: np.ndarray) -> float:
+    """How sure a teacher is: the deviation of its log-probabilities (U, K) within clips."""
+    if not len(logs):
+        return 0.0
+    return float(np.sqrt(np.square(logs - logs.mean(axis=1, keepdims=True)).mean()))
 
 
 def _matched(logits: np.ndarray, steps: int = 50) -> np.ndarray:

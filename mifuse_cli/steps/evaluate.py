@@ -25,7 +25,9 @@ class EvaluateConfig(StepConfig):
     predictions: Path | None = option(
         None, "Artifact to score instead of a model: from query-lalm, sample-source, fuse or train."
     )
-    manifest: Path = option(help="CSV of the clips with their labels in the column emotion.")
+    manifest: Path = option(
+        help="CSV of the clips with their labels in the column emotion; with --predictions, these or some of them."
+    )
     out: Path = option(help="Artifact to write.")
     normalize: str = option(
         "",
@@ -75,7 +77,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     Raises:
         InputError: input that cannot be read, labels that are missing or unknown, an output that exists.
         UsageError: ``centre`` with a model that is no student of cross-fit labels.
-        ArtifactError: predictions for other clips than the manifest's.
+        ArtifactError: labelled clips without a prediction; no labelled clip but those given to fuse.
     """
     lineage.refuse_overwrite(config, config.out)
     system = config.model or config.predictions
@@ -98,10 +100,12 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         if current.header.parameters["metrics"].keys() >= evaluation.METRICS.keys():
             return _result(config.out, current, up_to_date=True)
     if config.model:
-        probs = _predict(config, clips, progress)
+        predicted = _predict(config, clips, progress)
+        probs = predicted
     else:
-        artifacts.check_same_utterances(made.utt_id, str(system), ids, str(config.manifest))
-        probs = distributions(made, str(system))
+        labelled_at = artifacts.positions(ids, str(config.manifest), made.utt_id, str(system))
+        predicted = distributions(made, str(system))
+        probs = predicted[labelled_at]
     truth = np.array([one.label for one in labelled])
     scored = ~np.isin(ids, gold_of(made))
     if not scored.any():
@@ -109,8 +113,8 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
             f"{config.manifest}: all of its clips had their true class given to fuse --gold, so that none is left to "
             "score. Give the labels of the other clips too."
         )
-    prior = None if scored.all() else np.nanmean(probs.astype(float), axis=0)
     ids, probs, truth = ids[scored], probs[scored], truth[scored]
+    prior = None if len(ids) == len(predicted) else np.nanmean(predicted.astype(float), axis=0)
     clips = [clip for clip, kept in zip(clips, scored, strict=True) if kept]
     found = evaluation.score(
         truth,
@@ -131,6 +135,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
             metrics=metrics,
             signature=_signature(config, made, found, ids),
             gold=int((~scored).sum()),
+            predicted=len(predicted),
         ),
         utt_id=ids,
         probs=probs.astype(np.float32),
@@ -235,8 +240,12 @@ def _result(out: Path, artifact: Evaluation, *, up_to_date: bool = False) -> Eva
     parameters = artifact.header.parameters
     missing = parameters["metrics"]["missing"]
     notes = (f"{missing} clips have no prediction and count as wrong",) if missing else ()
-    if gold := parameters.get("gold"):
+    gold = parameters.get("gold", 0)
+    if gold:
         notes = (*notes, f"{gold} clips whose true class was given to fuse --gold are left out")
+    scored, predicted = len(artifact.utt_id), parameters.get("predicted", 0)
+    if scored + gold < predicted:
+        notes = (*notes, f"{scored} of {predicted} predictions are scored, those with a label")
     return EvaluateResult(
         out=out,
         signature=parameters["signature"],

@@ -88,6 +88,7 @@ class FuseResult(StepResult):
         how: in one line, how the labels were made.
         temperature: by LALM that was calibrated.
         marginal: mean fused probability by class.
+        gold: clips whose true class was given.
         forecast: of cross-fit, estimated unweighted accuracy of every teacher and of the "labels", as far as there is
             one.
     """
@@ -105,6 +106,7 @@ class FuseResult(StepResult):
     how: str
     temperature: dict[str, float]
     marginal: dict[str, float]
+    gold: int
     forecast: dict[str, float]
 
 
@@ -241,6 +243,7 @@ def _of_cross_fit(teachers: list[str], classes: tuple[str, ...], found: Fusion) 
         "teacher_correlation": _finite(agreed.correlation),
         "pseudo_speakers": agreed.voices,
         "class_mix_kept": agreed.kept,
+        "label_temperature": found.softness,
         "forecast": {
             "ua": {name: _finite(value) for name, value in accuracy.items()},
             "at_chance": [teachers[t] for t in told.at_chance],
@@ -373,6 +376,7 @@ def _result(out: Path, artifact: Fused, *, up_to_date: bool = False) -> FuseResu
         how=_how(parameters),
         temperature=parameters["lalm_temperature"],
         marginal=dict(by_class),
+        gold=0 if artifact.gold is None else len(artifact.gold),
         forecast={
             name: value
             for name, value in parameters.get("forecast", {}).get("ua", {}).items()
@@ -392,8 +396,10 @@ def _how(parameters: Mapping[str, Any]) -> str:
     if settings.is_weighted:
         paper = " (MI-Fuse)" if settings == FusionSettings(weighting="mi") else ""
         return f"teachers weighed by {weighting}{further}{paper}; our default: --weighting {CROSS_FIT}"
-    how = f"mixture of answers, source model and hidden states{further}, {_voices(parameters, settings)}"
-    return f"{how}; the paper's way: --weighting mi"
+    parts = {"lalm": "answers", "source": "source model", "structure": "hidden states"}
+    used = [name for part, name in parts.items() if part not in settings.left_out]
+    named = f"mixture of {', '.join(used[:-1])} and {used[-1]}" if used[1:] else f"{used[0]} alone"
+    return f"{named}{further}, {_voices(parameters, settings)}; the paper's way: --weighting mi"
 
 
 def _voices(parameters: Mapping[str, Any], settings: FusionSettings) -> str:
@@ -430,6 +436,8 @@ def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:
             f"few-gold:{len(artifact.gold)}: made with the true class of {len(artifact.gold)} clips, so it is not a "
             "label-free result"
         )
+        if len(artifact.gold) == len(artifact.utt_id):
+            yield "the true class of every clip was given, so that none is left to score"
     expected = parameters.get("forecast", {})
     for name in expected.get("at_chance", ()):
         one_of_several = name != "source" and len(parameters["teachers"]) > 2

@@ -109,6 +109,7 @@ class TrainResult(StepResult):
         clips, epochs: number of clips and of epochs.
         losses: mean of every loss term in the last epoch.
         marginal: mean predicted probability by class.
+        gold: clips whose true class the labels were made with.
         resumed_from: epoch that an interrupted run had reached, 0 if there was none.
     """
 
@@ -118,6 +119,7 @@ class TrainResult(StepResult):
     epochs: int
     losses: dict[str, float]
     marginal: dict[str, float]
+    gold: int = 0
     resumed_from: int = 0
 
 
@@ -211,7 +213,8 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
         **labels,
     )
     utt_id = np.array([clip.utt_id for clip in clips])
-    gold = None if fused is None else fused.gold
+    # Other methods see nothing of the fused labels, and so nothing of true classes.
+    gold = fused.gold if fused is not None and config.method == "mifuse" else None
     training = Training(
         header=header,
         utt_id=utt_id,
@@ -281,6 +284,7 @@ def _result(out: Path, *, up_to_date: bool = False, resumed_from: int = 0) -> Tr
         epochs=len(made.history),
         losses=dict(zip(made.columns_of_history.tolist(), made.history[-1].tolist(), strict=True)),
         marginal=dict(zip(made.header.classes, map(float, marginal), strict=True)),
+        gold=0 if made.gold is None else len(made.gold),
         resumed_from=resumed_from,
         up_to_date=up_to_date,
         notes=notes,
