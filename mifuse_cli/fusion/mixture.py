@@ -33,7 +33,7 @@ _ANCHOR = 60.0
 """Weight, in clips, of the labels at the start beside those of all clips, where means, covariance and confusion matrix
 are estimated. It ties every class to its name: without it, the mixture may find a group of clips that is no class. Few
 clips say less about what is a class than many."""
-_CORRELATED = 0.25
+_CORRELATED = 0.35
 """Correlation of the two teachers from which the source classifier alone may be a start. At 0, one of them is wrong
 about everything, and it is more likely the classifier, which knows another domain."""
 _LALM_FLOOR, _SOURCE_FLOOR = 1e-2, 1e-9
