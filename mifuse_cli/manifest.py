@@ -293,7 +293,11 @@ def _csv(manifest: Path) -> Iterator[csv.DictReader[str]]:
         with manifest.open(newline="", encoding="utf-8-sig") as file:
             yield csv.DictReader(file, strict=True)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{manifest}: cannot be read as a CSV manifest ({error}).") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(
+            f"{manifest}: cannot be read as CSV ({why}). Expected UTF-8 text, a header line with the column 'file', "
+            "values separated by commas."
+        ) from None
 
 
 def _is_audio(name: str) -> bool:

@@ -75,12 +75,47 @@ def test_gold_clips_are_left_out_of_every_score(copy, corpora, gold):
     assert plain.metrics["n"] == clips and "few-gold" not in plain.signature
 
 
+def test_with_and_without_gold_can_be_scored_on_the_same_clips(copy, corpora, gold):
+    labels = fused(copy, gold).out
+    known = {row["file"] for row in read_rows(gold)}
+    rest = [row for row in read_rows(corpora.labels) if row["file"] not in known]
+    manifest = write_csv(corpora.labels.parent / "rest.csv", rest)
+    made = {}
+    for name, predictions in {"gold": labels, "plain": copy.fused}.items():
+        out = copy.root / f"{name}-rest.h5"
+        result = m.evaluate(m.EvaluateConfig(manifest=manifest, predictions=predictions, out=out))
+        made[name] = Evaluation.load(result.out)
+        clips = len(Fused.load(predictions).utt_id)
+        assert any(f"{len(rest)} of {clips} predictions are scored" in note for note in result.notes)
+        assert f"|n:{len(rest)}|" in result.signature
+        assert ("few-gold" in result.signature) == (name == "gold")
+    np.testing.assert_array_equal(made["gold"].utt_id, made["plain"].utt_id)
+    stored = Fused.load(copy.fused)
+    at = [stored.utt_id.tolist().index(name) for name in made["plain"].utt_id]
+    np.testing.assert_array_equal(made["plain"].probs, stored.probs[at])
+
+
+def test_methods_without_fused_labels_saw_no_gold(copy, corpora, gold):
+    labels = fused(copy, gold).out
+    assert m.train(train_config(copy, corpora, copy.root / "ours", fused=labels)).gold == GOLD
+    result = m.train(train_config(copy, corpora, copy.root / "shot", fused=labels, method="shot"))
+    assert result.gold == 0 and Training.load(result.out / "train.h5").gold is None
+
+
+def test_the_protocol_is_printed(copy, gold):
+    given = ("--lalm", copy.lalm, "--source", copy.source, "--out", copy.root / "p.h5")
+    assert f"few-gold:{GOLD}" in mifuse("fuse", *given, "--gold", gold).stdout
+    assert "few-gold" not in mifuse("fuse", *given, "--force").stdout
+
+
 def test_nothing_is_left_to_score(copy, corpora):
     rows = read_rows(corpora.labels)
     everything = write_csv(
         copy.root / "all.csv", [{"file": r["file"], "emotion": r["emotion"]} for r in rows]
     )
-    labels = fused(copy, everything).out
+    result = fused(copy, everything)
+    assert any("none is left to score" in note for note in result.notes)
+    labels = result.out
     with pytest.raises(ArtifactError, match="none is left to score"):
         m.evaluate(m.EvaluateConfig(manifest=corpora.labels, predictions=labels, out=copy.root / "e.h5"))
 

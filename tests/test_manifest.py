@@ -101,7 +101,7 @@ class TestReadClips:
             (("file", "wav/a.wav", "wav/no.wav", "b.wav"), "2 of 3 audio files are missing, first .*/no.wav"),
             (("file,duration_s", "wav/a.wav,2s"), "a: duration_s '2s' is not a number"),
             (("file,duration_s", "wav/a.wav,1", "wav/b.wav,-1"), "b: duration_s '-1' is not a number"),
-            (('file,"x', "wav/a.wav,1"), "cannot be read as a CSV"),
+            (('file,"x', "wav/a.wav,1"), "cannot be read as CSV"),
             (("file", "", "wav/a.wav", '"wav/', 'no.wav"', " "), "line 6: the column 'file' is empty"),
         ],
     )

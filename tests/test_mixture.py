@@ -381,6 +381,17 @@ class TestEdges:
         assert right(found, truth) > right(source, truth) + 0.1
         assert TwoTeachers.of(lalm, [source]).information(found)[0] == pytest.approx(0, abs=1e-6)
 
+    def test_answers_alone_are_taken_as_they_are(self):
+        truth, _, lalm, _ = planted()
+        lalm[:5] = np.nan
+        found = found_in(None, lalm, None, gold=np.where(np.arange(300) == 7, truth, -1))
+        said = TwoTeachers.of(lalm, []).lalm
+        np.testing.assert_array_equal(found.labels[:5], np.full((5, 4), 0.25))
+        np.testing.assert_array_equal(found.labels[7], np.eye(4)[truth[7]])
+        np.testing.assert_array_equal(found.labels[8:], said[8:])
+        product = found.prior * found.answers * found.acoustics
+        np.testing.assert_allclose(product[8:] / product[8:].sum(axis=1, keepdims=True), said[8:])
+
     def test_no_answer_at_all(self):
         _, features, lalm, source = planted()
         found = found_in(features, np.full_like(lalm, np.nan), source)

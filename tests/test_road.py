@@ -152,6 +152,23 @@ class TestForecast:
         assert np.isnan(made.recall).all(axis=1).tolist() == [without == "lalm", without == "source"]
         assert made.header.parameters["forecast"]["ua"][without] is None
 
+    @pytest.mark.parametrize(
+        ("without", "how"), [("source,structure", "answers alone"), ("lalm,structure", "source model alone")]
+    )
+    def test_one_teacher_alone_tells_nothing_of_itself(self, copy, without, how):
+        flags = ("fuse", "--lalm", copy.lalm, "--source", copy.source, "--out", copy.root / "f.h5")
+        told = mifuse(*flags, "--without", without)
+        assert told.exit_code == 0 and how in told.stdout
+        assert "expected UA" not in told.stdout and "None" not in told.stdout and "nan" not in told.stdout
+        made = Fused.load(copy.root / "f.h5")
+        assert np.isnan(made.recall).all()
+        if how == "answers alone":
+            mean = np.nanmean(Lalm.load(copy.lalm).probs, axis=1)
+            answered = ~np.isnan(mean).any(axis=1)
+            np.testing.assert_array_equal(
+                made.probs[answered].argmax(axis=1), mean[answered].argmax(axis=1)
+            )
+
     def test_what_to_beware_of_is_told(self, copy):
         """A LALM that guesses and never names the last class."""
         probs = Lalm.load(copy.lalm).probs.copy()
