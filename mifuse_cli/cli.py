@@ -261,15 +261,23 @@ def _(result: Any) -> str:
             **({"protocol": f"few-gold:{result.gold}"} if result.gold else {}),
             "clips": f"{result.clips}, {result.fallbacks} of them without a LALM answer",
             **({"clips without an answer": result.without_answer} if several else {}),
-            "mean MI (nats)": result.mean_mi,
+            "mean MI (nats)": _known(result.mean_mi),
             "mean weight": result.mean_weight,
-            "mean confidence": result.mean_confidence,
-            "agree with label": {k: v for k, v in result.label_agreement.items() if v is not None},
-            **({} if isnan(result.agreement) else {"teachers agree": f"{100 * result.agreement:.1f} % of clips"}),
+            "mean confidence": _known(result.mean_confidence),
+            "agree with label": _known(result.label_agreement),
+            **(
+                {}
+                if isnan(result.agreement)
+                else {"teachers agree": f"{100 * result.agreement:.1f} % of clips"}
+            ),
             "fused marginal": result.marginal,
             **({"expected UA": result.forecast} if result.forecast else {}),
         }
     )
+
+
+def _known(by_teacher: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in by_teacher.items() if value is not None}
 
 
 @command(

@@ -165,9 +165,7 @@ class TestForecast:
         if how == "answers alone":
             mean = np.nanmean(Lalm.load(copy.lalm).probs, axis=1)
             answered = ~np.isnan(mean).any(axis=1)
-            np.testing.assert_array_equal(
-                made.probs[answered].argmax(axis=1), mean[answered].argmax(axis=1)
-            )
+            np.testing.assert_array_equal(made.probs[answered].argmax(axis=1), mean[answered].argmax(axis=1))
 
     def test_what_to_beware_of_is_told(self, copy):
         """A LALM that guesses and never names the last class."""

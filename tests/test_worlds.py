@@ -60,7 +60,10 @@ LALMS = "--lalm-url U --lalm-url2 V --lalm-model m"
         (f"{PLACES} {LALMS} --encoder E --bogus 1", "unknown option --bogus"),
         (f"{LALMS} --encoder E --table nowhere.tsv", "--table nowhere.tsv: no such file"),
         (f"{PLACES} {LALMS} --encoder E --protocol both", "--protocol"),
-        (f"{PLACES} {LALMS} --encoder E --systems mifsue", "--systems 'mifsue': no system or group is called so"),
+        (
+            f"{PLACES} {LALMS} --encoder E --systems mifsue",
+            "--systems 'mifsue': no system or group is called so",
+        ),
         (f"{PLACES} {LALMS} --encoder E --normalize all", "--normalize"),
     ],
 )

@@ -126,7 +126,9 @@ class TwoTeachers:
         source *= min(1.0, surest / max(_spread(source), _TINY))
 
         def pooled(share: float) -> np.ndarray:
-            return _matched(np.where(self.heard[:, None], (1 - share) * said + share * source, 2 * share * source))
+            return _matched(
+                np.where(self.heard[:, None], (1 - share) * said + share * source, 2 * share * source)
+            )
 
         if self.correlation > _CORRELATED:
             return {"both": pooled(0.5), "source": self.source, "lalm": answers}
