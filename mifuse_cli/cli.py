@@ -21,6 +21,7 @@ from mifuse_cli import config as configs
 from mifuse_cli import console
 from mifuse_cli.errors import MifuseError
 from mifuse_cli.evaluation import METRICS
+from mifuse_cli.fusion import FORECAST_ERROR
 
 _EPILOG = (
     "Every option can also be set by MIFUSE_OPTION or MIFUSE_COMMAND_OPTION in the environment, or in the YAML "
@@ -271,9 +272,14 @@ def _(result: Any) -> str:
                 else {"teachers agree": f"{100 * result.agreement:.1f} % of clips"}
             ),
             "fused marginal": result.marginal,
-            **({"expected UA": result.forecast} if result.forecast else {}),
+            **({"expected UA": _expected(result.forecast)} if result.forecast else {}),
         }
     )
+
+
+def _expected(forecast: Mapping[str, float]) -> str:
+    told = ", ".join(f"{name} {value:.2f}" for name, value in forecast.items())
+    return f"{told}; the labels' is off by {FORECAST_ERROR:g} on average" if "labels" in forecast else told
 
 
 def _known(by_teacher: Mapping[str, float | None]) -> dict[str, float]:

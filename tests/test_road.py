@@ -130,8 +130,8 @@ class TestForecast:
         told = made.header.parameters
         ua = dict(zip(["lalm", "source"], made.recall.mean(axis=1), strict=True))
         assert told["forecast"]["ua"] == pytest.approx({**ua, "labels": told["forecast"]["ua"]["labels"]})
-        values = [f"{name} {value:.4g}" for name, value in told["forecast"]["ua"].items()]
-        assert f"expected UA       {', '.join(values)}\n" in report
+        values = ", ".join(f"{name} {value:.2f}" for name, value in told["forecast"]["ua"].items())
+        assert f"expected UA       {values}; the labels' is off by 0.08 on average\n" in report
         assert told["start"] in ("both", "source", "lalm") and -1 <= told["teacher_correlation"] <= 1
         again = mifuse(*flags, "--update", "--json")
         assert json.loads(again.stdout)["forecast"] == told["forecast"]["ua"]
@@ -384,6 +384,7 @@ class TestArtifactsOfEarlierVersions:
         new = ("start", "teacher_correlation", "class_mix_kept", "forecast")
         told = {name: value for name, value in made.header.parameters.items() if name not in new}
         told |= {"without": request.param, "views": ["lalm", "source", "structure"]}
+        del told["label_temperature"]
         older = replace(
             made,
             header=replace(made.header, parameters=told),
@@ -418,6 +419,13 @@ class TestArtifactsOfEarlierVersions:
         config = m.FuseConfig(lalm=copy.lalm, source=copy.source, out=out, update=True)
         assert not m.fuse(config).up_to_date and m.fuse(config).up_to_date
         assert Fused.load(out).prior is not None
+
+    def test_labels_that_were_too_sure_are_not_up_to_date(self, copy):
+        config = m.FuseConfig(lalm=copy.lalm, source=copy.source, out=copy.root / "f.h5", update=True)
+        made = Fused.load(m.fuse(config).out)
+        told = {name: value for name, value in made.header.parameters.items() if name != "label_temperature"}
+        replace(made, header=replace(made.header, parameters=told)).save(config.out)
+        assert not m.fuse(config).up_to_date and m.fuse(config).up_to_date
 
     def test_source_samples_without_hidden_states_can_be_weighed_alone(self, copy):
         replace(Source.load(copy.source), hidden=None, speaker=None).save(copy.source)

@@ -29,18 +29,20 @@ from mifuse_cli.fusion.estimators import (
     share_identical,
     top_counts,
 )
+from mifuse_cli.fusion.forecast import ERROR as FORECAST_ERROR
 from mifuse_cli.fusion.forecast import Forecast
 from mifuse_cli.fusion.fusing import Fusion, fuse_answers, fuse_means, fuse_samples
 from mifuse_cli.fusion.pools import POOLS, sharpened
 from mifuse_cli.fusion.settings import CROSS_FIT, PARTS, FusionSettings
 from mifuse_cli.fusion.weightings import OF_MI, OF_RAW_MI, OF_TAU, WEIGHTINGS, Weighting
 
-VERSION = 2
+VERSION = 3
 """To be raised when the same answers and settings give other labels than before: ``compare`` then fuses anew."""
 
 __all__ = [
     "CALIBRATIONS",
     "CROSS_FIT",
+    "FORECAST_ERROR",
     "HIGHEST_TEMPERATURE",
     "LEAST_TEACHERS",
     "LOWEST_TEMPERATURE",

@@ -129,8 +129,8 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
     teachers = _names(lalms)
     if lineage.is_current(config, config.out, parents):
         made = Fused.load(config.out)
-        # Before version 2, cross-fit estimated no class prior.
-        of_now = config.is_weighted or made.prior is not None
+        # Labels of earlier cross-fits were surer than right.
+        of_now = config.is_weighted or "label_temperature" in made.header.parameters
         if of_now and made.header.parameters["teachers"] == teachers:
             return _result(config.out, made, up_to_date=True)
     samples = [*(lalm.probs.astype(float) for lalm in lalms.values()), source.probs.astype(float)]
