@@ -11,7 +11,7 @@ import numpy as np
 
 from mifuse_cli.fusion.calibration import label_free_temperature, with_temperature
 from mifuse_cli.fusion.dawid_skene import dawid_skene
-from mifuse_cli.fusion.estimators import is_dead, mean_and_mi, share_identical, top_counts
+from mifuse_cli.fusion.estimators import is_dead, mean_and_mi, share_identical, summarised
 from mifuse_cli.fusion.forecast import Forecast, forecast, softness_of
 from mifuse_cli.fusion.pools import pool_of, sharpened
 from mifuse_cli.fusion.settings import CROSS_FIT, FusionSettings
@@ -42,6 +42,7 @@ class Fusion:
             answers of a teacher never vary.
         temperature: of every teacher, None where it was left as it is.
         identical: share of clips on which a teacher's answers do not vary, of every teacher.
+        votes: whether the answers are single labels, of every teacher.
         cross_fit: result of `cross_fit`, None for weightings.
         forecast: what to expect of the labels of `cross_fit`, None for weightings.
         softness: temperature T of the labels of `cross_fit`, p^(1/T), at which they are as sure as they are expected to
@@ -56,6 +57,7 @@ class Fusion:
     settings: FusionSettings
     temperature: tuple[float | None, ...]
     identical: tuple[float, ...]
+    votes: tuple[bool, ...]
     cross_fit: CrossFit | None = None
     forecast: Forecast | None = None
     softness: float = 1.0
@@ -84,16 +86,25 @@ def fuse_samples(
     """
     if "lalm" in settings.left_out:
         samples = [*(np.full_like(one, np.nan) for one in samples[:-1]), samples[-1]]
-    identical = tuple(map(share_identical, samples))
-    believed = np.nanmean(samples[-1], axis=1).argmax(axis=-1)
-    lalm_temperature = (
-        label_free_temperature(one, believed, settings.calibrate_lalm) for one in samples[:-1]
-    )
-    temperature = (*lalm_temperature, None)
-    answers = [
-        one if t is None else with_temperature(one, t) for one, t in zip(samples, temperature, strict=True)
+    # As in artifacts, so that it does not matter whether samples were stored in between.
+    samples = [np.asarray(one, np.float32) for one in samples]
+    summaries = [summarised(one) for one in samples]
+    identical = tuple(map(share_identical, samples, summaries))
+    votes = tuple(one.votes for one in summaries)
+    temperature: tuple[float | None, ...] = (None,) * len(samples)
+    if settings.calibrate_lalm != "none":
+        believed = summaries[-1].total.argmax(axis=-1)
+        of_lalms = (label_free_temperature(one, believed, settings.calibrate_lalm) for one in samples[:-1])
+        temperature = (*of_lalms, None)
+    answers = list(samples)
+    for t, value in enumerate(temperature):
+        if value is not None:
+            answers[t] = with_temperature(samples[t], value)
+            summaries[t] = summarised(answers[t])
+    stats = [
+        mean_and_mi(one, settings.mi_estimator, summary)
+        for one, summary in zip(answers, summaries, strict=True)
     ]
-    stats = [mean_and_mi(one, settings.mi_estimator) for one in answers]
     mean, mi = (np.stack(parts, axis=1) for parts in zip(*stats, strict=True))
     if settings.weighting in OF_MI and any(map(is_dead, identical)) and not settings.keep_weighting:
         settings = settings.uniform()
@@ -120,10 +131,11 @@ def fuse_samples(
         weights=weights.astype(np.float32),
         mean=mean.astype(np.float32),
         mi=mi.astype(np.float32),
-        top_counts=np.stack(list(map(top_counts, answers)), axis=1).astype(np.float32),
+        top_counts=np.stack([one.top_counts for one in summaries], axis=1).astype(np.float32),
         settings=settings,
         temperature=temperature,
         identical=identical,
+        votes=votes,
         cross_fit=found,
         forecast=expected,
         softness=softness,

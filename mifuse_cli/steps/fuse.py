@@ -133,9 +133,10 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
         of_now = config.is_weighted or "label_temperature" in made.header.parameters
         if of_now and made.header.parameters["teachers"] == teachers:
             return _result(config.out, made, up_to_date=True)
-    samples = [*(lalm.probs.astype(float) for lalm in lalms.values()), source.probs.astype(float)]
+    samples = [*(lalm.probs for lalm in lalms.values()), source.probs]
     for path, probs in zip(lalms, samples, strict=False):
-        if np.isnan(probs).any(axis=-1).all():
+        # What is missing is missing for all classes.
+        if np.isnan(probs[..., 0]).all():
             raise ArtifactError(f"{path}: holds no valid answer at all. Look at it with: mifuse show {path}")
         if config.calibrate_lalm == "self-agreement" and _single(probs):
             raise ArtifactError(
@@ -166,7 +167,7 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
             teachers=teachers,
             **found.settings.parameters(),
             lalm_temperature=temperature,
-            votes=[name for name, one in zip(teachers, samples[:-1], strict=False) if fusion.are_votes(one)],
+            votes=[name for name, votes in zip(teachers[:-1], found.votes, strict=False) if votes],
             diagnostics=_diagnostics(teachers, found),
             source_samples=source.probs.shape[1],
             source_normalize=source.header.parameters["normalize"],
