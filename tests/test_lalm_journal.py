@@ -217,3 +217,32 @@ class TestClips:
         journal.add_probe("h", "m", {"n": True})
         journal.add_probe("h", "m", {"n": False})
         assert journal.probed("h", "m") == {"n": False}
+
+
+class TestErrorsThatCountedAsAnswers:
+    """Journals of versions that took an error within a response for an empty answer."""
+
+    def as_before(self, journal, key, body, choices=(0,)):
+        keep(journal, key, body, choices=choices, settled=True)
+        journal.execute("UPDATE answer SET outcome = 'ok' WHERE key = ?", (key,)).result()
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {"choices": [{"message": {"content": ""}, "finish_reason": "error"}]},
+            {
+                "choices": [{"message": {"content": None}}],
+                "error": {"code": 429},
+                "usage": {"completion_tokens": 0},
+            },
+            completion("", "", usage={}) | {"error": {"code": 502}},
+        ],
+    )
+    def test_are_asked_again(self, journal, body):
+        self.as_before(journal, "q", body, range(len(body["choices"])))
+        keep(journal, "good", completion("sad", usage={}), settled=True)
+        keep(journal, "mute", completion("", usage={}), settled=True)
+        assert journal.answered(["q", "good", "mute"]).keys() == {"q", "good", "mute"}
+        journal.settle_unread()
+        assert journal.answered(["q", "good", "mute"]) == {"good": [0], "mute": [0]}
+        assert {one.outcome for one in journal.answers(["q"]).values()} == {"unusable"}

@@ -98,15 +98,17 @@ class TestAgain:
 class TestReparse:
     def test_reads_old_answers_in_a_new_way_and_asks_nothing(self, query, play):
         server = play(LABEL)
-        assert query.found(server.url, n_samples=1)["statuses"] == {"label_only": CLIPS}
+        refused(query(server.url, n_samples=1), 5, "label only 24", "--accept-label-only", "--reparse")
         flags = ["--reparse", "--accept-label-only"]
         told = query.found(server.url, *flags, n_samples=1, key=None)
         assert told["statuses"] == {"ok": CLIPS} and told["asked"] == 0
         made = Lalm.load(query.out)
         np.testing.assert_array_equal(made.probs, np.broadcast_to([0, 1, 0, 0], (CLIPS, 1, 4)))
         assert made.header.parameters["flags"] == {"label-only": CLIPS}
-        back = query.found(server.url, "--reparse", n_samples=1, key=None)
-        assert back["statuses"] == {"label_only": CLIPS} and len(server.requests) == CLIPS
+        refused(query(server.url, "--reparse", n_samples=1, key=None), 5, "label only 24")
+        assert (
+            set(Lalm.load(query.out).status.ravel()) == {Status.LABEL_ONLY} and len(server.requests) == CLIPS
+        )
 
     def test_leaves_what_is_missing_alone(self, query, play):
         server = play(good)

@@ -24,6 +24,7 @@ from mifuse_cli.lalm.journal.open_questions import OpenQuestions
 from mifuse_cli.lalm.questions.clips import LONG_CLIPS, AudioOptions
 from mifuse_cli.lalm.questions.prompts import read_wording
 from mifuse_cli.lalm.questions.question_options import QuestionOptions
+from mifuse_cli.lalm.service.advice import THINKING
 from mifuse_cli.lalm.service.run import run
 from mifuse_cli.lalm.service.run_state import RunState
 from mifuse_cli.lalm.service.service_options import ServiceOptions, check_address, host_of, is_local
@@ -33,6 +34,7 @@ __all__ = [
     "LONG_CLIPS",
     "MODES",
     "PARSER_VERSION",
+    "THINKING",
     "USAGE",
     "AudioOptions",
     "Estimate",

@@ -203,7 +203,13 @@ class Journal(Database):
         return self.submit(work)
 
     def fail(
-        self, intent_id: int, http_status: int | None, error: str, *, rejected: bool = False
+        self,
+        intent_id: int,
+        http_status: int | None,
+        error: str,
+        *,
+        rejected: bool = False,
+        keeps_cost: bool = False,
     ) -> Future[None]:
         """Close an intent without an answer.
 
@@ -213,11 +219,12 @@ class Journal(Database):
                 nothing came back, which leaves the intent `unresolved` and its cost reserved.
             error: message, free of secrets.
             rejected: whether it is the clip that the server does not accept.
+            keeps_cost: whether its cost is settled already, by the response in which the failure lies.
         """
         return self.execute(
             "UPDATE intent SET t_end = ?, http_status = ?, error = ?, rejected = ?, "
-            "est_cost = CASE WHEN ? IS NULL THEN est_cost ELSE 0 END WHERE id = ?",
-            (time.time(), http_status, error, rejected, http_status, intent_id),
+            "est_cost = CASE WHEN ? THEN est_cost ELSE 0 END WHERE id = ?",
+            (time.time(), http_status, error, rejected, keeps_cost or http_status is None, intent_id),
         )
 
     def note(self, intent_id: int, http_status: int, cost: float) -> Future[None]:
@@ -256,14 +263,23 @@ class Journal(Database):
         return found
 
     def settle_unread(self) -> None:
-        """Settle what was stored but, because of a crash, never read."""
-        for intent, key, choice, packed in self.read(
-            "SELECT intent_id, key, choice, raw FROM answer WHERE outcome IS NULL"
+        """Settle what was stored but never read, because of a crash, or was read before errors were known as such.
+
+        A body that holds an error instead of an answer counted as an empty answer once. Such bodies use no
+        tokens for the answer or do not tell, and only these are looked into.
+        """
+        for intent, key, choice, packed, outcome in self.read(
+            "SELECT intent_id, key, choice, raw, outcome FROM answer WHERE outcome IS NULL OR (outcome = 'ok' "
+            "AND raw != x'' AND ifnull(json_extract(usage, '$.completion'), -1) < 1)"
         ):
             with self.translating():
                 response = decode(zlib.decompress(packed))
-            choices = range(choice, choice + max(len(response.choices), 1))
-            self.settle(intent, key, response, choices=choices).result()
+            if outcome is None:
+                choices = range(choice, choice + max(len(response.choices), 1))
+                self.settle(intent, key, response, choices=choices).result()
+            elif not response.choices:
+                sql = "UPDATE answer SET outcome = 'unusable' WHERE key = ? AND intent_id = ?"
+                self.execute(sql, (key, intent)).result()
 
     def has_answers(self) -> bool:
         """Whether any question was ever answered."""

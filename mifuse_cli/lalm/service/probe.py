@@ -18,7 +18,7 @@ from mifuse_cli.lalm.cost.budget import Budget, Meter
 from mifuse_cli.lalm.journal.journal import committed
 from mifuse_cli.lalm.journal.open_questions import OpenQuestions
 from mifuse_cli.lalm.service.client import Client
-from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed, backoff
+from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed, backoff, failure_within
 from mifuse_cli.lalm.service.run_state import BudgetReached
 from mifuse_cli.lalm.service.service_options import ServiceOptions
 
@@ -116,9 +116,16 @@ async def find_out(
                 budget.settle(cost, cost if failure.http_status is None else 0.0)
                 raise
             response = decode(reply.raw)
-            spent = meter.observe(response.usage, *about) or 0.0
+            within = None
+            if not response.choices:
+                within = failure_within(response, client.said(response.error), reply.headers)
+            free = within is not None and not within.billed
+            spent = 0.0 if free else meter.observe(response.usage, *about) or 0.0
             await committed(journal.note(intent, reply.http_status, spent))
             budget.settle(cost, spent)
+            if within:
+                # With the words and the headers of the service, which a response does not have.
+                raise within
             return response
 
         clip = audio.read(Path(shortest.path))
@@ -280,7 +287,7 @@ class Probe:
                 response = await self._ask(messages, {**self._fields, **extra})
                 if response.choices:
                     return response
-                failure = RequestFailed(FailureKind.TRANSIENT, 200, "an answer without choices")
+                failure = failure_within(response, "", {})
             except RequestFailed as error:
                 failure = error
             wait = backoff(attempt, _FIRST_DELAY, PATIENCE) if failure.wait is None else failure.wait

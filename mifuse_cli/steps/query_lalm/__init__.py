@@ -165,8 +165,32 @@ def _run(
             "run the same command again to ask what is missing."
         )
     assert result is not None
+    if unreadable := _unreadable(config, result):
+        raise unreadable
     result = replace(result, asked=ended.answered if ended else 0)
     return _projected(config, result, questions, whole, price) if config.pilot else result
+
+
+_UNREADABLE_ADVICE = {
+    "truncated": f"The token limit cut them off. {lalm.THINKING}",
+    "label_only": "They name one label and no numbers: pass --accept-label-only, or ask with --elicit label.",
+    "refused": "The model refuses: ask again in other words with --reask-refused 1, or choose another model.",
+    "rejected": "The service rejects the audio: check --upload, --audio-part and the model.",
+}
+
+
+def _unreadable(config: QueryLalmConfig, result: QueryLalmResult) -> RemoteError | None:
+    """The error of a run of whose answers not one can be read."""
+    got = {name: number for name, number in result.statuses.items() if name not in ("missing", "skipped")}
+    if not got or "ok" in got:
+        return None
+    most = max(got, key=lambda name: got[name])
+    said = ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in got.items())
+    what = _UNREADABLE_ADVICE.get(most, "Check the prompt and the model.")
+    return RemoteError(
+        f"{config.out}: holds {sum(got.values())} answers, and no distribution can be read from any ({said}). "
+        f"{what} The answers are kept in {journal_path(config.out).name}; --reparse reads them again."
+    )
 
 
 def _projected(
