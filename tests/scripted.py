@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -63,12 +63,19 @@ class Received:
     running: int
 
 
+@dataclass(frozen=True)
+class Written:
+    """A whole response, piece by piece as it is sent; the connection is closed behind it, or when the client goes."""
+
+    pieces: Callable[[], Iterable[bytes]]
+
+
 class Server(ThreadingHTTPServer):
     """Answers the n-th request by the n-th line of a script, then by the last line for ever.
 
     A line is ``(status, body)`` or ``(status, body, headers)``; or "drop": the connection is closed without
-    a word; or "hang": the same, but only when `release` is set; or a function that makes a line of a
-    `Received`.
+    a word; or "hang": the same, but only when `release` is set; or a `Written`; or a function that makes a
+    line of a `Received`.
     """
 
     daemon_threads = True
@@ -116,6 +123,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.running -= 1
         if isinstance(line, str):
             self.close_connection = True
+            return
+        if isinstance(line, Written):
+            self.close_connection = True
+            with suppress(OSError):
+                for piece in line.pieces():
+                    self.wfile.write(piece)
             return
         status, reply, headers = (*line, {})[:3]
         data = reply if isinstance(reply, bytes) else json.dumps(reply).encode()

@@ -85,7 +85,7 @@ class BatchRun(Sender):
                 if held is None or self.state.sent == before or self._broken:
                     break
         except RequestFailed as failure:
-            raise RemoteError(
+            raise failure.error(
                 f"{self.client.host}: {failure.sentence} Batches under way are collected by the next run."
             ) from None
         if self._broken:

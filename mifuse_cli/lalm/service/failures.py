@@ -13,6 +13,7 @@ from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import Any
 
+from mifuse_cli.errors import InputError, MifuseError, RemoteError
 from mifuse_cli.lalm.answers.response import Response, status_in
 
 _LONGEST_WAIT = 10 * 365 * 86400.0  # seconds: who asks for more means the same, and clocks can count it
@@ -37,6 +38,7 @@ class RequestFailed(Exception):
         message: the server's own words, free of the API key.
         wait: seconds that the server asks to wait, or None.
         headers: of the response.
+        ours: whether it is a setting of this machine that is at fault, not the service.
         billed: whether the service answered, and may have billed it, but there is nothing in it to read.
     """
 
@@ -49,6 +51,7 @@ class RequestFailed(Exception):
         headers: Mapping[str, str] | None = None,
         *,
         billed: bool = False,
+        ours: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -57,11 +60,16 @@ class RequestFailed(Exception):
         self.wait = wait
         self.headers = headers or {}
         self.billed = billed
+        self.ours = ours
 
     @property
     def passing(self) -> bool:
         """Whether the same request may succeed later."""
         return self.kind in (FailureKind.THROTTLED, FailureKind.TRANSIENT)
+
+    def error(self, text: str) -> MifuseError:
+        """The error to end a command with, of a kind that says whose fault it is."""
+        return InputError(text) if self.ours else RemoteError(text)
 
     @property
     def sentence(self) -> str:

@@ -249,7 +249,9 @@ class LiveRun(Sender):
 
     def _fatal(self, failure: RequestFailed) -> MifuseError:
         what = advice(failure.http_status, failure.message)
-        return RemoteError(
+        if failure.ours:
+            return failure.error(f"{self.client.host}: {failure.sentence} {self._kept()}")
+        return failure.error(
             f"{self.client.host} answered {failure.http_status}: {failure.sentence} {what} {self._kept()}"
         )
 

@@ -96,7 +96,7 @@ class _Run:
         self._refuse_open_batches()
         try:
             await self._find_out()
-        except RemoteError as error:
+        except (RemoteError, InputError) as error:
             return RunState(error=error)
         asking = LiveRun(self.client, self.questions.journal, self.service, self.budget, self.meter, tell)
         state = asking.state
@@ -170,7 +170,7 @@ class _Run:
         try:
             await find_out(self.questions, self.client, self.service, self.budget, self.meter)
         except RequestFailed as failure:
-            raise RemoteError(f"{self.client.host}: {failure.sentence} Nothing was asked yet.") from None
+            raise failure.error(f"{self.client.host}: {failure.sentence} Nothing was asked yet.") from None
 
     def _tell(self, state: RunState, facts: Mapping[str, Any]) -> None:
         self.report(state.done, max(self.answers, state.done), facts)
