@@ -228,7 +228,8 @@ def ask(
     **options: Any,
 ) -> RunState:
     """Ask, heeding signals, while ``beside`` runs too; further options are those of `ServiceOptions`."""
-    service = ServiceOptions(url, "m", KEY, timeout=timeout, concurrency=concurrency, rpm=1e6, **options)
+    options = {"rpm": 1e6, **options}
+    service = ServiceOptions(url, "m", KEY, timeout=timeout, concurrency=concurrency, **options)
 
     async def main() -> RunState:
         async with Client(service) as client:

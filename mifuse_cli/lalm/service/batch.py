@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -35,7 +36,10 @@ PATIENCE = 900.0  # seconds that one call may fail before the run gives up
 
 _FIRST_DELAY = 1.0
 _LONGEST_DELAY = 60.0
+_TOLD_SECONDS = 60.0  # of failing after which somebody is told
 _AT_A_TIME = 256  # answers that wait for their commit
+
+_log = logging.getLogger("mifuse")
 
 Result = TypeVar("Result")
 
@@ -307,6 +311,8 @@ class BatchRun(Sender):
                 pause = max(backoff(attempt, _FIRST_DELAY, _LONGEST_DELAY), failure.wait or 0.0)
                 if not failure.passing or waited + pause > PATIENCE:
                     raise
+                if waited < _TOLD_SECONDS <= waited + pause:
+                    _log.warning("%s: no answer since %.0f s: %s", self.client.host, waited, failure.message)
             await self.sleep(pause)
             waited += pause
             attempt += 1

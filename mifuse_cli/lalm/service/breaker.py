@@ -83,6 +83,16 @@ class Breaker:
             f"{silence:.0f} s after the last answer or the start. Run the command again later."
         )
 
+    def held(self, why: str) -> RemoteError | None:
+        """No request may go out, and none is under way."""
+        silence = self._now() - self._last_answer
+        if silence <= PATIENCE:
+            return None
+        return RemoteError(
+            f"{self._host} lets no request out: {why}, {silence:.0f} s after the last answer or the start. Give the "
+            "limits that you have with --rpm and --tpm, or run the command again later."
+        )
+
     def failed(self, failure: RequestFailed, *, lost: bool) -> RemoteError | None:
         """A request failed in a way that may pass; ``lost`` if it may have been billed nevertheless."""
         self._lost += lost

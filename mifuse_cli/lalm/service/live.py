@@ -27,6 +27,7 @@ ATTEMPTS = 8  # requests for one question, rate limits not counted
 LOST = 3  # of them, those that may have been billed though nothing came back
 FIRST_DELAY = 0.5  # seconds; doubles with every attempt
 LONGEST_DELAY = 30.0
+STALL_SECONDS = 60.0  # with less than two answers after which somebody is told why
 DRAIN_SECONDS = 20.0  # that requests under way have left when the user interrupts
 
 _ANSWER_TOKENS = 60  # a guess for the limit of tokens, corrected when the usage comes
@@ -51,6 +52,9 @@ class LiveRun(Sender):
         self._freed = asyncio.Event()
         self._pacer = Pacer(self.service, now)
         self._breaker = Breaker(self.service, resumed=self.journal.has_answers(), now=now)
+        self._now = now
+        self._last_answers = deque([now()] * 2, maxlen=2)  # times
+        self._last_failure = ""
 
     async def ask(self, requests: Iterable[Request]) -> None:
         """Send all requests, unless the run has to stop; then its `state` tells why.
@@ -62,14 +66,15 @@ class LiveRun(Sender):
         workers = [asyncio.create_task(self._work(drawn)) for _ in range(self.service.concurrency)]
         through: asyncio.Future[Any] = asyncio.gather(*workers, return_exceptions=True)
         interrupted = asyncio.create_task(self._interrupted.wait())
+        watching = asyncio.create_task(self._watch())
         try:
             first: list[asyncio.Future[Any]] = [through, interrupted]
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait(workers, timeout=DRAIN_SECONDS)
         finally:
-            for task in (interrupted, *workers):
+            for task in (interrupted, watching, *workers):
                 task.cancel()
-            await asyncio.gather(interrupted, *workers, return_exceptions=True)
+            await asyncio.gather(interrupted, watching, *workers, return_exceptions=True)
 
     def stop(self, error: Exception | None = None) -> None:
         """Send no further request; of several errors the first one is kept in the state."""
@@ -87,6 +92,24 @@ class LiveRun(Sender):
             "interrupted: waiting %.0f s at most for what is under way; interrupt again to leave it",
             DRAIN_SECONDS,
         )
+
+    async def _watch(self) -> None:
+        """Tell why hardly an answer comes, whatever the cause; stop a run that the service lets nothing out of."""
+        patience = STALL_SECONDS
+        while True:
+            await asyncio.sleep(STALL_SECONDS / 8)
+            silence = self._now() - self._last_answers[0]
+            if silence < STALL_SECONDS:
+                patience = STALL_SECONDS
+                continue
+            under_way = f"{self._pacer.running} requests are under way"
+            why = self._pacer.holding or under_way
+            if silence >= patience:
+                patience = 2 * silence
+                last = f"; the last failure: {self._last_failure}" if self._last_failure else ""
+                _log.warning("%s: hardly an answer for %.0f s: %s%s", self.client.host, silence, why, last)
+            if self._pacer.held_by_service and (stop := self._breaker.held(why)):
+                self.stop(self._with_kept(stop))
 
     def _drawn(self, source: Iterator[Request]) -> Callable[[], Awaitable[Request | None]]:
         """The next request, drawn with some others in a thread: a look into the journal takes a while."""
@@ -123,6 +146,7 @@ class LiveRun(Sender):
                 choices, attempt, lost = choices[result:], 1, 0
                 continue
             failure = result
+            self._last_failure = failure.message
             stop: MifuseError | None = None
             if failure.kind is FailureKind.FATAL:
                 raise self._fatal(failure)
@@ -214,6 +238,8 @@ class LiveRun(Sender):
         """Count the first ``got`` answers of a response, and stop the run if too many cannot be read."""
         if got:
             self._breaker.answered()
+            self._last_answers.append(self._now())
+            self._last_failure = ""
             self.state.answered += got
         for position in range(got):
             answer = request.read(response, position)
