@@ -153,24 +153,25 @@ class TestRedirects:
 SLASHED = "sk/test+0123/456789=abcdef"
 
 
-class TestSecrets:
-    FORMS = {
-        "plain": SLASHED,
-        "escaped slashes": SLASHED.replace("/", "\\/"),
-        "unicode": "".join(f"\\u{ord(char):04x}" for char in SLASHED),
-        "capital unicode": "".join(f"\\u{ord(char):04X}" for char in SLASHED),
-        "percent": quote(SLASHED, safe=""),
-        "small percent": "".join(f"%{ord(char):02x}" for char in SLASHED),
-        "percent twice": quote(quote(SLASHED, safe=""), safe=""),
-        "entities": "".join(f"&#x{ord(char):x};" for char in SLASHED),
-        "a fragment": SLASHED[5:20],
-        "a fragment, escaped": "".join(f"\\u{ord(char):04x}" for char in SLASHED[3:17]),
-    }
+FORMS = {
+    "plain": SLASHED,
+    "escaped slashes": SLASHED.replace("/", "\\/"),
+    "unicode": "".join(f"\\u{ord(char):04x}" for char in SLASHED),
+    "capital unicode": "".join(f"\\u{ord(char):04X}" for char in SLASHED),
+    "percent": quote(SLASHED, safe=""),
+    "small percent": "".join(f"%{ord(char):02x}" for char in SLASHED),
+    "percent twice": quote(quote(SLASHED, safe=""), safe=""),
+    "entities": "".join(f"&#x{ord(char):x};" for char in SLASHED),
+    "a fragment": SLASHED[5:20],
+    "a fragment, escaped": "".join(f"\\u{ord(char):04x}" for char in SLASHED[3:17]),
+}
 
+
+class TestSecrets:
     @pytest.mark.parametrize("form", FORMS)
     @pytest.mark.parametrize("place", ["text", "model", "name"])
     def test_are_hidden_in_every_form(self, form, place):
-        written = self.FORMS[form]
+        written = FORMS[form]
         body = json.dumps({**GOOD, "model": "the-model"}).replace('{\\"angry\\": 100}', "angry TEXT")
         spot = {"text": "TEXT", "model": "the-model", "name": '"usage"'}[place]
         raw = body.replace(spot, f'"{written}": 1, "usage"' if place == "name" else written).encode()
@@ -180,7 +181,7 @@ class TestSecrets:
         for start in range(len(SLASHED) - 12):
             assert SLASHED[start : start + 12] not in shown + hidden.decode()
         for other in ("plain", "percent", "entities"):
-            assert self.FORMS[other] not in shown
+            assert FORMS[other] not in shown
 
     @pytest.mark.parametrize("cut", [5, 9, 13])
     def test_cut_in_pieces_by_a_stream_are_hidden(self, cut):

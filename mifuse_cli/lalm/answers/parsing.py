@@ -77,9 +77,11 @@ def parse_answer(text: str, classes: Sequence[str]) -> Parsed:
     Thoughts and code fences are removed. Bracketed pieces that hold a class name with a value are read as
     JSON, if need be after one repair; then lists of ``label: number`` and tags with numbers. The last complete
     distribution counts, since those before it are drafts or repeat the question; a list beside JSON counts only
-    if it names every class. Without any the answer is a refusal, a lone label or unparsed. Names are compared without case and through a table of synonyms. Values are
-    percentages if they carry percent signs or sum to 50..150. Missing classes are 0 if the others hold 0.95,
-    other labels are dropped up to 0.05, sums of 0.5..1.5 are renormalised.
+    if it names every class. Without any the answer is a refusal, a lone label or unparsed.
+
+    Names are compared without case and through a table of synonyms. Values are percentages if they carry
+    percent signs or sum to 50..150. Missing classes are 0 if the others hold 0.95, other labels are dropped up
+    to 0.05, sums of 0.5..1.5 are renormalised.
 
     Args:
         text: what the model wrote; any string.

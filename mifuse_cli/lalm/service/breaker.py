@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from mifuse_cli.errors import RemoteError
 from mifuse_cli.lalm.answers.parsing import Status, visible
-from mifuse_cli.lalm.service.advice import THINKING
+from mifuse_cli.lalm.service.advice import THINKING, option_for
 from mifuse_cli.lalm.service.failures import RequestFailed
 from mifuse_cli.lalm.service.service_options import ServiceOptions
 
@@ -135,13 +135,15 @@ class Breaker:
             return None
         return RemoteError(
             f"{self._host} rejected {len(self._rejected)} clips in a row, the last one with: {failure.sentence} "
-            "Check the audio and the model."
+            f"{option_for(failure.http_status, failure.message) or 'Check the audio and the model.'}"
         )
 
     def _hopeless(self, failure: RequestFailed) -> RemoteError | None:
         if self._given_up < HOPELESS:
             return None
+        what = option_for(failure.http_status, failure.message)
+        what = what or "Check the address, the model and the audio, then run again."
         return RemoteError(
             f"{self._host}: the first {self._given_up} questions got no answer, the last one because of: "
-            f"{failure.sentence} Check the address, the model and the audio, then run again."
+            f"{failure.sentence} {what}"
         )

@@ -105,7 +105,10 @@ class Client:
             api_key=service.api_key,
             max_retries=0,
             timeout=timeout,
-            http_client=GuardedHttp(seconds=service.timeout, timeout=timeout),
+            default_headers=dict(service.headers),
+            http_client=GuardedHttp(
+                seconds=service.timeout, key=(service.key_header, service.api_key), timeout=timeout
+            ),
         )
 
     def __repr__(self) -> str:

@@ -28,11 +28,13 @@ class GuardedHttp(openai.DefaultAsyncHttpxClient):
 
     Args:
         seconds: that a body may take from its headers to its end.
+        key: name of the header that takes the key, and the key; with "" the library sends it in the usual one.
     """
 
-    def __init__(self, *, seconds: float, **options: Any) -> None:
+    def __init__(self, *, seconds: float, key: tuple[str, str], **options: Any) -> None:
         super().__init__(headers={"Accept-Encoding": "gzip, deflate"}, follow_redirects=False, **options)
         self._seconds = seconds
+        self._key_header, self._key = key
 
     async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
         """Send a request and read its answer, to an end in time and bytes.
@@ -44,6 +46,9 @@ class GuardedHttp(openai.DefaultAsyncHttpxClient):
             RequestFailed: the service redirects elsewhere, or the body is too long or packed in another way.
             TimeoutError: the body did not end in time.
         """
+        if self._key_header:
+            del request.headers["Authorization"]
+            request.headers[self._key_header] = self._key
         response = await self._sent(request, options)
         if stream and response.status_code < 400:
             return response

@@ -53,7 +53,7 @@ _NAMES = {
     "seed": r"\bseed\b",
     "json_schema": "response_?format|schema|structured",
 }
-_TOKENS = 64  # of an answer; the absurd one takes about ten
+ANSWER_TOKENS = 64  # the absurd one takes about ten
 _REFUSALS = (400, 413, 422, 501)
 _SLACK_TOKENS = 3  # by which servers round audio of different lengths
 _SLACK = 0.05
@@ -129,7 +129,8 @@ async def find_out(
             return response
 
         clip = audio.read(Path(shortest.path))
-        tests = Probe(send, messages, clip, {"temperature": questions.options.temperature})
+        options = questions.options
+        tests = Probe(send, messages, clip, options.dialect.fields(options.temperature, ANSWER_TOKENS))
         found |= await tests.run(unknown, longest)
         journal.add_probe(host, model, found)
     if problems := unsupported(found, sorted(needed)):
@@ -190,7 +191,7 @@ class Probe:
         messages: builds the messages about audio, shape (S,) at 16 kHz; the text is the same each time.
         clip: samples (S,) at 16 kHz of a short clip of the user's, since some services take only certain
             audio. Tones are sent for ``long_audio`` alone.
-        fields: of every request, such as ``temperature``; no feature among them.
+        fields: of every request, such as ``temperature`` and a limit of `ANSWER_TOKENS`; no feature among them.
         sleep: waits.
     """
 
@@ -204,7 +205,7 @@ class Probe:
     ) -> None:
         self._found: dict[str, dict[str, Any]] = {}
         self._ask, self._messages, self._clip, self._sleep = ask, messages, clip, sleep
-        self._fields = {**fields, "max_completion_tokens": _TOKENS}
+        self._fields = fields
         self._plain_works = False
         self._prompt = -1  # tokens of a question about the clip
 

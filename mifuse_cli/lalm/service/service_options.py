@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -25,6 +26,8 @@ class ServiceOptions:
         timeout: seconds for one request; for a file, without a sign of life.
         stream: let the service send answers piece by piece, as some demand; they are read as a whole
             nevertheless.
+        headers: further ones of every request.
+        key_header: that takes the key instead of the usual one, "" for that.
         concurrency: most requests under way.
         rpm, tpm: requests and tokens per minute that are allowed, None where not known.
         price: of the model, None if not known.
@@ -42,6 +45,8 @@ class ServiceOptions:
     api_key: str = field(repr=False)
     timeout: float = 120.0
     stream: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    key_header: str = ""
     concurrency: int = 64
     rpm: float | None = None
     tpm: float | None = None
@@ -88,7 +93,8 @@ def secrets_of(service: ServiceOptions) -> list[str]:
     basic = f"{parts.username or ''}:{unquote(password)}" if password else ""
     query = [value for name, value in parse_qsl(parts.query) if _SECRET.search(name)]
     encoded = base64.b64encode(basic.encode()).decode()
-    return [service.api_key, password, unquote(password), encoded, unquote(parts.fragment), *query]
+    headers = [value for name, value in service.headers.items() if _SECRET.search(name)]
+    return [service.api_key, password, unquote(password), encoded, unquote(parts.fragment), *query, *headers]
 
 
 def host_of(base_url: str) -> str:
