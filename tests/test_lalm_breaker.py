@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 
 from mifuse_cli.lalm.answers.parsing import Status
@@ -99,9 +101,9 @@ class TestThinking:
     def test_ends_the_run_soon_if_nothing_else_came(self, breaker):
         texts = ("", "<think>The pitch is")
         for text in texts:
-            number, said = first(lambda text=text, one=breaker(): one.judged(Status.TRUNCATED, text))
+            number, said = first(partial(breaker().judged, Status.TRUNCATED, text))
             assert number == stopping.MUTE and "--max-tokens" in said and "reasoning_effort" in said
-        assert first(lambda one=breaker(max_unreadable=1.0): one.judged(Status.TRUNCATED, "")) is None
+        assert first(partial(breaker(max_unreadable=1.0).judged, Status.TRUNCATED, "")) is None
 
     def test_is_named_where_some_answers_can_be_read(self, breaker):
         one = breaker()
