@@ -1,6 +1,8 @@
 """What failed requests mean, and how long to wait after them."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mifuse_cli.lalm.answers.response import Response
 from mifuse_cli.lalm.service.failures import (
@@ -73,6 +75,30 @@ class TestWithinAResponse:
     def test_that_carries_none_may_have_been_billed(self, body):
         failed = failure_within(Response.of(body), "", {})
         assert (failed.http_status, failed.kind, failed.billed) == (200, FailureKind.TRANSIENT, True)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["error", "choices", "message", "content", "code", "status", "finish_reason", "usage", "x"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(JSON)
+def test_no_body_makes_it_raise(body):
+    response = Response.of(body)
+    failed = failure_within(response, message_of(response.error), {})
+    assert failed.http_status == 200 or 400 <= failed.http_status <= 599
+    assert failed.message.encode() and failed.message.isprintable()
 
 
 @pytest.mark.parametrize(

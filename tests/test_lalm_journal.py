@@ -219,6 +219,20 @@ class TestClips:
         assert journal.probed("h", "m") == {"n": False}
 
 
+def test_a_bogus_count_that_was_booked_is_booked_no_longer(journal):
+    for key, tokens, cost in (("a", 100, 0.25), ("b", 300, 0.75), ("bogus", 10**10, 25_000.0)):
+        intent = keep(journal, key, completion("sad", usage={"prompt_tokens": tokens}), settled=True)
+        journal.execute("UPDATE intent SET est_cost = ? WHERE id = ?", (cost, intent)).result()
+    # As a version wrote it that believed every number.
+    usage = json.dumps({"prompt": 10**10, "completion": 5, "total": 10**10 + 5})
+    journal.execute("UPDATE answer SET usage = ? WHERE key = 'bogus'", (usage,)).result()
+    journal.settle_unread()
+    assert journal.accounts()["spent"] == pytest.approx(1.5)
+    journal.settle_unread()
+    assert journal.accounts()["spent"] == pytest.approx(1.5)
+    assert journal.answered(["bogus"]) == {"bogus": [0]}
+
+
 class TestErrorsThatCountedAsAnswers:
     """Journals of versions that took an error within a response for an empty answer."""
 

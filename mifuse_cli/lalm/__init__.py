@@ -26,7 +26,8 @@ from mifuse_cli.lalm.questions.dialect import AUDIO_PARTS, TOKEN_LIMITS
 from mifuse_cli.lalm.questions.prompts import read_wording
 from mifuse_cli.lalm.questions.question_options import QuestionOptions
 from mifuse_cli.lalm.service.advice import THINKING
-from mifuse_cli.lalm.service.profiles import Profile, body_problems, expanded, header_problems, read_profile
+from mifuse_cli.lalm.service.environment import check_environment
+from mifuse_cli.lalm.service.profiles import Profile, body_problems, header_problems, read_profile
 from mifuse_cli.lalm.service.run import run
 from mifuse_cli.lalm.service.run_state import RunState
 from mifuse_cli.lalm.service.service_options import ServiceOptions, check_address, host_of, is_local
@@ -56,8 +57,8 @@ __all__ = [
     "body_problems",
     "calibrated",
     "check_address",
+    "check_environment",
     "estimate",
-    "expanded",
     "header_problems",
     "host_of",
     "is_local",

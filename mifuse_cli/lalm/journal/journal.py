@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
-from mifuse_cli.lalm.answers.response import Response, decode
+from mifuse_cli.lalm.answers.response import MOST_TOKENS, Response, decode
 from mifuse_cli.lalm.journal.database import Database, Rows
 from mifuse_cli.lalm.questions.clips import AskedClip
 from mifuse_cli.lalm.questions.question_options import canonical_json, spec_hash
@@ -26,6 +26,7 @@ CLIPS_AT_A_TIME = 200
 _COLUMNS = ("utt_id", "sha256", "duration", "sr", "bytes", "path", "file_sha256", "context")
 _CLIP = f"{', '.join(_COLUMNS)}, pieces, twin"
 _PAIRS_AT_A_TIME = 5000
+_COUNTED = ("prompt", "completion", "total")  # in the column usage
 
 
 class StoredAnswer(NamedTuple):
@@ -280,6 +281,22 @@ class Journal(Database):
             elif not response.choices:
                 sql = "UPDATE answer SET outcome = 'unusable' WHERE key = ? AND intent_id = ?"
                 self.execute(sql, (key, intent)).result()
+        self._settle_costs()
+
+    def _settle_costs(self) -> None:
+        """Book what others cost on average where a count of tokens that cannot be had been believed."""
+        most = "max(" + ", ".join(f"ifnull(json_extract(usage, '$.{name}'), -1)" for name in _COUNTED) + ")"
+        for intent, key, choice, packed in self.read(
+            f"SELECT intent_id, key, choice, raw FROM answer WHERE raw != x'' AND {most} > ?", (MOST_TOKENS,)
+        ):
+            with self.translating():
+                response = decode(zlib.decompress(packed))
+            self.settle(intent, key, response, choices=(choice,)).result()
+            self.execute(
+                "UPDATE intent SET est_cost = (SELECT ifnull(avg(intent.est_cost), 0) FROM intent JOIN answer "
+                f"ON answer.intent_id = intent.id WHERE {most} BETWEEN 0 AND ?) WHERE id = ?",
+                (MOST_TOKENS, intent),
+            ).result()
 
     def has_answers(self) -> bool:
         """Whether any question was ever answered."""

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from mifuse_cli.errors import UsageError
 from mifuse_cli.lalm.service.environment import check_environment, proxy_variable
 from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed, failure_kind, message_of, wait_of
+from mifuse_cli.lalm.service.profiles import expanded
 from mifuse_cli.lalm.service.secrets_in_text import Secrets
 from mifuse_cli.lalm.service.service_options import ServiceOptions, check_address, secrets_of
 
@@ -93,7 +94,9 @@ class Client:
         from mifuse_cli.lalm.service.guarded_http import GuardedHttp
 
         self.host, self.model = service.host, service.model
-        self._secrets = Secrets(secrets_of(service))
+        headers = expanded(service.headers)
+        named = [headers[name] for name, value in service.headers.items() if value.startswith("$")]
+        self._secrets = Secrets([*secrets_of(service), *named])
         self._proxy = proxy_variable(service.base_url)
         self._reached = False
         self._timeout = service.timeout
@@ -105,7 +108,7 @@ class Client:
             api_key=service.api_key,
             max_retries=0,
             timeout=timeout,
-            default_headers=dict(service.headers),
+            default_headers=headers,
             http_client=GuardedHttp(
                 seconds=service.timeout, key=(service.key_header, service.api_key), timeout=timeout
             ),

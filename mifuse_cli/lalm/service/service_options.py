@@ -26,7 +26,7 @@ class ServiceOptions:
         timeout: seconds for one request; for a file, without a sign of life.
         stream: let the service send answers piece by piece, as some demand; they are read as a whole
             nevertheless.
-        headers: further ones of every request.
+        headers: further ones of every request; a value ``$NAME`` is that of a variable, and secret.
         key_header: that takes the key instead of the usual one, "" for that.
         concurrency: most requests under way.
         rpm, tpm: requests and tokens per minute that are allowed, None where not known.
@@ -93,8 +93,7 @@ def secrets_of(service: ServiceOptions) -> list[str]:
     basic = f"{parts.username or ''}:{unquote(password)}" if password else ""
     query = [value for name, value in parse_qsl(parts.query) if _SECRET.search(name)]
     encoded = base64.b64encode(basic.encode()).decode()
-    headers = [value for name, value in service.headers.items() if _SECRET.search(name)]
-    return [service.api_key, password, unquote(password), encoded, unquote(parts.fragment), *query, *headers]
+    return [service.api_key, password, unquote(password), encoded, unquote(parts.fragment), *query]
 
 
 def host_of(base_url: str) -> str:

@@ -85,6 +85,7 @@ def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> 
     if not config.reparse and not journal_path(config.out).exists():
         # Everything is to be asked, so what would stop that later can stop it before clips are decoded.
         api_key(config, profile)
+        lalm.check_environment()
         if not _agreed(config):
             raise _refusal(config, _amount(config, volume_of(config, clips, options)))
     with lalm.Journal(journal_path(config.out)) as journal:
@@ -263,7 +264,7 @@ def _ask(
         api_key=api_key(config, profile),
         price=price,
         stream=profile.stream and config.transport == "live",
-        headers=lalm.expanded(profile.extra_headers),
+        headers=profile.extra_headers,
         key_header=profile.key_header,
     )
     if profile.source:
