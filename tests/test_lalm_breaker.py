@@ -105,6 +105,10 @@ class TestThinking:
             assert number == stopping.MUTE and "--max-tokens" in said and "reasoning_effort" in said
         assert first(partial(breaker(max_unreadable=1.0).judged, Status.TRUNCATED, "")) is None
 
+    def test_is_not_what_a_service_that_says_nothing_does(self, breaker):
+        number, said = first(partial(breaker().judged, Status.EMPTY, ""))
+        assert number == stopping.MUTE and "are empty" in said and "--max-tokens" not in said
+
     def test_is_named_where_some_answers_can_be_read(self, breaker):
         one = breaker()
         one.judged(Status.OK, "{}")

@@ -121,6 +121,10 @@ class TestNumbers:
         assert (decode(raw).usage["prompt"], decode(raw).usage["completion"]) == (7, -1)
 
 
+def test_a_body_of_choices_without_end_is_read_to_a_bound():
+    assert len(Response.of({"choices": [{}] * 100_000}).choices) == 4096
+
+
 def test_bytes_that_are_no_utf_8_spoil_no_answer():
     raw = json.dumps({"choices": [ANSWER], "model": "m"}).encode()
     assert decode(raw.replace(b'"m"', b'"m\xff\xfe"')).choice(0).text == '{"sad": 100}'

@@ -19,6 +19,7 @@ _ONCE = (
 MOST_TOKENS = 16_000_000
 """More than any context window holds: a larger number in a usage is no count of tokens."""
 
+_MOST_CHOICES = 4096  # that are looked at; nobody asks for more at once
 _BEGUN = "choices_begun"  # in what is made of a stream that broke off
 _LONGEST_NUMBER = 300  # digits of a number in a body; longer ones are infinite
 
@@ -79,7 +80,7 @@ class Response:
     def of(cls, body: Any) -> Response:
         """Read decoded JSON; never raises."""
         entries = member(body, "choices")
-        entries = entries if isinstance(entries, list) else []
+        entries = entries[:_MOST_CHOICES] if isinstance(entries, list) else []
         errors = [_error_in(entry, body) for entry in entries]
         choices = tuple(Choice.of(entry) for entry, error in zip(entries, errors, strict=True) if not error)
         told = next(filter(None, errors), None) or body

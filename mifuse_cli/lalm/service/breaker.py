@@ -18,7 +18,7 @@ LOST_AND_MORE = 5  # requests lost in a row, after all that were under way at on
 REJECTED_IN_A_ROW = 20  # clips
 BILLED_IN_A_ROW = 20  # responses without an answer
 BILLED_AT_FIRST = 10  # the same, and none with one
-MUTE = 10  # answers that are used up by thinking, and none that can be read
+MUTE = 10  # answers without a word, such as those used up by thinking, and none that can be read
 JUDGED = 50  # last answers that are looked at
 
 
@@ -56,13 +56,10 @@ class Breaker:
         """An answer to a question that was asked for the first time was read."""
         self._readable |= status is Status.OK
         self._judged.append(status)
-        if status is Status.TRUNCATED and not visible(text):
+        if status is Status.EMPTY or (status is Status.TRUNCATED and not visible(text)):
             self._mute += 1
             if self._mute >= MUTE and not self._readable and self._max_unreadable < 1:
-                return RemoteError(
-                    f"{self._host}: the token limit cut off {self._mute} answers before a word of them was there, "
-                    f"and no other can be read. {THINKING}"
-                )
+                return self._all_mute()
         unreadable = 1 - self._judged.count(Status.OK) / JUDGED
         if len(self._judged) < JUDGED or unreadable <= self._max_unreadable:
             return None
@@ -71,6 +68,17 @@ class Breaker:
         return RemoteError(
             f"{self._host}: {unreadable:.0%} of the last {JUDGED} answers hold no distribution, the last one: "
             f"{text[:200]!r}.{cut_off} Check the prompt and the model, or raise --max-unreadable."
+        )
+
+    def _all_mute(self) -> RemoteError:
+        """The error of a run that got answers without a word, and none that can be read."""
+        if Status.TRUNCATED in self._judged:
+            return RemoteError(
+                f"{self._host}: the token limit cut off answers before a word of them was there, {self._mute} so far, "
+                f"and no other can be read. {THINKING}"
+            )
+        return RemoteError(
+            f"{self._host}: {self._mute} answers are empty, and no other can be read. Check the model and the prompt."
         )
 
     def throttled(self, failure: RequestFailed, wait: float) -> RemoteError | None:
