@@ -174,8 +174,7 @@ class _Candidate(NamedTuple):
 
 def _candidates(text: str, structures: list[_Piece], classes: tuple[str, ...]) -> list[_Candidate]:
     """All that may be meant as the distribution, in the order of the text."""
-    in_json = []
-    rest = list(text)
+    in_json, rest = [], text
     for piece in structures:
         judged = [_judge(pairs, classes, piece.flags) for pairs in _distributions(piece.value, classes)]
         # Beside a distribution over all classes, what stands with it in one piece speaks of some of them.
@@ -183,14 +182,16 @@ def _candidates(text: str, structures: list[_Piece], classes: tuple[str, ...]) -
         in_json += [_Candidate(piece.start, parsed) for parsed in whole or judged]
         if judged:
             # JSON that was read is no list of lines as well.
-            rest[piece.start : piece.end] = " " * (min(piece.end, len(rest)) - piece.start)
-    lines = [
-        _Candidate(start, _judge(pairs, classes, {"lines"}))
-        for start, pairs in _lines("".join(rest), classes)
-    ]
+            rest = rest[: piece.start] + " " * (piece.end - piece.start) + rest[piece.end :]
+    if in_json and not _DIGIT.search(rest):
+        return in_json
+    lines = [_Candidate(start, _judge(pairs, classes, {"lines"})) for start, pairs in _lines(rest, classes)]
     whole_lines = [one for one in lines if _is_whole(one.parsed)]
     # "Confidence in sad: 100 %" behind a distribution speaks of one class, and of the certainty.
     return sorted(in_json + (whole_lines if in_json or whole_lines else lines), key=lambda one: one.start)
+
+
+_DIGIT = re.compile(r"\d")
 
 
 def _is_whole(parsed: Parsed) -> bool:

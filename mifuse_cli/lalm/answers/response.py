@@ -146,6 +146,8 @@ def _error_in(entry: Any, body: Any) -> Any:
         return error
     if member(entry, "finish_reason") == "error":
         return beside or {"message": "finish_reason: error"}
+    if not beside:
+        return None
     choice = Choice.of(entry)
     return None if choice.text or choice.tokens or choice.refused else beside
 
