@@ -14,7 +14,7 @@ from scripted import GOOD, KEY, Written, error, serving
 
 from mifuse_cli.errors import DependencyError, InputError
 from mifuse_cli.lalm.answers.response import decode
-from mifuse_cli.lalm.service import guarded_http
+from mifuse_cli.lalm.service import client, guarded_http
 from mifuse_cli.lalm.service.client import Client
 from mifuse_cli.lalm.service.environment import check_environment, proxy_variable
 from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed
@@ -35,8 +35,8 @@ def no_proxies(monkeypatch):
 
 def ask(url, *, key=KEY, timeout=HANG_SECONDS):
     async def main():
-        async with Client(ServiceOptions(url, "m", key, timeout=timeout)) as client:
-            return await client.ask(MESSAGES, {})
+        async with Client(ServiceOptions(url, "m", key, timeout=timeout)) as one:
+            return await one.ask(MESSAGES, {})
 
     return asyncio.run(main())
 
@@ -115,6 +115,40 @@ class TestBodies:
 
         server = play(Written(pieces))
         assert failure(server.url, timeout=1).message == "no answer in time"
+
+
+class TestFiles:
+    """Files of a provider, which come line by line."""
+
+    def lines(self, *script):
+        async def main(url):
+            async with Client(ServiceOptions(url, "m", KEY, timeout=HANG_SECONDS)) as one:
+                return [line async for line in one.lines("file-1")]
+
+        with serving(*script) as server:
+            return asyncio.run(main(server.url))
+
+    def test_come_without_the_key(self):
+        body = b'{"a": 1}\n' + KEY.encode() + b"\nlast"
+        assert self.lines((200, body)) == [b'{"a": 1}', b"***", b"last"]
+
+    def test_that_drip_end(self, monkeypatch):
+        def pieces():
+            yield b"HTTP/1.1 200 OK\r\n\r\nfirst\n"
+            yield from itertools.repeat(b"x", 10_000_000)
+
+        monkeypatch.setattr(client, "LINE_SECONDS", 0.2)
+        with pytest.raises(RequestFailed, match="no whole line"):
+            self.lines(Written(pieces))
+
+    def test_whose_line_has_no_end_end(self, monkeypatch):
+        def pieces():
+            yield b"HTTP/1.1 200 OK\r\n\r\n"
+            yield from itertools.repeat(MEBIBYTE, 1000)
+
+        monkeypatch.setattr(client, "_LONGEST_LINE", 2**22)
+        with pytest.raises(RequestFailed, match="a line of more than"):
+            self.lines(Written(pieces))
 
 
 class TestRedirects:

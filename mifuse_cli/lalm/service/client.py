@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _CONNECT_SECONDS = 10.0
 _LONGEST_ID = 200  # characters of the name of a request
+LINE_SECONDS = 600.0  # that a line of a file may take
 _LONGEST_LINE = 32 * 2**20  # bytes of a file
 _MOST_PAGES = 10_000  # of batches; a list that never ends is none
 _RAW = {"X-Stainless-Raw-Response": "true"}  # tells the library to hand the response out as it is
@@ -217,7 +219,7 @@ class Client:
         """
         with self._translating():
             async with self._openai.files.with_streaming_response.content(file_id) as response:
-                rest = b""
+                rest, latest = b"", time.monotonic()
                 chunks = response.iter_bytes()
                 while True:
                     try:
@@ -230,6 +232,11 @@ class Client:
                     *lines, rest = (rest + chunk).split(b"\n")
                     for line in lines:
                         yield self._secrets.body(line)
+                    if lines:
+                        latest = time.monotonic()
+                    elif time.monotonic() - latest > LINE_SECONDS:
+                        message = f"no whole line of a file for {LINE_SECONDS:.0f} s"
+                        raise RequestFailed(FailureKind.TRANSIENT, None, message)
                     if len(rest) > _LONGEST_LINE:
                         raise RequestFailed(
                             FailureKind.FATAL, 200, f"a line of more than {_LONGEST_LINE} bytes in a file"
