@@ -6,7 +6,8 @@ import itertools
 import json
 import os
 import zlib
-from urllib.parse import quote
+from html import unescape
+from urllib.parse import quote, unquote
 
 import pytest
 from conftest import HANG_SECONDS
@@ -197,6 +198,8 @@ FORMS = {
     "percent twice": quote(quote(SLASHED, safe=""), safe=""),
     "entities": "".join(f"&#x{ord(char):x};" for char in SLASHED),
     "a fragment": SLASHED[5:20],
+    "a fragment, percent": quote(SLASHED[3:20], safe=""),
+    "a fragment, entities": "".join(f"&#{ord(char)};" for char in SLASHED[3:17]),
     "a fragment, escaped": "".join(f"\\u{ord(char):04x}" for char in SLASHED[3:17]),
 }
 
@@ -213,7 +216,7 @@ class TestSecrets:
         assert b"***" in hidden and json.loads(hidden)["usage"] == GOOD["usage"]
         shown = json.dumps(json.loads(hidden), ensure_ascii=False)
         for start in range(len(SLASHED) - 12):
-            assert SLASHED[start : start + 12] not in shown + hidden.decode()
+            assert SLASHED[start : start + 12] not in shown + hidden.decode() + unescape(unquote(shown))
         for other in ("plain", "percent", "entities"):
             assert FORMS[other] not in shown
 

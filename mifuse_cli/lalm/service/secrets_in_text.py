@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from html import unescape
 from typing import Any
+from urllib.parse import unquote
 
 from mifuse_cli.lalm.answers.response import decode_json
 
@@ -89,6 +91,10 @@ class Secrets:
             text = self._written.sub(_HIDDEN, text)
         if self._fragment is None:
             return text
+        for mark, decode in (("%", unquote), ("&#", unescape)):
+            # A part of a secret in such a form: the text is shown in its plain one, without the part.
+            if mark in text and self._fragment.search(plain := decode(text)):
+                text = plain
         kept, position = [], 0
         while found := self._fragment.search(text, position):
             end = found.end()
