@@ -23,6 +23,7 @@ _PACKAGES = (
     "scipy",
 )
 _SECRET_IN_URL = re.compile(r"(?<=://)[^/?\s]+@|(?<=\?)\S+")
+_FRAGMENT_OF_URL = re.compile(r"(://[^\s#]*#)\S+")
 
 
 def rng(seed: int, *names: str | int) -> np.random.Generator:
@@ -59,8 +60,9 @@ def command_line() -> str:
 
 
 def without_secrets(text: str) -> str:
-    """``text`` with the user, password and query of every URL replaced by ``***``."""
-    return _SECRET_IN_URL.sub(lambda match: "***@" if match[0].endswith("@") else "***", text)
+    """``text`` with the user, password, query and fragment of every URL replaced by ``***``."""
+    text = _SECRET_IN_URL.sub(lambda match: "***@" if match[0].endswith("@") else "***", text)
+    return _FRAGMENT_OF_URL.sub(r"\1***", text)
 
 
 def text_digest(text: str) -> str:

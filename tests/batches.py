@@ -40,7 +40,7 @@ class FlatMeter:
         assert batch
         return WORST * choices
 
-    def cost_in_batch(self, usage):
+    def cost_in_batch(self, usage, choices=1):
         return self.price
 
 

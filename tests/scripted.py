@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -63,12 +63,19 @@ class Received:
     running: int
 
 
+@dataclass(frozen=True)
+class Written:
+    """A whole response, piece by piece as it is sent; the connection is closed behind it, or when the client goes."""
+
+    pieces: Callable[[], Iterable[bytes]]
+
+
 class Server(ThreadingHTTPServer):
     """Answers the n-th request by the n-th line of a script, then by the last line for ever.
 
     A line is ``(status, body)`` or ``(status, body, headers)``; or "drop": the connection is closed without
-    a word; or "hang": the same, but only when `release` is set; or a function that makes a line of a
-    `Received`.
+    a word; or "hang": the same, but only when `release` is set; or a `Written`; or a function that makes a
+    line of a `Received`.
     """
 
     daemon_threads = True
@@ -103,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or b"{}")
         request, line = self.server.next(self.headers, body)
         try:
             while callable(line):
@@ -117,6 +124,12 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(line, str):
             self.close_connection = True
             return
+        if isinstance(line, Written):
+            self.close_connection = True
+            with suppress(OSError):
+                for piece in line.pieces():
+                    self.wfile.write(piece)
+            return
         status, reply, headers = (*line, {})[:3]
         data = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
         self.send_response(status)
@@ -125,6 +138,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
+
+    do_GET = do_POST
 
 
 @contextmanager
@@ -215,7 +230,8 @@ def ask(
     **options: Any,
 ) -> RunState:
     """Ask, heeding signals, while ``beside`` runs too; further options are those of `ServiceOptions`."""
-    service = ServiceOptions(url, "m", KEY, timeout=timeout, concurrency=concurrency, rpm=1e6, **options)
+    options = {"rpm": 1e6, **options}
+    service = ServiceOptions(url, "m", KEY, timeout=timeout, concurrency=concurrency, **options)
 
     async def main() -> RunState:
         async with Client(service) as client:

@@ -402,6 +402,8 @@ SECRETS = [
     ("https://me:p@55@host/v1", "https://***@host/v1"),
     ("https://host/v1?key=pa55&n=1 -o x", "https://host/v1?*** -o x"),
     ("https://host?mail=me@pa55", "https://host?***"),
+    ("https://host/v1#pa55 -o x", "https://host/v1#*** -o x"),
+    ("https://me:a#b@host/v1 --out a#7", "https://***@host/v1 --out a#7"),
     ("http://a:b@one http://c:d@two", "http://***@one http://***@two"),
     ("mifuse fuse --out me@home/x.h5", "mifuse fuse --out me@home/x.h5"),
 ]

@@ -251,6 +251,31 @@ class TestFaults:
             assert journal.rejected([f"{1:032x}"]) == {f"{1:032x}": "bad audio for ***"}
             assert len(journal.answered(f"{number:032x}" for number in range(6))) == 2
 
+    def test_errors_within_an_answer_count_as_the_status_that_they_carry(self, runs, lines):
+        def fail(number, entry):
+            body = entry["response"]["body"]
+            if number == 1:
+                entry["response"]["body"] = {"error": {"code": 429, "message": "slow down"}}
+            if number == 2:
+                entry["response"]["body"] = {"error": {"code": 400, "message": "audio cannot be decoded"}}
+            if number == 3:
+                body["choices"][0] |= {"finish_reason": "error", "error": {"code": 502, "message": "upstream"}}
+            return entry
+
+        lines(fail)
+        counts = runs(questions(4))
+        assert counts.answered == 1 and runs.answered() == [(0, 0)]
+        assert counts.rejected.keys() == {"clip 2"} and counts.failed.keys() == {"clip 1", "clip 3"}
+        # What was begun may be billed; what was not asked at all is not.
+        costs = [(200, ACTUAL), (429, 0), (400, 0), (502, ACTUAL)]
+        assert [row[1:] for row in runs.intents()] == costs
+        assert runs.budget.spent == pytest.approx(2 * ACTUAL) and runs.budget.in_flight == 0
+
+    @pytest.mark.parametrize("name", ["f" * 5000, f"{0:032x}." + "f" * 5000, "", None, 7])
+    def test_made_up_names_take_no_time(self, runs, lines, name):
+        lines(lambda number, entry: {**entry, "custom_id": name} if number else entry)
+        assert runs(questions(2)).answered == 1
+
     def test_fewer_choices_than_asked_for(self, runs, lines):
         def one(number, entry):
             del entry["response"]["body"]["choices"][1:]

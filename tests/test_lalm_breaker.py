@@ -1,5 +1,8 @@
+from functools import partial
+
 import pytest
 
+from mifuse_cli.lalm.answers.parsing import Status
 from mifuse_cli.lalm.service import breaker as stopping
 from mifuse_cli.lalm.service.breaker import Breaker
 from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed
@@ -87,9 +90,43 @@ def test_rejections_may_be_all_that_an_earlier_run_left(breaker):
 
 def test_unreadable_answers(breaker):
     one = breaker(max_unreadable=0.2)
-    pattern = [True] * 40 + [False] * 10
-    assert [one.judged(readable, "text") for readable in pattern] == [None] * 50
-    assert one.judged(False, "no idea") is not None
+    pattern = [Status.OK] * 40 + [Status.UNPARSED] * 10
+    assert [one.judged(status, "text") for status in pattern] == [None] * 50
+    assert "Check the prompt" in str(one.judged(Status.UNPARSED, "no idea"))
+
+
+class TestThinking:
+    """Answers of which the token limit left nothing but thoughts are told from those to a bad prompt."""
+
+    def test_ends_the_run_soon_if_nothing_else_came(self, breaker):
+        texts = ("", "<think>The pitch is")
+        for text in texts:
+            number, said = first(partial(breaker().judged, Status.TRUNCATED, text))
+            assert number == stopping.MUTE and "--max-tokens" in said and "reasoning_effort" in said
+        assert first(partial(breaker(max_unreadable=1.0).judged, Status.TRUNCATED, "")) is None
+
+    def test_is_not_what_a_service_that_says_nothing_does(self, breaker):
+        number, said = first(partial(breaker().judged, Status.EMPTY, ""))
+        assert number == stopping.MUTE and "are empty" in said and "--max-tokens" not in said
+
+    def test_is_named_where_some_answers_can_be_read(self, breaker):
+        one = breaker()
+        one.judged(Status.OK, "{}")
+        number, said = first(lambda: one.judged(Status.TRUNCATED, ""))
+        assert number == stopping.JUDGED - 1 and "cut off 49 of them" in said and "--max-tokens" in said
+
+    def test_is_not_what_an_answer_cut_off_in_the_middle_is(self, breaker):
+        one = breaker()
+        assert first(lambda: one.judged(Status.TRUNCATED, "Well, the pitch"), stopping.MUTE) is None
+
+
+def test_answers_that_may_be_billed_and_hold_nothing(breaker):
+    empty = RequestFailed(FailureKind.TRANSIENT, 200, "nothing", billed=True)
+    one = breaker()
+    number, said = first(lambda: one.failed(empty, lost=False))
+    assert number == stopping.BILLED_AT_FIRST and "10 responses in a row held no answer" in said
+    one.answered()
+    assert first(lambda: one.failed(empty, lost=False))[0] == stopping.BILLED_IN_A_ROW
 
 
 def test_a_rate_limit_without_end(breaker):

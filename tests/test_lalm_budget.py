@@ -152,7 +152,7 @@ def test_without_usage_the_reservation_is_the_cost():
 
 
 @given(
-    prompt=st.integers(0, 10**6),
+    prompt=st.integers(0, 20_000),
     completion=st.integers(0, 10**5),
     audio=st.integers(-1, 10**6),
     seconds=st.floats(0.1, 600),
@@ -163,6 +163,17 @@ def test_what_was_seen_once_is_covered_from_then_on(prompt, completion, audio, s
     cost = meter.observe(usage(prompt, completion, audio=audio), seconds, text_bytes)
     assert cost == cost_of(usage(prompt, completion, audio=audio), PRICE, seconds=seconds)
     assert cost <= meter.worst(seconds, text_bytes) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    "counted", [usage(10**7, 5), usage(400, 10**7), usage(-1, 5, total=10**7), usage(400, 5, total=10**7)]
+)
+def test_a_usage_that_no_request_can_have_is_not_booked(counted):
+    meter = Meter(PRICE, max_tokens=256)
+    before = meter.worst(5, 400)
+    assert meter.observe(counted, 5, 400) == before == meter.worst(5, 400)
+    assert meter.cost_in_batch({**counted, "audio": 100}) is None
+    assert meter.observe(usage(400, 5), 5, 400) < before
 
 
 @pytest.mark.parametrize("true_rate", [5, 10, 80])

@@ -217,3 +217,46 @@ class TestClips:
         journal.add_probe("h", "m", {"n": True})
         journal.add_probe("h", "m", {"n": False})
         assert journal.probed("h", "m") == {"n": False}
+
+
+def test_a_bogus_count_that_was_booked_is_booked_no_longer(journal):
+    for key, tokens, cost in (("a", 100, 0.25), ("b", 300, 0.75), ("bogus", 10**10, 25_000.0)):
+        intent = keep(journal, key, completion("sad", usage={"prompt_tokens": tokens}), settled=True)
+        journal.execute("UPDATE intent SET est_cost = ? WHERE id = ?", (cost, intent)).result()
+    # As a version wrote it that believed every number.
+    usage = json.dumps({"prompt": 10**10, "completion": 5, "total": 10**10 + 5})
+    journal.execute("UPDATE answer SET usage = ? WHERE key = 'bogus'", (usage,)).result()
+    journal.settle_unread()
+    assert journal.accounts()["spent"] == pytest.approx(1.5)
+    journal.settle_unread()
+    assert journal.accounts()["spent"] == pytest.approx(1.5)
+    assert journal.answered(["bogus"]) == {"bogus": [0]}
+
+
+class TestErrorsThatCountedAsAnswers:
+    """Journals of versions that took an error within a response for an empty answer."""
+
+    def as_before(self, journal, key, body, choices=(0,)):
+        keep(journal, key, body, choices=choices, settled=True)
+        journal.execute("UPDATE answer SET outcome = 'ok' WHERE key = ?", (key,)).result()
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {"choices": [{"message": {"content": ""}, "finish_reason": "error"}]},
+            {
+                "choices": [{"message": {"content": None}}],
+                "error": {"code": 429},
+                "usage": {"completion_tokens": 0},
+            },
+            completion("", "", usage={}) | {"error": {"code": 502}},
+        ],
+    )
+    def test_are_asked_again(self, journal, body):
+        self.as_before(journal, "q", body, range(len(body["choices"])))
+        keep(journal, "good", completion("sad", usage={}), settled=True)
+        keep(journal, "mute", completion("", usage={}), settled=True)
+        assert journal.answered(["q", "good", "mute"]).keys() == {"q", "good", "mute"}
+        journal.settle_unread()
+        assert journal.answered(["q", "good", "mute"]) == {"good": [0], "mute": [0]}
+        assert {one.outcome for one in journal.answers(["q"]).values()} == {"unusable"}

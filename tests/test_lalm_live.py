@@ -231,6 +231,74 @@ class TestFaults:
         assert b"***" in journal.answers(["q1"])["q1", 0].raw
 
 
+class TestErrorsWithin:
+    """An error within a response of status 200 is what it would be with a status of its own."""
+
+    @staticmethod
+    def failing(code, message="no"):
+        body = completion("", usage={"prompt_tokens": 0, "completion_tokens": 0})
+        body["choices"][0] |= {"finish_reason": "error", "error": {"code": code, "message": message}}
+        return 200, body
+
+    @pytest.mark.parametrize("shape", ["choice", "body"])
+    def test_one_that_passes_is_asked_again(self, play, journal, shape):
+        fault = self.failing(502) if shape == "choice" else (200, error("no", code=502))
+        asked = ask(play(fault, fault, (200, GOOD)).url, journal, 1)
+        assert (asked.answered, asked.statuses) == (1, {Status.OK: 1})
+        assert intents(journal) == [("q0", 1, 502), ("q0", 2, 502), ("q0", 3, 200)]
+        assert journal.accounts()["failed"] == 2
+
+    @pytest.mark.parametrize("shape", ["choice", "body"])
+    def test_a_rate_limit_is_waited_for_and_costs_no_attempt(self, play, journal, shape):
+        status, body = self.failing(429) if shape == "choice" else (200, error("no", code=429))
+        server = play((status, body, {"retry-after-ms": "300"}), (200, GOOD))
+        asked = ask(server.url, journal, 1)
+        assert (asked.answered, asked.limited) == (1, 1)
+        assert server.requests[1].time - server.requests[0].time > 0.28
+        assert intents(journal) == [("q0", 1, 429), ("q0", 1, 200)]
+
+    @pytest.mark.parametrize(
+        ("code", "words"), [(401, "API key"), (402, "credit"), ("model_not_found", "model")]
+    )
+    def test_a_fatal_one_ends_the_run_with_advice(self, play, journal, code, words):
+        server = play((200, GOOD), (200, error("no", code=code)))
+        asked = ask(server.url, journal, 9, concurrency=1)
+        assert isinstance(asked.error, RemoteError) and len(server.requests) == 2
+        assert words in str(asked.error) and "1 answers of this run are kept" in str(asked.error)
+
+    def test_a_clip_that_is_rejected_is_noted(self, play, journal):
+        server = play((200, GOOD), (200, error("cannot decode", code=400)), (200, GOOD))
+        asked = ask(server.url, journal, 3, concurrency=1)
+        assert (asked.answered, list(asked.rejected)) == (2, ["clip q1"])
+        assert list(journal.rejected(["q0", "q1", "q2"])) == ["q1"]
+
+    def test_before_an_answer_costs_nothing_and_after_its_beginning_what_was_reserved(self, play, journal):
+        bare = ask(play((200, error("no", code=502)), (200, GOOD)).url, journal, 1, price=PRICE)
+        paid = cost_of(decode(json.dumps(GOOD).encode()).usage, PRICE, seconds=SECONDS)
+        assert bare.spent == pytest.approx(paid)
+        _, begun = self.failing(502)
+        del begun["usage"]
+        more = ask(play((200, begun), (200, GOOD)).url, journal, [question("other")], price=PRICE)
+        assert more.spent == pytest.approx(
+            paid + Meter(PRICE, max_tokens=MAX_TOKENS).worst(SECONDS, TEXT_BYTES)
+        )
+        assert journal.accounts()["spent"] == pytest.approx(bare.spent + more.spent)
+
+    def test_of_one_choice_is_asked_for_again_alone(self, play, journal):
+        body = completion("sad", "", "angry")
+        body["choices"][1] |= {"finish_reason": "error"}
+        server = play((200, body), (200, completion("happy")))
+        asked = ask(server.url, journal, [question("q", choices=(0, 1, 2))])
+        assert asked.answered == 3 and "n" not in server.requests[1].body
+        found = journal.answers(["q"])
+        assert [one.response.choice(one.position).text for one in found.values()] == ["sad", "angry", "happy"]
+
+    def test_nothing_at_all_in_ten_responses_ends_a_run_that_got_no_answer(self, play, journal):
+        server = play((200, completion()))
+        asked = ask(server.url, journal, 24, concurrency=1, price=PRICE)
+        assert "10 responses in a row held no answer" in str(asked.error) and len(server.requests) == 10
+
+
 class TestRateLimits:
     def test_one_pauses_everybody_and_costs_no_attempt(self, play, journal):
         limit = (429, error("slow down", code="rate_limit_exceeded"), {"retry-after-ms": "300"})

@@ -28,7 +28,7 @@ from mifuse_cli.lalm.answers.response import decode
 from mifuse_cli.lalm.cost.budget import Budget, Meter
 from mifuse_cli.lalm.cost.prices import cost_of
 from mifuse_cli.lalm.journal.journal import Journal
-from mifuse_cli.lalm.service import live
+from mifuse_cli.lalm.service import breaker, live
 from mifuse_cli.lalm.service.run_state import BudgetReached
 
 BAD = (400, error("bad audio."))
@@ -187,6 +187,42 @@ class TestHopeless:
         assert (
             journal.unresolved() == [] and journal.accounts()["sent"] == asked.spent == 0
         )  # nothing ever left
+
+
+class TestStalls:
+    """Whatever holds a run up is told after a while."""
+
+    @pytest.fixture(autouse=True)
+    def soon(self, monkeypatch):
+        monkeypatch.setattr(live, "STALL_SECONDS", 0.2)
+
+    async def told(self, caplog, word):
+        await until(lambda: any(word in line for line in caplog.messages))
+
+    def test_a_service_that_does_not_answer(self, play, journal, caplog):
+        async def beside(asking):
+            await self.told(caplog, "2 requests are under way")
+            server.release.set()
+
+        server = play("hang", "hang", (200, GOOD))
+        asked = ask(server.url, journal, 2, beside=beside)
+        assert asked.answered == 2 and any("hardly an answer for" in line for line in caplog.messages)
+
+    def test_failures_are_named(self, play, journal, caplog):
+        async def beside(asking):
+            await self.told(caplog, "the last failure: no memory")
+            server.script[:] = [(200, GOOD)]
+
+        server = play((429, error("no memory"), {"retry-after-ms": "20"}))
+        assert ask(server.url, journal, 1, beside=beside).answered == 1
+
+    def test_a_limit_in_a_header_that_never_lets_go_ends_the_run(self, play, journal, caplog, monkeypatch):
+        monkeypatch.setattr(breaker, "PATIENCE", 1)
+        full = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "60s"}
+        asked = ask(play((200, GOOD, full)).url, journal, 9, concurrency=1, rpm=None)
+        assert isinstance(asked.error, RemoteError) and asked.answered == 1
+        assert "by x-ratelimit-reset-requests" in str(asked.error) and "--rpm" in str(asked.error)
+        assert any("by x-ratelimit-reset-requests" in line for line in caplog.messages)
 
 
 class TestFatal:

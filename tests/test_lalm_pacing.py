@@ -235,6 +235,68 @@ def test_limits_that_are_no_numbers_are_passed_over(limit):
     in_no_time(run())
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-ratelimit-limit-requests": "0.000001"},
+        {"x-ratelimit-limit-tokens": "1"},
+        {"x-ratelimit-limit-requests": "1e300", "x-ratelimit-limit-tokens": "9" * 400},
+        {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "9" * 300 + "h"},
+    ],
+)
+def test_absurd_limits_hold_up_nobody(headers):
+    async def main():
+        pacer = pacer_with()
+        for _ in range(3):
+            pacer.leave(await pacer.enter(500), TurnResult.ANSWERED, headers=headers)
+        return now()
+
+    assert in_no_time(main()) < 1
+
+
+class TestHolding:
+    """What is told where no request goes out."""
+
+    def reason(self, *, headers=None, wait=None, held=0, **given):
+        async def main():
+            pacer = pacer_with(**given)
+            turns = [await pacer.enter(400) for _ in range(1 + held)]
+            result = TurnResult.ANSWERED if wait is None else TurnResult.THROTTLED
+            pacer.leave(turns[0], result, headers=headers, wait=wait)
+            before = pacer.holding
+            nexts = [asyncio.create_task(pacer.enter(400)) for _ in range(3)]
+            await asyncio.sleep(1)
+            for one in nexts:
+                if one.done():
+                    pacer.leave(one.result(), TurnResult.ANSWERED)
+            told = pacer.holding, pacer.held_by_service
+            pacer.stop()
+            await asyncio.gather(*nexts)
+            return before, *told
+
+        return in_no_time(main())
+
+    @pytest.mark.parametrize(
+        ("circumstances", "word", "by_service"),
+        [
+            ({"wait": 40}, "in 39 s (after a 429)", True),
+            (
+                {"headers": {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "50s"}},
+                "in 49 s (by x-ratelimit-reset-requests)",
+                True,
+            ),
+            ({"headers": {"x-ratelimit-limit-requests": "1"}}, "by x-ratelimit-limit-requests", True),
+            ({"headers": {"x-ratelimit-limit-tokens": "100"}}, "by x-ratelimit-limit-tokens", True),
+            ({"rpm": 1}, "1 requests a minute by --rpm", False),
+            ({"tpm": 10, "rpm": 1e6}, "10 tokens a minute by --tpm", False),
+            ({"held": 1, "concurrency": 2, "wait": 0}, "1 requests are under way", False),
+        ],
+    )
+    def test_the_cause_is_named(self, circumstances, word, by_service):
+        before, why, service = self.reason(**circumstances)
+        assert before == "" and word in why and service is by_service
+
+
 def test_requests_are_spread_and_a_late_loop_catches_up_on_a_quarter_of_a_second():
     async def run():
         pacer = pacer_with(rpm=600, concurrency=8)

@@ -114,6 +114,79 @@ def test_reads(text, probs, flags):
         assert answer.probs == pytest.approx(probs, abs=1e-9)
 
 
+FINAL = '{"angry": 5, "happy": 5, "neutral": 10, "sad": 80}'
+DRAFT = '{"angry": 25, "happy": 25, "neutral": 25, "sad": 25}'
+LINES = "Angry: 5%\nHappy: 5%\nNeutral: 10%\nSad: 80%"
+SHARES = json.loads(FINAL)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # after drafts, examples and second thoughts
+        f"Format: {DRAFT}\nAnswer: {FINAL}",
+        f"{DRAFT} Wait, no: {FINAL} I am sure.",
+        f"{DRAFT}{FINAL}",
+        f"```json\n{DRAFT}\n```\nOn reflection\n```json\n{FINAL}\n```",
+        f'Format {{"angry": .., "happy": ..}}. Answer: {FINAL}',
+        f"{DRAFT[:-1]} ... {FINAL}",
+        f"{DRAFT} and so, as a list:\n{LINES}",
+        f"{LINES.replace('80', '10').replace('Angry: 5', 'Angry: 75')}\nWait, final:\n{LINES}",
+        "Angry: 80%, sad: 20%. Wait, actually angry: 5%, happy: 5%, neutral: 10%, sad: 80%",
+        f"[a] [b] [c] {{x}} {{y}} [d] [e] [f] [g] {FINAL}",
+        json.dumps({"initial": json.loads(DRAFT), "final": SHARES}),
+        # what comes after it and is none
+        f"{FINAL}\nConfidence in sad: 100%",
+        f'{FINAL}\n{{"confidence": 0.9}}',
+        f'{FINAL} Let me redo: {{"angry": 5, "hap',
+        f"{LINES}\nConfidence in sad: 95%",
+        f"<draft>{DRAFT}</draft><answer>{FINAL}</answer> (as against {DRAFT})",
+        json.dumps({"final": SHARES, "top": {"sad": 1}}),
+        # one level down
+        json.dumps({name: {"probability": share} for name, share in SHARES.items()}),
+        json.dumps({name: {"reason": "x", "rank": 1, "score": share} for name, share in SHARES.items()}),
+        json.dumps({name: [share] for name, share in SHARES.items()}),
+        json.dumps({name: {"valence": 3, "p": f"{share}%"} for name, share in SHARES.items()}),
+        json.dumps([{"why": "x", "emotion": name, "score": s, "rank": 2} for name, s in SHARES.items()]),
+        # lists of labels and of scores
+        json.dumps({"labels": list(SHARES), "scores": list(SHARES.values())}),
+        json.dumps([list(SHARES), list(SHARES.values())]),
+        json.dumps({"r": {"names": list(SHARES), "probs": list(SHARES.values()), "ranks": [3, 3, 2, 1]}}),
+        # within a string
+        json.dumps(FINAL),
+        json.dumps(json.dumps(FINAL)),
+        json.dumps({"answer": FINAL}),
+        json.dumps({"answer": f"Draft {DRAFT}, final {FINAL}"}),
+        json.dumps([{"type": "text", "text": FINAL}]),
+        # in tags
+        "".join(f"<{name}>{share}</{name}>" for name, share in SHARES.items()),
+        "\n".join(f'<emotion name="{name}">{share}%</emotion>' for name, share in SHARES.items()),
+        "".join(f"<e label='{name}' score='{share / 100}'/>" for name, share in SHARES.items()),
+    ],
+)
+def test_the_last_complete_distribution_counts_in_whatever_shape(text):
+    answer = parse_answer(text, CLASSES)
+    assert answer.status is Status.OK, answer
+    assert answer.probs == pytest.approx((0.05, 0.05, 0.1, 0.8))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # numbers that are no shares
+        json.dumps({name: {"valence": 0.25, "arousal": 0.25} for name in CLASSES}),
+        json.dumps({"labels": list(CLASSES), "ranks": [0.25] * 4}),
+        json.dumps({"labels": list(CLASSES), "scores": [0.5, 0.5]}),
+        json.dumps({"labels": list(CLASSES), "a": [0.25] * 4, "b": [0.1, 0.1, 0.1, 0.7]}),
+        # of two lists in lines nothing says which one counts
+        "Angry: 80%, sad: 20%. Angry: 20%, sad: 80%",
+        json.dumps({"angry": {"happy": 0.5, "sad": 0.5}, "sad": "yes"})[:-20],
+    ],
+)
+def test_what_only_looks_like_a_distribution_is_none(text):
+    assert parse_answer(text, CLASSES).probs is None
+
+
 NOT_READ = [
     ("", Status.EMPTY),
     (" \ufeff\n", Status.EMPTY),
@@ -218,6 +291,7 @@ def test_synonyms_of_many_languages(line):
         ("Neutral. The voice is neither raised nor sad.", "neutral"),
         ('{"emotion": "sad", "reason": "slow, quite unlike a happy voice"}', "sad"),
         ("<think>angry?</think>**very calm**", "very calm"),
+        ('{"emotion": "angry"} Wait, no. {"emotion": "sad"} {"confidence": 1}', "sad"),
         ("听起来很生气", "angry"),
     ],
 )
@@ -247,6 +321,15 @@ def test_hostile_text_takes_no_time():
         "<|channel|>",
         "70% a,\n",
         '{"a": "',
+        '{\\"a\\": ',
+        '"{ ',
+        '{"a": 1}',
+        '{"sad": {"b": [',
+        "<sad>1",
+        '<e a="sad" ',
+        "<answer>",
+        "sad: 1 ",
+        "wait sad: 1 ",
     )
     for piece in pieces:
         start = time.process_time()

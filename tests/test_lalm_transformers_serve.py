@@ -55,10 +55,12 @@ def ask(server, clips, tmp_path, key):
 
 
 def test_gibberish_is_kept_and_never_taken_for_an_answer(ask, tmp_path):
-    result = ask()
-    assert (result.clips, result.samples, result.asked, result.without_answer) == (3, 2, 6, 3)
-    assert result.mean_mi is None
+    with pytest.raises(RemoteError, match="holds 6 answers, and no distribution can be read"):
+        ask()
     made = Lalm.load(tmp_path / "lalm.h5")
+    summary = made.header.parameters["summary"]
+    assert (summary["clips"], summary["samples"], summary["without_answer"]) == (3, 2, 3)
+    assert summary["complete"] and summary["mean_mi"] is None
     answered = [Status.LABEL_ONLY, Status.REFUSED, Status.UNPARSED, Status.TRUNCATED]
     assert np.isin(made.status, answered).all()
     assert np.isnan(made.probs).all()
@@ -67,8 +69,10 @@ def test_gibberish_is_kept_and_never_taken_for_an_answer(ask, tmp_path):
 
 
 def test_usage_is_what_the_server_says(ask, tmp_path):
-    result = ask()
-    usage = Lalm.load(tmp_path / "lalm.h5").usage
+    with pytest.raises(RemoteError, match="no distribution"):
+        ask()
+    made = Lalm.load(tmp_path / "lalm.h5")
+    usage = made.usage
     prompt, completion, total, audio, cached = np.moveaxis(usage, -1, 0)
     np.testing.assert_array_equal(prompt + completion, total)
     assert (completion >= SHORTEST).all() and (completion <= 256).all()  # max_completion_tokens is obeyed
@@ -76,7 +80,8 @@ def test_usage_is_what_the_server_says(ask, tmp_path):
     heard = TOKENS_PER_SECOND * np.diff(SECONDS)
     np.testing.assert_allclose(np.diff(prompt[:, 0]), heard, atol=1)
     assert (audio == -1).all() and (cached == -1).all()  # this server does not tell
-    assert result.tokens == {"prompt": prompt.sum(), "completion": completion.sum()}
+    summed = {"prompt": prompt.sum(), "completion": completion.sum()}
+    assert made.header.parameters["summary"]["tokens"] == summed
 
 
 def test_command_line_then_more_samples(ask, server, clips, tmp_path):
@@ -84,12 +89,16 @@ def test_command_line_then_more_samples(ask, server, clips, tmp_path):
     options = {"--wav-dir": clips, "--model": server.model, "--base-url": server.url, "--out": out}
     process = start("query-lalm", *sum(options.items(), ()), "--n-samples", 2)
     stdout, stderr = process.communicate(timeout=HANG_SECONDS)
-    assert process.returncode == 0, stderr
+    # Gibberish is no success, but all of it is kept.
+    assert process.returncode == 5 and "no distribution" in stderr, stderr
     first = Lalm.load(out)
-    assert ask().asked == 0
+    with pytest.raises(RemoteError, match="6 answers"):
+        ask()
     assert Lalm.load(out).digest() == first.digest()
-    assert ask(n_samples=3).asked == 3
+    with pytest.raises(RemoteError, match="9 answers"):
+        ask(n_samples=3)
     more = Lalm.load(out)
+    assert more.header.parameters["summary"]["requests"]["answered"] == 9
     assert [more.raw_answer(k, s) for k in range(3) for s in range(2)] == [
         first.raw_answer(k, s) for k in range(3) for s in range(2)
     ]

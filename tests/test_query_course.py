@@ -98,15 +98,17 @@ class TestAgain:
 class TestReparse:
     def test_reads_old_answers_in_a_new_way_and_asks_nothing(self, query, play):
         server = play(LABEL)
-        assert query.found(server.url, n_samples=1)["statuses"] == {"label_only": CLIPS}
+        refused(query(server.url, n_samples=1), 5, "label only 24", "--accept-label-only", "--reparse")
         flags = ["--reparse", "--accept-label-only"]
         told = query.found(server.url, *flags, n_samples=1, key=None)
         assert told["statuses"] == {"ok": CLIPS} and told["asked"] == 0
         made = Lalm.load(query.out)
         np.testing.assert_array_equal(made.probs, np.broadcast_to([0, 1, 0, 0], (CLIPS, 1, 4)))
         assert made.header.parameters["flags"] == {"label-only": CLIPS}
-        back = query.found(server.url, "--reparse", n_samples=1, key=None)
-        assert back["statuses"] == {"label_only": CLIPS} and len(server.requests) == CLIPS
+        refused(query(server.url, "--reparse", n_samples=1, key=None), 5, "label only 24")
+        assert (
+            set(Lalm.load(query.out).status.ravel()) == {Status.LABEL_ONLY} and len(server.requests) == CLIPS
+        )
 
     def test_leaves_what_is_missing_alone(self, query, play):
         server = play(good)
@@ -181,6 +183,61 @@ class TestUnreadable:
         assert Lalm.load(query.out).header.parameters["complete"] is False
         told = query.found(server.url, *flags, "--max-unreadable", 1, n_samples=4)
         assert told["statuses"] == {"ok": 1, "unparsed": 95} and len(server.requests) == 96
+
+    @pytest.mark.parametrize(
+        ("line", "finish", "words"),
+        [
+            (NOISE, "stop", ("unparsed 24", "Check the prompt")),
+            (REFUSAL, "stop", ("refused 24", "--reask-refused")),
+            (
+                (200, completion('{"angry": 7')),
+                "length",
+                ("truncated 24", "--max-tokens", "reasoning_effort"),
+            ),
+        ],
+    )
+    def test_nothing_that_can_be_read_is_no_success(self, query, play, line, finish, words):
+        line[1]["choices"][0]["finish_reason"] = finish
+        server = play(line)
+        refused(query(server.url, n_samples=1), 5, *words, "are kept")
+        assert Lalm.load(query.out).header.parameters["complete"] is True
+        # Neither does asking again find anything, nor reading again.
+        for flags in ([], ["--reparse"]):
+            refused(query(server.url, *flags, n_samples=1), 5, *words)
+        assert len(server.requests) == CLIPS
+
+    def test_some_that_were_cut_off_are_told(self, query, play):
+        cut = completion("")
+        cut["choices"][0]["finish_reason"] = "length"
+        result = query(play(good, (200, cut), good).url, "--concurrency", 1, "--max-tokens", 77, n_samples=1)
+        assert result.exit_code == 0 and "1 answers were cut off by the token limit (77)" in result.stderr
+        assert "raise --max-tokens" in result.stderr
+
+    def test_answers_without_a_word_end_the_run_after_ten(self, query, play):
+        cut = completion("")
+        cut["choices"][0]["finish_reason"] = "length"
+        server = play((200, cut))
+        refused(
+            query(server.url, "--concurrency", 1),
+            5,
+            "--max-tokens",
+            "reasoning_effort",
+            "10 answers of this run",
+        )
+        assert len(server.requests) == 10
+
+
+class TestNumbersFromOutside:
+    @pytest.mark.parametrize("tokens", [10**10, 2**31, 10**30, -7, 1.5, "many", None])
+    def test_that_cannot_be_spoil_nothing_and_spend_nothing(self, query, play, tmp_path, tokens):
+        (tmp_path / "p.yaml").write_text("m: {text_in: 2, audio_in: 20, out: 10, date: 2026-01-31}")
+        usage = {"prompt_tokens": tokens, "completion_tokens": 5, "total_tokens": tokens}
+        server = play(good, (200, completion(GOOD, usage=usage)), good)
+        flags = ["--prices", tmp_path / "p.yaml", "--budget", 1, "--concurrency", 1]
+        told = query.found(server.url, *flags, n_samples=1)
+        assert told["statuses"] == {"ok": CLIPS} and told["spent_usd"] < 0.5
+        assert query.found(server.url, *flags, "--reparse", n_samples=1)["statuses"] == {"ok": CLIPS}
+        assert sorted(Lalm.load(query.out).usage[:, 0, 0])[:2] == [-1, 120]
 
 
 class TestPartial:

@@ -102,8 +102,9 @@ class TestQueryLalm:
 
     def test_no_valid_answer_at_all(self, ask, pipeline, tmp_path):
         ask.server.reply = lambda digest: "No."
-        result = ask()
-        assert result.without_answer == 24 and result.mean_mi is None
+        with pytest.raises(RemoteError, match=r"48 answers, and no distribution .*\(unparsed 48\)"):
+            ask()
+        assert Lalm.load(ask.out).raw_answer(0, 0) == "No."
         with pytest.raises(ArtifactError, match="no valid answer at all"):
             m.fuse(m.FuseConfig(lalm=ask.out, source=pipeline.source, out=tmp_path / "f.h5"))
         assert not (tmp_path / "f.h5").exists()

@@ -22,17 +22,24 @@ from mifuse_cli.lalm.cost.prices import Price, price_of, read_prices
 from mifuse_cli.lalm.journal.journal import CLIPS_AT_A_TIME, Journal
 from mifuse_cli.lalm.journal.open_questions import OpenQuestions
 from mifuse_cli.lalm.questions.clips import LONG_CLIPS, AudioOptions
+from mifuse_cli.lalm.questions.dialect import AUDIO_PARTS, TOKEN_LIMITS
 from mifuse_cli.lalm.questions.prompts import read_wording
 from mifuse_cli.lalm.questions.question_options import QuestionOptions
+from mifuse_cli.lalm.service.advice import THINKING
+from mifuse_cli.lalm.service.environment import check_environment
+from mifuse_cli.lalm.service.profiles import Profile, body_problems, header_problems, read_profile
 from mifuse_cli.lalm.service.run import run
 from mifuse_cli.lalm.service.run_state import RunState
 from mifuse_cli.lalm.service.service_options import ServiceOptions, check_address, host_of, is_local
 
 __all__ = [
+    "AUDIO_PARTS",
     "CLIPS_AT_A_TIME",
     "LONG_CLIPS",
     "MODES",
     "PARSER_VERSION",
+    "THINKING",
+    "TOKEN_LIMITS",
     "USAGE",
     "AudioOptions",
     "Estimate",
@@ -40,21 +47,26 @@ __all__ = [
     "OpenQuestions",
     "Parsed",
     "Price",
+    "Profile",
     "QuestionOptions",
     "RunState",
     "ServiceOptions",
     "Status",
     "Volume",
     "answer_arrays",
+    "body_problems",
     "calibrated",
     "check_address",
+    "check_environment",
     "estimate",
+    "header_problems",
     "host_of",
     "is_local",
     "observations",
     "parse_answer",
     "price_of",
     "read_prices",
+    "read_profile",
     "read_wording",
     "resolver",
     "run",

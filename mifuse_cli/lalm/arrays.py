@@ -159,7 +159,9 @@ def _joined(parts: list[tuple[float, _Cell]]) -> _Cell:
 
 
 def _sum(usages: Sequence[Sequence[int]]) -> list[int]:
-    """Sums of what is known; -1 where nothing is."""
+    """Sums of what is known, as far as 32 bits go; -1 where nothing is."""
+    most = int(np.iinfo(np.int32).max)
     return [
-        sum(max(n, 0) for n in column) if max(column) >= 0 else -1 for column in zip(*usages, strict=True)
+        min(sum(max(n, 0) for n in column), most) if max(column) >= 0 else -1
+        for column in zip(*usages, strict=True)
     ]

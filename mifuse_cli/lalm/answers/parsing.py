@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from mifuse_cli.lalm.answers.emotion_words import fold, named, refuses, resolver
 
-PARSER_VERSION = 2
+PARSER_VERSION = 3
 
 LONGEST = 64 * 1024  # characters of an answer, without its thoughts
 FILLED_MASS = 0.95  # share that the named classes must hold before the others count as zero
@@ -27,7 +27,8 @@ DROPPED_MASS = 0.05  # largest share of labels that are not classes
 EXACT_SUM = (0.98, 1.02)  # sums that are rounding only
 USABLE_SUM = (0.5, 1.5)  # sums that are renormalised, with a flag
 
-_CANDIDATES = 8  # bracketed pieces of one answer that are tried
+_WORK = 16 * LONGEST  # characters of bracketed pieces that are tried in vain
+_PIECES = 1000  # bracketed pieces of one answer that are looked at
 _DEPTH = 4  # nesting of a distribution inside other objects
 _SLACK = 1e-9  # sums of decimal fractions miss their bound by rounding
 
@@ -73,11 +74,14 @@ class Parsed:
 def parse_answer(text: str, classes: Sequence[str]) -> Parsed:
     """Read the text of one answer, most explicit form first.
 
-    Thoughts and code fences are removed. The first bracketed piece that holds a class name with a value is
-    read as JSON, if need be after one repair; else ``label: number`` lines; else the answer is a refusal, a
-    lone label or unparsed. Names are compared without case and through a table of synonyms. Values are
-    percentages if they carry percent signs or sum to 50..150. Missing classes are 0 if the others hold 0.95,
-    other labels are dropped up to 0.05, sums of 0.5..1.5 are renormalised.
+    Thoughts and code fences are removed. Bracketed pieces that hold a class name with a value are read as
+    JSON, if need be after one repair; then lists of ``label: number`` and tags with numbers. The last complete
+    distribution counts, since those before it are drafts or repeat the question; a list beside JSON counts only
+    if it names every class. Without any the answer is a refusal, a lone label or unparsed.
+
+    Names are compared without case and through a table of synonyms. Values are percentages if they carry
+    percent signs or sum to 50..150. Missing classes are 0 if the others hold 0.95, other labels are dropped up
+    to 0.05, sums of 0.5..1.5 are renormalised.
 
     Args:
         text: what the model wrote; any string.
@@ -117,7 +121,7 @@ def parse_label(text: str, classes: Sequence[str]) -> Parsed:
     """
     classes = _checked(text, classes)
     text = visible(text)
-    return _unread(text) or _lone_label(text, [value for value, _ in _structures(text)], classes)
+    return _unread(text) or _lone_label(text, [piece.value for piece in _structures(text)], classes)
 
 
 def _checked(text: str, classes: Sequence[str]) -> tuple[str, ...]:
@@ -147,16 +151,62 @@ def _read(text: str, classes: tuple[str, ...]) -> Parsed:
     unread = _unread(text)
     if unread:
         return unread
-    structures = []
-    for value, flags in _structures(text):
-        structures.append(value)
-        pairs = _distribution(value, classes)
-        if pairs:
-            return _judge(pairs, classes, flags)
-    pairs = _lines(text, classes)
-    if pairs:
-        return _judge(pairs, classes, {"lines"})
-    return _lone_label(text, structures, classes)
+    structures = list(_structures(text)) or _unescaped(text)
+    found = _candidates(text, structures, classes)
+    # What is marked as the answer is; drafts may well stand behind it, as a check or a comment.
+    spans = _marked(text)
+    marked = [one for one in found if any(start <= one.start < end for start, end in spans)]
+    for some in (marked, found):
+        good = [one.parsed for one in some if one.parsed.status is Status.OK]
+        if good:
+            return good[-1]
+    if found:
+        return found[-1].parsed
+    return _lone_label(text, [one.value for one in structures], classes)
+
+
+class _Candidate(NamedTuple):
+    """A distribution, or what was meant to be one, and where it stands in the text."""
+
+    start: int
+    parsed: Parsed
+
+
+def _candidates(text: str, structures: list[_Piece], classes: tuple[str, ...]) -> list[_Candidate]:
+    """All that may be meant as the distribution, in the order of the text."""
+    in_json, rest = [], text
+    for piece in structures:
+        judged = [_judge(pairs, classes, piece.flags) for pairs in _distributions(piece.value, classes)]
+        # Beside a distribution over all classes, what stands with it in one piece speaks of some of them.
+        whole = [parsed for parsed in judged if _is_whole(parsed)]
+        in_json += [_Candidate(piece.start, parsed) for parsed in whole or judged]
+        if judged:
+            # JSON that was read is no list of lines as well.
+            rest = rest[: piece.start] + " " * (piece.end - piece.start) + rest[piece.end :]
+    if in_json and not _DIGIT.search(rest):
+        return in_json
+    lines = [_Candidate(start, _judge(pairs, classes, {"lines"})) for start, pairs in _lines(rest, classes)]
+    whole_lines = [one for one in lines if _is_whole(one.parsed)]
+    # "Confidence in sad: 100 %" behind a distribution speaks of one class, and of the certainty.
+    return sorted(in_json + (whole_lines if in_json or whole_lines else lines), key=lambda one: one.start)
+
+
+_DIGIT = re.compile(r"\d")
+
+
+def _is_whole(parsed: Parsed) -> bool:
+    """Whether a distribution names every class, and nothing else."""
+    return parsed.status is Status.OK and not {"filled", "dropped"} & set(parsed.flags)
+
+
+_MARKED = re.compile(
+    r"<((?:final[ _-]?)?(?:answer|output|result|response))>(.*?)(?:</\1>|\Z)", re.IGNORECASE | re.DOTALL
+)
+
+
+def _marked(text: str) -> list[tuple[int, int]]:
+    """Start and end of what tags such as ``<answer>`` enclose."""
+    return [found.span(2) for found in _MARKED.finditer(text)] if "<" in text else []
 
 
 # One object of plain names and numbers: nothing to strip, to unescape or to repair.
@@ -186,14 +236,33 @@ def _plain(text: str, classes: tuple[str, ...]) -> dict[str, float] | None:
 _AROUND = " \t\r\n\"'`*_.,:;!()"
 
 
-def _lines(text: str, classes: tuple[str, ...]) -> list[tuple[str, Any]]:
-    """Pairs of the first listing that names a class; empty if none does."""
+_TURN = re.compile(
+    r"\b(?:wait|actually|final|finally|answer|correct(?:ed|ion)|revised?|instead|hm+|let me|second thoughts?)\b",
+    re.IGNORECASE,
+)
+
+
+def _lines(text: str, classes: tuple[str, ...]) -> Iterator[tuple[int, list[tuple[str, Any]]]]:
+    """Listings that name a class, each with its start.
+
+    A class that comes again begins another one if all classes were named before, or words such as "wait" stand
+    between the two.
+    """
     resolve = resolver(classes)
     for listing in listings(text):
-        pairs = [(name if resolve(name) else name.split()[-1], number) for name, number in listing]
-        if any(resolve(name) for name, _ in pairs):
-            return pairs
-    return []
+        start, before, pairs, seen = 0, 0, list[tuple[str, Any]](), set[str]()
+        for name, number, position in listing:
+            name = name if resolve(name) else name.split()[-1]
+            label = resolve(name)
+            if label in seen and (seen >= set(classes) or _TURN.search(text, before, position)):
+                yield start, pairs
+                pairs, seen = [], set()
+            start, before = start if pairs else position, position
+            pairs.append((name, number))
+            seen |= {label} if label else set()
+        if seen:
+            yield start, pairs
+            return
 
 
 def _unread(text: str) -> Parsed | None:
@@ -221,10 +290,13 @@ def _lone_label(text: str, structures: list[Any], classes: tuple[str, ...]) -> P
 
 
 def _chosen(structures: list[Any], classes: tuple[str, ...]) -> set[str]:
-    """Classes that are values of the first JSON object: its other values may speak of further ones."""
+    """Classes that are values of the last JSON object with any: its other values may speak of further ones."""
     resolve = resolver(classes)
-    pairs = next((value for value in structures if isinstance(value, _Pairs)), _Pairs())
-    return {label for _, item in pairs if isinstance(item, str) and (label := resolve(item))}
+    for pairs in reversed(structures):
+        items = [item for _, item in pairs if isinstance(item, str)] if isinstance(pairs, _Pairs) else []
+        if labels := {label for item in items if (label := resolve(item))}:
+            return labels
+    return set()
 
 
 # --- JSON -------------------------------------------------------------------------------------------------
@@ -240,12 +312,21 @@ class _Pairs(list[Any]):
 _DECODER = json.JSONDecoder(object_pairs_hook=_Pairs)
 
 
-def _structures(text: str) -> Iterator[tuple[Any, set[str]]]:
-    """Decoded bracketed pieces of the text in order, each with the flags of its decoding."""
-    position = 0
-    for _ in range(_CANDIDATES):
+class _Piece(NamedTuple):
+    """A decoded bracketed piece of the text: where it stands, what it is, and the flags of its decoding."""
+
+    start: int
+    end: int
+    value: Any
+    flags: set[str]
+
+
+def _structures(text: str) -> Iterator[_Piece]:
+    """Decoded bracketed pieces of the text in order."""
+    position, work = 0, _WORK
+    for _ in range(_PIECES):
         opening = _OPENING.search(text, position)
-        if not opening:
+        if not opening or work < 0:
             return
         start = opening.start()
         try:
@@ -255,11 +336,24 @@ def _structures(text: str) -> Iterator[tuple[Any, set[str]]]:
             closing = _closing(text, start)
             value, end = _decoded(repair(text[start:closing])), closing or len(text)
             flags = {"repaired"} if closing else {"repaired", "unclosed"}
+            # A piece that is no JSON may hold one; each such look costs its length, and a stray bracket more.
+            work -= (end - start) * (1 if closing else 2)
         if value is not None:
-            yield value, flags
+            yield _Piece(start, end, value, flags)
             position = end
         else:
             position = start + 1
+
+
+_ESCAPED_QUOTE = re.compile(r'\\+"')
+
+
+def _unescaped(text: str) -> list[_Piece]:
+    """Pieces of JSON that stands in the text as a string: with a backslash before every quotation mark."""
+    if not _ESCAPED_QUOTE.search(text):
+        return []
+    text = _ESCAPED_QUOTE.sub('"', re.sub(r"\\+[nrt]", " ", text))
+    return [piece._replace(flags=piece.flags | {"repaired"}) for piece in _structures(text)]
 
 
 def _closing(text: str, start: int) -> int | None:
@@ -290,18 +384,79 @@ def _decoded(piece: str) -> Any:
         return None
 
 
-def _distribution(value: Any, classes: tuple[str, ...], depth: int = 0) -> list[tuple[str, Any]]:
-    """Pairs of name and value of the first part of ``value`` that gives a class a number; empty if none."""
+def _distributions(value: Any, classes: tuple[str, ...], depth: int = 0) -> Iterator[list[tuple[str, Any]]]:
+    """Pairs of name and value of the parts of ``value`` that give a class a number, in order."""
     resolve = resolver(classes)
     pairs = list(value) if isinstance(value, _Pairs) else _pairs_of_list(value, classes)
-    if any(resolve(name) and _is_value(item) for name, item in pairs):
-        return pairs
-    if depth < _DEPTH and isinstance(value, list):
-        for item in (item for _, item in value) if isinstance(value, _Pairs) else value:
-            found = _distribution(item, classes, depth + 1)
-            if found:
-                return found
-    return []
+    pairs = [(name, _inner(item, classes)) for name, item in pairs]
+    if not any(resolve(name) and _is_value(item) for name, item in pairs):
+        pairs = _parallel(value, classes)
+    if pairs:
+        yield pairs
+        return
+    items: list[Any] = []
+    if isinstance(value, str) and _OPENING.search(value):
+        items = [piece.value for piece in _structures(value[:LONGEST])]
+    elif isinstance(value, list):
+        items = [item for _, item in value] if isinstance(value, _Pairs) else value
+    if depth < _DEPTH:
+        for item in items:
+            yield from _distributions(item, classes, depth + 1)
+
+
+# What a number is called that stands for the share of a label.
+_SHARE_NAMES = (
+    "probability", "prob", "p", "score", "share", "percentage", "percent", "value", "likelihood", "intensity",
+    "weight", "confidence",
+)  # fmt: skip
+
+
+def _inner(item: Any, classes: tuple[str, ...]) -> Any:
+    """The number within ``{"probability": 70, ...}`` or ``[70]``; any other item as it is."""
+    if not isinstance(item, list) or not item:
+        return item
+    if not isinstance(item, _Pairs):
+        return item[0] if len(item) == 1 and _is_value(item[0]) else item
+    resolve = resolver(classes)
+    if any(resolve(name) for name, _ in item):
+        return item
+    return _share([(name, number) for name, number in item if _is_value(number)], item)
+
+
+def _share(fields: list[tuple[str, Any]], otherwise: Any) -> Any:
+    """Of named numbers the only one, else the one whose name says that it is a share."""
+    numbers = [(fold(name).removesuffix("s"), number) for name, number in fields]
+    numbers = [(name, number) for name, number in numbers if name not in _NO_SHARES]
+    if len(numbers) == 1:
+        return numbers[0][1]
+    for name in _SHARE_NAMES:
+        found = [number for other, number in numbers if other == name]
+        if len(found) == 1:
+            return found[0]
+    return otherwise
+
+
+def _parallel(value: Any, classes: tuple[str, ...]) -> list[tuple[str, Any]]:
+    """Pairs of two lists of one length, as in ``{"labels": ["sad", "angry"], "scores": [0.7, 0.3]}``."""
+    resolve = resolver(classes)
+    if not isinstance(value, list):
+        return []
+    fields = value if isinstance(value, _Pairs) else [("", item) for item in value]
+    lists = [(name, item) for name, item in fields if isinstance(item, list) and not isinstance(item, _Pairs)]
+    names = [
+        item
+        for _, item in lists
+        if item and all(isinstance(one, str) for one in item) and any(resolve(one) for one in item)
+    ]
+    if len(names) != 1:
+        return []
+    numbers = [
+        (name, item)
+        for name, item in lists
+        if item is not names[0] and len(item) == len(names[0]) and all(map(_is_value, item))
+    ]
+    scores = _share(numbers, None)
+    return list(zip(names[0], scores, strict=True)) if scores else []
 
 
 def _pairs_of_list(value: Any, classes: tuple[str, ...]) -> list[tuple[str, Any]]:
@@ -318,17 +473,21 @@ def _pairs_of_list(value: Any, classes: tuple[str, ...]) -> list[tuple[str, Any]
         elif any(resolve(name) for name, _ in item):
             pairs.extend(item)
         else:
-            names = [field for _, field in item if isinstance(field, str) and _number(field) is None]
-            numbers = [field for _, field in item if _is_value(field)]
-            if not names or len(numbers) != 1:
+            words = [field for _, field in item if isinstance(field, str) and _number(field) is None]
+            number = _share([(name, field) for name, field in item if _is_value(field)], None)
+            if not words or number is None:
                 return []
-            pairs.append((names[0], numbers[0]))
+            # A reason may stand before the name.
+            pairs.append((next((word for word in words if resolve(word)), words[0]), number))
     return pairs
 
 
 # --- numbers ----------------------------------------------------------------------------------------------
 
 _NUMBER = re.compile(r"\s*[~≈]?\s*([+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d+)?)\s*(%?)\s*")
+_NO_SHARES = frozenset(
+    {"valence", "arousal", "dominance", "rank", "id", "index", "order", "position", "total"}
+)
 _NOT_LABELS = frozenset(
     {"total", "sum", "confidence", "certainty", "score", "probability", "valence", "arousal", "dominance"}
 )
@@ -482,16 +641,35 @@ _LISTED = re.compile(
 )
 
 
-def listings(text: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Names with numbers outside JSON: those like ``name: 0.7``, then those like ``name 70%`` or ``70% name``."""
+# <sad>70</sad>, <emotion name="sad">70</emotion>, <emotion label="sad" score="70"/>
+_TAG = re.compile(
+    rf"<({_NAME})>\s{{0,9}}([~≈]?[+-]?\d+(?:[.,]\d+)?\s?%?)\s{{0,9}}</\1>"
+    rf"|<\w{{1,30}}\s[^<>]{{0,40}}?[\"']({_NAME})[\"'][^<>\d]{{0,40}}>?\s{{0,9}}[\"']?"
+    r"([~≈]?[+-]?\d+(?:[.,]\d+)?\s?%?)[\"']?\s{0,9}(?:/?>|</)"
+)
+
+Listing = list[tuple[str, str, int]]
+"""Names with numbers, and where they stand in the text."""
+
+
+def listings(text: str) -> tuple[Listing, Listing, Listing]:
+    """Names with numbers outside JSON.
+
+    Returns:
+        Tags with numbers; those like ``name: 0.7``; those like ``name 70%`` or ``70% name``.
+    """
+    tags = [
+        (found[1] or found[3], found[2] or found[4], found.start())
+        for found in (_TAG.finditer(text) if "<" in text else ())
+    ]
     # In "70% sad | 30% angry" the bar stands between two pairs, not within one.
     signed = [
-        (found[1], found[3])
+        (found[1], found[3], found.start())
         for found in _LINE.finditer(text)
         if not (found[2] and "%" in text[max(found.start() - 2, 0) : found.start()])
     ]
-    listed = [(found[1] or found[4], found[2] or found[3]) for found in _LISTED.finditer(text)]
-    return signed, listed
+    listed = [(found[1] or found[4], found[2] or found[3], found.start()) for found in _LISTED.finditer(text)]
+    return tags, signed, listed
 
 
 # --- the usual faults of JSON ------------------------------------------------------------------------------

@@ -11,6 +11,14 @@ BYTES_PER_TOKEN = 2  # of text; fewer than in any usual language and tokenizer
 FRAME_TOKENS = 32  # what a chat template adds to a prompt
 BLIND = 3  # answers without a usage after which none is waited for
 
+MOST_PROMPT = 2_000_000
+"""Tokens: ten hours of audio at 50 a second. A usage with more is not believed."""
+MOST_COMPLETION = 1_000_000
+"""Tokens of one answer, with all thinking."""
+_MOST_PER_BYTE = 2  # tokens of a prompt; a byte of text makes one at most
+_MOST_PER_SECOND = 1000  # of audio; the highest rate known is 50
+_MOST_ADDED = 20_000  # by a service, with instructions of its own
+
 _UNIT = 10**12  # picodollars: whole numbers, so that a million small sums add up exactly
 
 
@@ -133,6 +141,8 @@ class Meter:
     ) -> float | None:
         """USD that an answered request cost; its worst case if the service sent no usage; None without a price.
 
+        A usage that no such request can have, be it one in millions, counts as none: what is booked stays booked.
+
         Args:
             usage: tokens of the response, see `response.Response`.
             seconds: as given to `worst`.
@@ -141,8 +151,9 @@ class Meter:
         """
         if self._price is None:
             return None
+        most = _MOST_ADDED + _MOST_PER_BYTE * text_bytes + round(_MOST_PER_SECOND * seconds)
         cost = cost_of(usage, self._price, seconds=seconds)
-        if cost is None:
+        if cost is None or not _believable(usage, min(most, MOST_PROMPT), choices):
             self._blind += 1
             return self.worst(seconds, text_bytes, choices)
         # The next prompt may not be in the cache.
@@ -156,13 +167,14 @@ class Meter:
         self._seen = True
         return cost
 
-    def cost_in_batch(self, usage: Mapping[str, int]) -> float | None:
+    def cost_in_batch(self, usage: Mapping[str, int], choices: int = 1) -> float | None:
         """USD that a request in batch mode cost; None, to let its reservation stand, where that is a guess.
 
         Args:
             usage: tokens of the response; without the number of audio tokens the cost is not known.
+            choices: answers asked for.
         """
-        if self._price is None or usage["audio"] <= 0:
+        if self._price is None or usage["audio"] <= 0 or not _believable(usage, MOST_PROMPT, choices):
             return None
         return cost_of(usage, self._price, seconds=0.0, batch=True)
 
@@ -170,6 +182,13 @@ class Meter:
         text = text_bytes / BYTES_PER_TOKEN + FRAME_TOKENS
         prompt = text * price.text_in + seconds * price.audio_rate * price.audio_in
         return prompt / 1e6, self._max_tokens * choices * price.out / 1e6
+
+
+def _believable(usage: Mapping[str, int], most_prompt: int, choices: int) -> bool:
+    """Whether a request can have used these tokens; -1 is a number that is not known."""
+    prompt, completion = usage.get("prompt", -1), usage.get("completion", -1)
+    answered = max(completion, usage.get("total", -1) - max(prompt, 0))
+    return prompt <= most_prompt and answered <= MOST_COMPLETION * choices
 
 
 def _whole(usd: float) -> int:

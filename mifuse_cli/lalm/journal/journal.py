@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
-from mifuse_cli.lalm.answers.response import Response, decode
+from mifuse_cli.lalm.answers.response import MOST_TOKENS, Response, decode
 from mifuse_cli.lalm.journal.database import Database, Rows
 from mifuse_cli.lalm.questions.clips import AskedClip
 from mifuse_cli.lalm.questions.question_options import canonical_json, spec_hash
@@ -26,6 +26,7 @@ CLIPS_AT_A_TIME = 200
 _COLUMNS = ("utt_id", "sha256", "duration", "sr", "bytes", "path", "file_sha256", "context")
 _CLIP = f"{', '.join(_COLUMNS)}, pieces, twin"
 _PAIRS_AT_A_TIME = 5000
+_COUNTED = ("prompt", "completion", "total")  # in the column usage
 
 
 class StoredAnswer(NamedTuple):
@@ -203,7 +204,13 @@ class Journal(Database):
         return self.submit(work)
 
     def fail(
-        self, intent_id: int, http_status: int | None, error: str, *, rejected: bool = False
+        self,
+        intent_id: int,
+        http_status: int | None,
+        error: str,
+        *,
+        rejected: bool = False,
+        keeps_cost: bool = False,
     ) -> Future[None]:
         """Close an intent without an answer.
 
@@ -213,11 +220,12 @@ class Journal(Database):
                 nothing came back, which leaves the intent `unresolved` and its cost reserved.
             error: message, free of secrets.
             rejected: whether it is the clip that the server does not accept.
+            keeps_cost: whether its cost is settled already, by the response in which the failure lies.
         """
         return self.execute(
             "UPDATE intent SET t_end = ?, http_status = ?, error = ?, rejected = ?, "
-            "est_cost = CASE WHEN ? IS NULL THEN est_cost ELSE 0 END WHERE id = ?",
-            (time.time(), http_status, error, rejected, http_status, intent_id),
+            "est_cost = CASE WHEN ? THEN est_cost ELSE 0 END WHERE id = ?",
+            (time.time(), http_status, error, rejected, keeps_cost or http_status is None, intent_id),
         )
 
     def note(self, intent_id: int, http_status: int, cost: float) -> Future[None]:
@@ -256,14 +264,39 @@ class Journal(Database):
         return found
 
     def settle_unread(self) -> None:
-        """Settle what was stored but, because of a crash, never read."""
-        for intent, key, choice, packed in self.read(
-            "SELECT intent_id, key, choice, raw FROM answer WHERE outcome IS NULL"
+        """Settle what was stored but never read, because of a crash, or was read before errors were known as such.
+
+        A body that holds an error instead of an answer counted as an empty answer once. Such bodies use no
+        tokens for the answer or do not tell, and only these are looked into.
+        """
+        for intent, key, choice, packed, outcome in self.read(
+            "SELECT intent_id, key, choice, raw, outcome FROM answer WHERE outcome IS NULL OR (outcome = 'ok' "
+            "AND raw != x'' AND ifnull(json_extract(usage, '$.completion'), -1) < 1)"
         ):
             with self.translating():
                 response = decode(zlib.decompress(packed))
-            choices = range(choice, choice + max(len(response.choices), 1))
-            self.settle(intent, key, response, choices=choices).result()
+            if outcome is None:
+                choices = range(choice, choice + max(len(response.choices), 1))
+                self.settle(intent, key, response, choices=choices).result()
+            elif not response.choices:
+                sql = "UPDATE answer SET outcome = 'unusable' WHERE key = ? AND intent_id = ?"
+                self.execute(sql, (key, intent)).result()
+        self._settle_costs()
+
+    def _settle_costs(self) -> None:
+        """Book what others cost on average where a count of tokens that cannot be had been believed."""
+        most = "max(" + ", ".join(f"ifnull(json_extract(usage, '$.{name}'), -1)" for name in _COUNTED) + ")"
+        for intent, key, choice, packed in self.read(
+            f"SELECT intent_id, key, choice, raw FROM answer WHERE raw != x'' AND {most} > ?", (MOST_TOKENS,)
+        ):
+            with self.translating():
+                response = decode(zlib.decompress(packed))
+            self.settle(intent, key, response, choices=(choice,)).result()
+            self.execute(
+                "UPDATE intent SET est_cost = (SELECT ifnull(avg(intent.est_cost), 0) FROM intent JOIN answer "
+                f"ON answer.intent_id = intent.id WHERE {most} BETWEEN 0 AND ?) WHERE id = ?",
+                (MOST_TOKENS, intent),
+            ).result()
 
     def has_answers(self) -> bool:
         """Whether any question was ever answered."""

@@ -169,6 +169,7 @@ class OpenQuestions:
             template=options.wording.template,
             elicit=options.elicit,
             audio_format=options.audio.upload,
+            audio_form=options.dialect.audio_part,
             context=question.clip.context,
             extra=question.extra,
         )
@@ -194,9 +195,8 @@ class OpenQuestions:
 
     def _request(self, wanted: OpenQuestion) -> Request:
         question, choices = wanted
-        fields = self.options.fields()
         length = LONGER if question.longer else 1
-        fields["max_completion_tokens"] *= length
+        fields = self.options.fields(length)
         if self.options.seed is not None:
             # 31 bits: some services take no more.
             fields["seed"] = (int(question.key[:8], 16) ^ self.options.seed ^ choices[0]) & 0x7FFFFFFF

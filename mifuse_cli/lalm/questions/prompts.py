@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import re
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from mifuse_cli.config import load_yaml
 from mifuse_cli.errors import UsageError, did_you_mean
 from mifuse_cli.lalm.answers.elicitation import LETTERS
+from mifuse_cli.lalm.questions.dialect import audio_part
 
 DEFAULT_SYSTEM = (
     "You are a listener in a speech perception study. You judge how a voice sounds: pitch, loudness, tempo, "
@@ -167,6 +167,7 @@ def messages(
     template: str = DEFAULT_TEMPLATE,
     elicit: str = "verbalized",
     audio_format: str = "wav",
+    audio_form: str = "object",
     context: str = "",
     extra: str = "",
 ) -> list[dict[str, Any]]:
@@ -184,6 +185,7 @@ def messages(
         template: text of the question with one field ``{labels}`` and at most one field ``{context}``.
         elicit: mode of asking; with ``logprob`` the labels are listed with letters.
         audio_format: ``wav`` or ``mp3``.
+        audio_form: one of `dialect.AUDIO_PARTS`.
         context: transcript of the clip. If it is blank, the line with ``{context}`` is left out.
         extra: sentence added to the question.
 
@@ -193,11 +195,10 @@ def messages(
     context = " ".join(context.split())
     _check_fields(template, "{context}" in template or bool(context), "the prompt template")
     question = _filled(template, _listed(classes, order, elicit), context)
-    data = base64.b64encode(audio).decode("ascii")
     asked = {
         "role": "user",
         "content": [
-            {"type": "input_audio", "input_audio": {"data": data, "format": audio_format}},
+            audio_part(audio, audio_format, audio_form),
             {"type": "text", "text": f"{question}\n{extra}" if extra else question},
         ],
     }

@@ -13,6 +13,7 @@ from mifuse_cli.errors import UsageError
 from mifuse_cli.lalm.answers.elicitation import LETTERS, Answer, read_answer
 from mifuse_cli.lalm.answers.response import Response
 from mifuse_cli.lalm.questions.clips import AudioOptions
+from mifuse_cli.lalm.questions.dialect import Dialect
 from mifuse_cli.lalm.questions.prompts import Wording
 
 KEY_VERSION = 1
@@ -41,6 +42,7 @@ class QuestionOptions:
         reask: how often a question is asked again whose answer cannot be read.
         reask_refused: how often one is asked again that was refused.
         audio: how the clips are sent.
+        dialect: what the service expects of a request body.
 
     Raises:
         UsageError: mode ``logprob`` with more classes than there are letters, or with a schema.
@@ -61,6 +63,7 @@ class QuestionOptions:
     reask: int = 0
     reask_refused: int = 0
     audio: AudioOptions = field(default_factory=AudioOptions)
+    dialect: Dialect = field(default_factory=Dialect)
 
     def __post_init__(self) -> None:
         if self.elicit != "logprob":
@@ -83,9 +86,9 @@ class QuestionOptions:
         """Most tokens of one answer."""
         return _LONGEST[self.elicit] if self.max_tokens is None else self.max_tokens
 
-    def fields(self) -> dict[str, Any]:
-        """Fields of every request body besides model and messages."""
-        fields = {"temperature": self.temperature, "max_completion_tokens": self.answer_tokens}
+    def fields(self, length: int = 1) -> dict[str, Any]:
+        """Fields of every request body besides model and messages; ``length`` times as long as usual."""
+        fields = self.dialect.fields(self.temperature, length * self.answer_tokens)
         if self.elicit == "logprob":
             return fields | {"logprobs": True, "top_logprobs": _ALTERNATIVES}
         return fields | {"response_format": self._schema()} if self.json_schema else fields
@@ -132,7 +135,7 @@ class QuestionOptions:
             "choices_per_request": self.choices_per_request if self.choices_per_request > 1 else None,
             "upload": self.audio.upload if self.audio.upload != "wav" else None,
         }
-        spec |= {name: value for name, value in used.items() if value}
+        spec |= {name: value for name, value in used.items() if value} | self.dialect.changes()
         return spec if self.seed is None else {**spec, "seed": self.seed}
 
     @cached_property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -26,7 +27,7 @@ from mifuse_cli.lalm.answers.response import Response, decode_json, member
 from mifuse_cli.lalm.journal.journal import Waiting, committed
 from mifuse_cli.lalm.questions.plan import Request
 from mifuse_cli.lalm.service.client import BatchState
-from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed, backoff, failure_kind
+from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed, backoff, failure_kind, failure_within
 from mifuse_cli.lalm.service.run_state import Sender
 
 MAX_REQUESTS = 50_000  # of a batch
@@ -35,7 +36,10 @@ PATIENCE = 900.0  # seconds that one call may fail before the run gives up
 
 _FIRST_DELAY = 1.0
 _LONGEST_DELAY = 60.0
+_TOLD_SECONDS = 60.0  # of failing after which somebody is told
 _AT_A_TIME = 256  # answers that wait for their commit
+
+_log = logging.getLogger("mifuse")
 
 Result = TypeVar("Result")
 
@@ -85,7 +89,7 @@ class BatchRun(Sender):
                 if held is None or self.state.sent == before or self._broken:
                     break
         except RequestFailed as failure:
-            raise RemoteError(
+            raise failure.error(
                 f"{self.client.host}: {failure.sentence} Batches under way are collected by the next run."
             ) from None
         if self._broken:
@@ -258,15 +262,11 @@ class BatchRun(Sender):
                 self.budget.settle(reserved, 0.0, left=status != 0)
             return [self.journal.fail(intent, status, message, rejected=rejected)]
         response = Response.of(body)
-        cost = self.meter.cost_in_batch(response.usage)
+        cost = self.meter.cost_in_batch(response.usage, len(choices))
         got = min(len(response.choices), len(choices))
         self.state.answered += got
-        if not got:
-            self.state.failed[name] = f"an answer without choices: {self.client.said(body)}"
-        if mine:
-            self.budget.settle(reserved, reserved if cost is None else cost)
         request_id = member(http, "request_id")
-        return [
+        commits = [
             self.journal.store(
                 intent,
                 key,
@@ -274,9 +274,22 @@ class BatchRun(Sender):
                 http_status=status,
                 request_id=request_id if isinstance(request_id, str) else None,
                 choice=choices[0],
-            ),
-            self.journal.settle(intent, key, response, choices=choices, cost=cost),
+            )
         ]
+        within = None if got else failure_within(response, self.client.said(response.error), {})
+        if within:
+            rejected = within.kind is FailureKind.REJECTED
+            (self.state.rejected if rejected else self.state.failed)[name] = within.message
+            cost = cost if within.billed else 0.0
+        commits.append(self.journal.settle(intent, key, response, choices=choices, cost=cost))
+        if within and within.http_status != status:
+            failed = self.journal.fail(
+                intent, within.http_status, within.message, rejected=rejected, keeps_cost=True
+            )
+            commits.append(failed)
+        if mine:
+            self.budget.settle(reserved, reserved if cost is None else cost)
+        return commits
 
     def _drop(self, tag: str, message: str, state: str = "never made") -> list[str]:
         """Close a batch; what it holds without an answer was not billed. Return the names of that."""
@@ -298,6 +311,8 @@ class BatchRun(Sender):
                 pause = max(backoff(attempt, _FIRST_DELAY, _LONGEST_DELAY), failure.wait or 0.0)
                 if not failure.passing or waited + pause > PATIENCE:
                     raise
+                if waited < _TOLD_SECONDS <= waited + pause:
+                    _log.warning("%s: no answer since %.0f s: %s", self.client.host, waited, failure.message)
             await self.sleep(pause)
             waited += pause
             attempt += 1
@@ -361,6 +376,7 @@ def custom_id(key: str, choices: Sequence[int]) -> str:
 
 def asked_for(custom_id: str) -> tuple[str, tuple[int, ...]]:
     """Key and choices of a `custom_id`; no choices if it is none."""
-    found = re.fullmatch(r"(.+)\.([1-9a-f][0-9a-f]*)", custom_id, re.DOTALL)
+    # A provider that makes up names must not have us count to 16 to the power of their length.
+    found = re.fullmatch(r"(.+)\.([1-9a-f][0-9a-f]{0,999})", custom_id, re.DOTALL)
     bits = int(found[2], 16) if found else 0
     return found[1] if found else "", tuple(i for i in range(bits.bit_length()) if bits >> i & 1)

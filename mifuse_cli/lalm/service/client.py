@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,18 +13,26 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
 from mifuse_cli.errors import UsageError
+from mifuse_cli.lalm.service.environment import check_environment, proxy_variable
 from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed, failure_kind, message_of, wait_of
-from mifuse_cli.lalm.service.service_options import ServiceOptions, check_address
+from mifuse_cli.lalm.service.profiles import expanded
+from mifuse_cli.lalm.service.secrets_in_text import Secrets
+from mifuse_cli.lalm.service.service_options import ServiceOptions, check_address, secrets_of
 
 if TYPE_CHECKING:
     import openai
 
 _CONNECT_SECONDS = 10.0
+_LONGEST_ID = 200  # characters of the name of a request
+LINE_SECONDS = 600.0  # that a line of a file may take
+_LONGEST_LINE = 32 * 2**20  # bytes of a file
+_MOST_PAGES = 10_000  # of batches; a list that never ends is none
 _RAW = {"X-Stainless-Raw-Response": "true"}  # tells the library to hand the response out as it is
 _STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 _LEFT_NOTHING = frozenset(
     {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"}
 )
+_NO_CONNECTION = frozenset({"ConnectError", "ConnectTimeout", "ProxyError"})
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,8 @@ class Client:
 
     Raises:
         UsageError: the key cannot be sent in a header, or the address is no URL.
+        InputError: a variable of the environment cannot be used, see `environment.check_environment`.
+        DependencyError: a package that such a variable needs is missing.
     """
 
     def __init__(self, service: ServiceOptions) -> None:
@@ -78,19 +89,31 @@ class Client:
                 "the API key is empty or holds spaces, line breaks or non-ASCII characters. Check the "
                 "variable that it comes from; for a server that needs none, any word will do."
             )
+        check_address(service.base_url)
+        check_environment()
         import openai
 
-        check_address(service.base_url)
+        from mifuse_cli.lalm.service.guarded_http import GuardedHttp
+
         self.host, self.model = service.host, service.model
-        self._api_key = service.api_key
+        headers = expanded(service.headers)
+        named = [headers[name] for name, value in service.headers.items() if value.startswith("$")]
+        self._secrets = Secrets([*secrets_of(service), *named])
+        self._proxy = proxy_variable(service.base_url)
+        self._reached = False
         self._timeout = service.timeout
         self._extra: dict[str, Any] = _STREAM if service.stream else {}
+        timeout = openai.Timeout(service.timeout, connect=min(service.timeout / 2, _CONNECT_SECONDS))
         # Retries of the library would be invisible to the journal and to the bill.
         self._openai = openai.AsyncOpenAI(
             base_url=service.base_url,
             api_key=service.api_key,
             max_retries=0,
-            timeout=openai.Timeout(service.timeout, connect=min(service.timeout / 2, _CONNECT_SECONDS)),
+            timeout=timeout,
+            default_headers=headers,
+            http_client=GuardedHttp(
+                seconds=service.timeout, key=(service.key_header, service.api_key), timeout=timeout
+            ),
         )
 
     def __repr__(self) -> str:
@@ -125,10 +148,12 @@ class Client:
                 response: Any = await self._openai.post(
                     "/chat/completions", cast_to=object, body=body, options={"headers": headers}
                 )
+        self._reached = True
+        request_id = response.request_id
         return Reply(
-            self.without_key(response.http_response.content),
+            self._secrets.body(response.http_response.content),
             response.status_code,
-            response.request_id and self.redacted(response.request_id),
+            request_id and self.redacted(request_id)[:_LONGEST_ID],
             dict(response.headers),
         )
 
@@ -168,7 +193,7 @@ class Client:
             RequestFailed: the list did not come.
         """
         last = ""
-        while True:
+        for _ in range(_MOST_PAGES):
             page = await self._get("/batches", {"limit": 100, **({"after": last} if last else {})})
             found = page.get("data") if isinstance(page, dict) else None
             states = [self._batch(one) for one in found or []]
@@ -194,7 +219,7 @@ class Client:
         """
         with self._translating():
             async with self._openai.files.with_streaming_response.content(file_id) as response:
-                rest = b""
+                rest, latest = b"", time.monotonic()
                 chunks = response.iter_bytes()
                 while True:
                     try:
@@ -206,9 +231,18 @@ class Client:
                         raise RequestFailed(FailureKind.TRANSIENT, None, message) from None
                     *lines, rest = (rest + chunk).split(b"\n")
                     for line in lines:
-                        yield self.without_key(line)
+                        yield self._secrets.body(line)
+                    if lines:
+                        latest = time.monotonic()
+                    elif time.monotonic() - latest > LINE_SECONDS:
+                        message = f"no whole line of a file for {LINE_SECONDS:.0f} s"
+                        raise RequestFailed(FailureKind.TRANSIENT, None, message)
+                    if len(rest) > _LONGEST_LINE:
+                        raise RequestFailed(
+                            FailureKind.FATAL, 200, f"a line of more than {_LONGEST_LINE} bytes in a file"
+                        )
                 if rest:
-                    yield self.without_key(rest)
+                    yield self._secrets.body(rest)
 
     async def delete(self, file_id: str) -> None:
         """Let the provider forget a file.
@@ -230,10 +264,10 @@ class Client:
         return BatchState(
             id=self._expected(body.get("id"), "batch", self.said(body)),
             tag=str(metadata.get("mifuse", "")) if isinstance(metadata, dict) else "",
-            state=str(body.get("status")),
-            input_file=body.get("input_file_id"),
-            output_file=body.get("output_file_id"),
-            error_file=body.get("error_file_id"),
+            state=self.said(str(body.get("status"))),
+            input_file=_text(body.get("input_file_id")),
+            output_file=_text(body.get("output_file_id")),
+            error_file=_text(body.get("error_file_id")),
             message=self.said(errors.get("data")) if isinstance(errors, dict) else "",
         )
 
@@ -253,7 +287,10 @@ class Client:
         # Raised "from None": those of the library hold the request with its headers.
         try:
             yield
+        except RequestFailed as failure:
+            raise self._redacted_failure(failure) from None
         except openai.APIStatusError as error:
+            self._reached = True
             kind = failure_kind(error.status_code, error.body)
             message = self.said(error.body) or f"HTTP {error.status_code}"
             headers = error.response.headers
@@ -261,29 +298,39 @@ class Client:
         except openai.APITimeoutError as error:
             raise self._unreachable(error, "no answer in time") from None
         except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, RequestFailed):  # some versions wrap all that the client raises
+                raise self._redacted_failure(error.__cause__) from None
             raise self._unreachable(error, f"connection failed: {error.__cause__}") from None
         except openai.OpenAIError as error:
             raise RequestFailed(FailureKind.FATAL, 0, self.redacted(str(error))) from None
         except TimeoutError:
             raise RequestFailed(FailureKind.TRANSIENT, None, "no answer in time") from None
 
+    def _redacted_failure(self, failure: RequestFailed) -> RequestFailed:
+        failure.message = self.redacted(failure.message)
+        return failure
+
     def _unreachable(self, error: openai.APIConnectionError, message: str) -> RequestFailed:
-        left = type(error.__cause__).__name__ not in _LEFT_NOTHING
-        return RequestFailed(FailureKind.TRANSIENT, None if left else 0, self.redacted(message))
+        cause = type(error.__cause__).__name__
+        left = cause not in _LEFT_NOTHING
+        message = self.redacted(message)
+        if "CERTIFICATE_VERIFY_FAILED" in message:
+            advice = "Name a PEM file of the authorities that you trust in SSL_CERT_FILE."
+            return RequestFailed(FailureKind.FATAL, 0, f"{message}. {advice}", ours=True)
+        if self._proxy and cause in _NO_CONNECTION and not self._reached:
+            advice = f"Connections go through the proxy that {self._proxy} names: correct the variable, or unset it."
+            return RequestFailed(FailureKind.FATAL, 0, f"{message}. {advice}", ours=True)
+        return RequestFailed(FailureKind.TRANSIENT, None if left else 0, message)
 
     def said(self, body: Any) -> str:
         """What an error body says, without the API key and at most 400 characters of it."""
         text = self.redacted(message_of(body))
         return text if len(text) <= 400 else f"{text[:400]}..."
 
-    def without_key(self, raw: bytes) -> bytes:
-        """Bytes without the API key, unless it is so short that it may well be a word of the answer."""
-        return raw.replace(self._api_key.encode(), b"***") if len(self._api_key) >= 8 else raw
-
     def redacted(self, text: str) -> str:
-        """Text without the API key, and without what follows its first 8 characters if it is a long one."""
-        key = self._api_key
-        if len(key) < 8:
-            return re.sub(rf"(?<![\w-]){re.escape(key)}(?![\w-])", "***", text)
-        text = text.replace(key, "***")
-        return re.sub(rf"{re.escape(key[:8])}[\w*.-]*", "***", text) if len(key) >= 16 else text
+        """Text without the API key and other secrets, as `Secrets.shown` has it."""
+        return self._secrets.shown(text)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None

@@ -1,4 +1,7 @@
-"""Failed requests: what kind of failure it is, what the service said, and how long to wait."""
+"""Failed requests: what kind of failure it is, what the service said, and how long to wait.
+
+A failure has a status, or lies within a response of status 200.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,12 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import Any
+
+from mifuse_cli.errors import InputError, MifuseError, RemoteError
+from mifuse_cli.lalm.answers.response import Response, status_in
+
+_LONGEST_WAIT = 10 * 365 * 86400.0  # seconds: who asks for more means the same, and clocks can count it
+_LONGEST_MESSAGE = 4000  # characters of a body that are looked at for a message
 
 
 class FailureKind(Enum):
@@ -29,6 +38,8 @@ class RequestFailed(Exception):
         message: the server's own words, free of the API key.
         wait: seconds that the server asks to wait, or None.
         headers: of the response.
+        ours: whether it is a setting of this machine that is at fault, not the service.
+        billed: whether the service answered, and may have billed it, but there is nothing in it to read.
     """
 
     def __init__(
@@ -38,6 +49,9 @@ class RequestFailed(Exception):
         message: str,
         wait: float | None = None,
         headers: Mapping[str, str] | None = None,
+        *,
+        billed: bool = False,
+        ours: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -45,11 +59,17 @@ class RequestFailed(Exception):
         self.message = message
         self.wait = wait
         self.headers = headers or {}
+        self.billed = billed
+        self.ours = ours
 
     @property
     def passing(self) -> bool:
         """Whether the same request may succeed later."""
         return self.kind in (FailureKind.THROTTLED, FailureKind.TRANSIENT)
+
+    def error(self, text: str) -> MifuseError:
+        """The error to end a command with, of a kind that says whose fault it is."""
+        return InputError(text) if self.ours else RemoteError(text)
 
     @property
     def sentence(self) -> str:
@@ -107,12 +127,90 @@ def failure_kind(status: int, body: Any) -> FailureKind:
     return FailureKind.FATAL
 
 
+# What an error is called where it has no status in numbers; the longest name that it begins with counts.
+_STATUS_OF_NAME = {
+    "invalid_request": 400,
+    "invalid_argument": 400,
+    "invalid_parameter": 400,
+    "invalidparameter": 400,
+    "failed_precondition": 400,
+    "model_not_found": 404,
+    "modelnotfound": 404,
+    "unsupported_parameter": 400,
+    "context_length_exceeded": 400,
+    "content_filter": 400,
+    "datainspectionfailed": 400,
+    "authentication": 401,
+    "unauthenticated": 401,
+    "invalid_api_key": 401,
+    "invalidapikey": 401,
+    "insufficient_quota": 429,
+    "billing": 402,
+    "arrearage": 402,
+    "insufficient_credits": 402,
+    "payment_required": 402,
+    "permission": 403,
+    "accessdenied": 403,
+    "not_found": 404,
+    "rate_limit": 429,
+    "ratelimit": 429,
+    "too_many_requests": 429,
+    "resource_exhausted": 429,
+    "throttling": 429,
+    "internal": 500,
+    "server_error": 500,
+    "api_error": 500,
+    "unavailable": 503,
+    "service_unavailable": 503,
+    "overloaded": 503,
+    "timeout": 504,
+    "deadline_exceeded": 504,
+    "requesttimeout": 504,
+}
+
+
+def failure_within(response: Response, message: str, headers: Mapping[str, str]) -> RequestFailed:
+    """The failure that a 200 response stands for whose body holds an error, or nothing, instead of an answer.
+
+    It counts as the status that the body carries, by a number or by a name that services use for one. A body
+    that carries none passes, and may have been billed.
+
+    Args:
+        response: without choices.
+        message: what the body says, free of secrets.
+        headers: of the response.
+    """
+    error = _error(response.error)
+    status = status_in(error) or status_in(response.error) or _named_status(error)
+    billed = response.begun or status is None
+    said = message or "nothing"
+    if status is None:
+        text = f"an answer without choices: {said}"
+        return RequestFailed(FailureKind.TRANSIENT, 200, text, wait_of(headers), headers, billed=billed)
+    kind = failure_kind(status, response.error)
+    text = f"{said} (error {status} within an answer)"
+    return RequestFailed(kind, status, text, wait_of(headers), headers, billed=billed)
+
+
+def _named_status(error: Any) -> int | None:
+    for field in ("code", "status", "type"):
+        name = str(error.get(field) or "").lower() if isinstance(error, dict) else ""
+        found = [known for known in _STATUS_OF_NAME if name.startswith(known)]
+        if found:
+            return _STATUS_OF_NAME[max(found, key=len)]
+    return None
+
+
 def message_of(body: Any) -> str:
-    """The server's own message in an error body of any usual shape, on one line."""
+    """The server's own message in an error body of any usual shape, on one line of printable characters."""
     error = _error(body)
     if isinstance(error, dict):
         error = error.get("message") or error.get("detail") or error
-    return " ".join(str(error or "").split())
+    if isinstance(error, dict) and set(error) == {"detail"}:
+        error = error["detail"]
+    text = " ".join(str(error or "")[:_LONGEST_MESSAGE].split())
+    # Control characters would steer the terminal, and halves of characters cannot be written at all.
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
 def wait_of(headers: Mapping[str, str]) -> float | None:
@@ -124,10 +222,10 @@ def wait_of(headers: Mapping[str, str]) -> float | None:
         except ValueError:
             continue
         if math.isfinite(seconds):
-            return max(seconds, 0.0)
+            return min(max(seconds, 0.0), _LONGEST_WAIT)
     try:
         return max(parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time(), 0.0)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, OSError, IndexError):
         return None
 
 

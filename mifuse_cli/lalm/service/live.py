@@ -8,36 +8,31 @@ import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from mifuse_cli.errors import MifuseError, RemoteError
-from mifuse_cli.lalm.answers.parsing import Status
 from mifuse_cli.lalm.answers.response import Response, decode
 from mifuse_cli.lalm.journal.journal import committed
 from mifuse_cli.lalm.questions.plan import Request
+from mifuse_cli.lalm.service.advice import advice
 from mifuse_cli.lalm.service.breaker import Breaker
-from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed, backoff
-from mifuse_cli.lalm.service.pacing import Pacer, TurnResult
+from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed, backoff, failure_within
+from mifuse_cli.lalm.service.pacing import Pacer, Turn, TurnResult
 from mifuse_cli.lalm.service.run_state import BudgetReached, Sender
 
 ATTEMPTS = 8  # requests for one question, rate limits not counted
 LOST = 3  # of them, those that may have been billed though nothing came back
 FIRST_DELAY = 0.5  # seconds; doubles with every attempt
 LONGEST_DELAY = 30.0
+STALL_SECONDS = 60.0  # with less than two answers after which somebody is told why
 DRAIN_SECONDS = 20.0  # that requests under way have left when the user interrupts
 
 _ANSWER_TOKENS = 60  # a guess for the limit of tokens, corrected when the usage comes
 _AUDIO_TOKENS = 25  # a second, likewise
 _GATEWAY_TIMEOUTS = (504, 524)  # of a proxy: the model may have answered
-_ADVICE = {
-    401: "Check the API key.",
-    402: "Check the credit of the account.",
-    403: "Check the API key and what it is allowed to do.",
-    404: "Check the address and the name of the model.",
-    429: "Check the credit of the account.",
-}
 
 _log = logging.getLogger("mifuse")
 
@@ -57,6 +52,9 @@ class LiveRun(Sender):
         self._freed = asyncio.Event()
         self._pacer = Pacer(self.service, now)
         self._breaker = Breaker(self.service, resumed=self.journal.has_answers(), now=now)
+        self._now = now
+        self._last_answers = deque([now()] * 2, maxlen=2)  # times
+        self._last_failure = ""
 
     async def ask(self, requests: Iterable[Request]) -> None:
         """Send all requests, unless the run has to stop; then its `state` tells why.
@@ -68,14 +66,15 @@ class LiveRun(Sender):
         workers = [asyncio.create_task(self._work(drawn)) for _ in range(self.service.concurrency)]
         through: asyncio.Future[Any] = asyncio.gather(*workers, return_exceptions=True)
         interrupted = asyncio.create_task(self._interrupted.wait())
+        watching = asyncio.create_task(self._watch())
         try:
             first: list[asyncio.Future[Any]] = [through, interrupted]
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait(workers, timeout=DRAIN_SECONDS)
         finally:
-            for task in (interrupted, *workers):
+            for task in (interrupted, watching, *workers):
                 task.cancel()
-            await asyncio.gather(interrupted, *workers, return_exceptions=True)
+            await asyncio.gather(interrupted, watching, *workers, return_exceptions=True)
 
     def stop(self, error: Exception | None = None) -> None:
         """Send no further request; of several errors the first one is kept in the state."""
@@ -93,6 +92,24 @@ class LiveRun(Sender):
             "interrupted: waiting %.0f s at most for what is under way; interrupt again to leave it",
             DRAIN_SECONDS,
         )
+
+    async def _watch(self) -> None:
+        """Tell why hardly an answer comes, whatever the cause; stop a run that the service lets nothing out of."""
+        patience = STALL_SECONDS
+        while True:
+            await asyncio.sleep(STALL_SECONDS / 8)
+            silence = self._now() - self._last_answers[0]
+            if silence < STALL_SECONDS:
+                patience = STALL_SECONDS
+                continue
+            under_way = f"{self._pacer.running} requests are under way"
+            why = self._pacer.holding or under_way
+            if silence >= patience:
+                patience = 2 * silence
+                last = f"; the last failure: {self._last_failure}" if self._last_failure else ""
+                _log.warning("%s: hardly an answer for %.0f s: %s%s", self.client.host, silence, why, last)
+            if self._pacer.held_by_service and (stop := self._breaker.held(why)):
+                self.stop(self._with_kept(stop))
 
     def _drawn(self, source: Iterator[Request]) -> Callable[[], Awaitable[Request | None]]:
         """The next request, drawn with some others in a thread: a look into the journal takes a while."""
@@ -129,6 +146,7 @@ class LiveRun(Sender):
                 choices, attempt, lost = choices[result:], 1, 0
                 continue
             failure = result
+            self._last_failure = failure.message
             stop: MifuseError | None = None
             if failure.kind is FailureKind.FATAL:
                 raise self._fatal(failure)
@@ -171,17 +189,9 @@ class LiveRun(Sender):
             fields = _fields(request, choices)
             reply = await self.client.ask(messages, fields, request_key=f"{request.key}-{intent}")
         except RequestFailed as failure:
-            rejected = failure.kind is FailureKind.REJECTED
-            status = None if _is_lost(failure) else failure.http_status
-            await committed(self.journal.fail(intent, status, failure.message, rejected=rejected))
-            self._free(cost, cost if status is None else 0.0, left=status != 0)
-            throttled = failure.kind is FailureKind.THROTTLED
-            result = TurnResult.ANSWERED if rejected else TurnResult.FAILED
-            result = TurnResult.THROTTLED if throttled else result
-            wait = self._pacer.leave(turn, result, headers=failure.headers, wait=failure.wait)
-            if throttled:
-                self._throttled(failure, wait)
-            return failure
+            await committed(self._failed(intent, failure))
+            self._free(cost, cost if _is_lost(failure) else 0.0, left=failure.http_status != 0)
+            return self._left(turn, failure)
         stored = self.journal.store(
             intent,
             request.key,
@@ -191,29 +201,51 @@ class LiveRun(Sender):
             choice=choices[0],
         )
         response = decode(reply.raw)
-        spent = self.meter.observe(response.usage, *about)
+        within = None
+        if not response.choices:
+            within = failure_within(response, self.client.said(response.error), reply.headers)
+        # An error that came before any answer costs what one of its status costs: nothing.
+        free = within is not None and not within.billed and not _is_lost(within)
+        spent = 0.0 if free else self.meter.observe(response.usage, *about)
         got = min(len(response.choices), len(choices))
         self._read(request, response, got)
-        settled = self.journal.settle(intent, request.key, response, choices=choices, cost=spent)
+        commits = [stored, self.journal.settle(intent, request.key, response, choices=choices, cost=spent)]
+        if within and within.http_status != reply.http_status:
+            commits.append(self._failed(intent, within, keeps_cost=True))
         self._free(cost, cost if spent is None else spent)
-        result = TurnResult.ANSWERED if got else TurnResult.FAILED
-        self._pacer.leave(turn, result, tokens=_total(response.usage), headers=reply.headers)
-        await committed(stored, settled)
-        if got:
-            return got
-        said = self.client.said(response.error)
-        return RequestFailed(FailureKind.TRANSIENT, reply.http_status, f"an answer without choices: {said}")
+        if within is None:
+            self._pacer.leave(turn, TurnResult.ANSWERED, tokens=_total(response.usage), headers=reply.headers)
+        await committed(*commits)
+        return got if within is None else self._left(turn, within)
+
+    def _failed(self, intent: int, failure: RequestFailed, *, keeps_cost: bool = False) -> Future[None]:
+        """Close the intent of a request that failed."""
+        status = None if _is_lost(failure) else failure.http_status
+        rejected = failure.kind is FailureKind.REJECTED
+        return self.journal.fail(intent, status, failure.message, rejected=rejected, keeps_cost=keeps_cost)
+
+    def _left(self, turn: Turn, failure: RequestFailed) -> RequestFailed:
+        """Hand back the turn of a request that failed, and stop the run if the rate is limited for too long."""
+        throttled = failure.kind is FailureKind.THROTTLED
+        result = TurnResult.ANSWERED if failure.kind is FailureKind.REJECTED else TurnResult.FAILED
+        result = TurnResult.THROTTLED if throttled else result
+        wait = self._pacer.leave(turn, result, headers=failure.headers, wait=failure.wait)
+        if throttled:
+            self._throttled(failure, wait)
+        return failure
 
     def _read(self, request: Request, response: Response, got: int) -> None:
         """Count the first ``got`` answers of a response, and stop the run if too many cannot be read."""
         if got:
             self._breaker.answered()
+            self._last_answers.append(self._now())
+            self._last_failure = ""
             self.state.answered += got
         for position in range(got):
             answer = request.read(response, position)
             status = answer.parsed.status
             self.state.statuses[status] += 1
-            if not request.again and (stop := self._breaker.judged(status is Status.OK, answer.text)):
+            if not request.again and (stop := self._breaker.judged(status, answer.text)):
                 self.stop(self._with_kept(stop))
 
     async def _reserve(self, cost: float) -> bool:
@@ -242,11 +274,11 @@ class LiveRun(Sender):
             raise self._with_kept(stop)
 
     def _fatal(self, failure: RequestFailed) -> MifuseError:
-        advice = _ADVICE.get(
-            failure.http_status or 0, "Check the address, the model and the parameters of the request."
-        )
-        return RemoteError(
-            f"{self.client.host} answered {failure.http_status}: {failure.sentence} {advice} {self._kept()}"
+        what = advice(failure.http_status, failure.message)
+        if failure.ours:
+            return failure.error(f"{self.client.host}: {failure.sentence} {self._kept()}")
+        return failure.error(
+            f"{self.client.host} answered {failure.http_status}: {failure.sentence} {what} {self._kept()}"
         )
 
     def _with_kept(self, error: MifuseError) -> MifuseError:

@@ -20,6 +20,9 @@ _SHORTEST_PAUSE = 0.05
 _LONGEST_PAUSE = 30.0  # where the server does not say how long
 _LONGEST_RESET = 60.0  # in the headers; longer ones are limits per day, which a 429 will tell
 
+_FEWEST_TOKENS = 100.0  # a minute, in the headers; with fewer no question could ever be sent
+_MOST = 1e12  # of anything, in the headers
+
 _BURST = 0.25  # seconds of a schedule that may be caught up
 _AT_ONCE = 1e-6  # seconds that are no wait
 
@@ -80,9 +83,12 @@ class Pacer:
         self._limit = float(min(_FIRST_LIMIT, service.concurrency))
         self._next_cut = -math.inf
         self._resume_at = now()
+        self._resume_by = ""  # whose word that is
         self._pauses = 0  # in a row, without an answer to a request sent after one
         self._sent = 0
         self._rpm_given = rpm is not None
+        self._rate_by = "--rpm" if rpm else ""
+        self._tokens_by = "--tpm" if tpm else ""
         self._tpm_given = tpm is not None
         self._rate = _Rate(None if rpm is None else rpm / 60, now())
         self._requests = _Schedule(self._rate.value, now())
@@ -100,6 +106,31 @@ class Pacer:
     def rate(self) -> float | None:
         """Requests per minute in force; None as long as no limit is known."""
         return self._rate.value * 60 if self._rate.known else None
+
+    @property
+    def holding(self) -> str:
+        """Why no request goes out at present, in words; "" if none waits, or the next one goes at once."""
+        waiting = sum(not future.done() for future, _ in self._waiting)
+        if not waiting:
+            return ""
+        if self.running >= self.limit:
+            return f"{self.running} requests are under way, and more are not sent at once"
+        now = self._now()
+        reasons = [
+            (self._resume_at - now, self._resume_by),
+            (self._requests.due - now, f"{self._rate.value * 60:.3g} requests a minute by {self._rate_by}"),
+        ]
+        if self._tokens:
+            tokens = f"{self._tokens.rate * 60:.3g} tokens a minute by {self._tokens_by}"
+            reasons.append((self._tokens.due - now, tokens))
+        wait, why = max(reasons)
+        return f"the next request goes out in {wait:.0f} s ({why})" if wait > _AT_ONCE else ""
+
+    @property
+    def held_by_service(self) -> bool:
+        """Whether requests wait, none is under way, and it is not the user who asked for that."""
+        given = self._rpm_given or self._tpm_given
+        return bool(self.holding) and not self.running and not given
 
     async def enter(self, tokens: float = 0.0) -> Turn | None:
         """Wait until a request that may use ``tokens`` tokens may go out; None if the run was stopped.
@@ -206,20 +237,24 @@ class Pacer:
             self._limit = max(self._limit * 0.7, 1.0)
             self._next_cut = now + max(wait, _CUT_SECONDS)
         self._rate.fall(turn, turn.number - self.throttled, self._sent, wait, now)
-        self._resume(now + max(wait, _SHORTEST_PAUSE))
+        self._rate_by = self._rate_by or "what was learned from 429s"
+        self._resume(now + max(wait, _SHORTEST_PAUSE), "after a 429")
 
-    def _resume(self, time: float) -> None:
+    def _resume(self, time: float, why: str) -> None:
         """Let nothing out before ``time``, and let nobody catch up on the pause then."""
-        self._resume_at = max(self._resume_at, time)
+        if time > self._resume_at:
+            self._resume_at, self._resume_by = time, why
         self._requests.due = max(self._requests.due, self._resume_at)
 
     def _read(self, headers: Mapping[str, str], turn: Turn, now: float) -> None:
         """Follow the limits that a response tells, where the user gave none."""
         requests = _number(headers.get("x-ratelimit-limit-requests"))
         tokens = _number(headers.get("x-ratelimit-limit-tokens"))
-        if requests and not self._rpm_given:
+        if requests and requests >= 1 and not self._rpm_given:
             self._rate.allow(requests * _HEADER_SHARE / 60)
-        if tokens and not self._tpm_given:
+            self._rate_by = "x-ratelimit-limit-requests"
+        if tokens and tokens >= _FEWEST_TOKENS and not self._tpm_given:
+            self._tokens_by = "x-ratelimit-limit-tokens"
             rate = tokens * _HEADER_SHARE / 60
             self._tokens = self._tokens or _Schedule(rate, now)
             self._tokens.rate = rate
@@ -227,7 +262,7 @@ class Pacer:
             # The server counted when the request came in, which may be long ago.
             reset = _seconds(headers.get("x-ratelimit-reset-requests"))
             if reset is not None and reset <= _LONGEST_RESET:
-                self._resume(turn.time + reset)
+                self._resume(turn.time + reset, "by x-ratelimit-reset-requests")
 
 
 class _Schedule:
@@ -324,12 +359,12 @@ class _Rate:
 
 
 def _number(text: str | None) -> float | None:
-    """A number from 0 on; None for anything else."""
+    """A number from 0 on that a service may mean; None for anything else."""
     try:
         number = float(text or "")
     except ValueError:
         return None
-    return number if 0 <= number < math.inf else None
+    return number if 0 <= number <= _MOST else None
 
 
 def _seconds(text: str | None) -> float | None:

@@ -18,7 +18,7 @@ from mifuse_cli.lalm.cost.budget import Budget, Meter
 from mifuse_cli.lalm.journal.journal import committed
 from mifuse_cli.lalm.journal.open_questions import OpenQuestions
 from mifuse_cli.lalm.service.client import Client
-from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed, backoff
+from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed, backoff, failure_within
 from mifuse_cli.lalm.service.run_state import BudgetReached
 from mifuse_cli.lalm.service.service_options import ServiceOptions
 
@@ -53,7 +53,7 @@ _NAMES = {
     "seed": r"\bseed\b",
     "json_schema": "response_?format|schema|structured",
 }
-_TOKENS = 64  # of an answer; the absurd one takes about ten
+ANSWER_TOKENS = 64  # the absurd one takes about ten
 _REFUSALS = (400, 413, 422, 501)
 _SLACK_TOKENS = 3  # by which servers round audio of different lengths
 _SLACK = 0.05
@@ -116,13 +116,21 @@ async def find_out(
                 budget.settle(cost, cost if failure.http_status is None else 0.0)
                 raise
             response = decode(reply.raw)
-            spent = meter.observe(response.usage, *about) or 0.0
+            within = None
+            if not response.choices:
+                within = failure_within(response, client.said(response.error), reply.headers)
+            free = within is not None and not within.billed
+            spent = 0.0 if free else meter.observe(response.usage, *about) or 0.0
             await committed(journal.note(intent, reply.http_status, spent))
             budget.settle(cost, spent)
+            if within:
+                # With the words and the headers of the service, which a response does not have.
+                raise within
             return response
 
         clip = audio.read(Path(shortest.path))
-        tests = Probe(send, messages, clip, {"temperature": questions.options.temperature})
+        options = questions.options
+        tests = Probe(send, messages, clip, options.dialect.fields(options.temperature, ANSWER_TOKENS))
         found |= await tests.run(unknown, longest)
         journal.add_probe(host, model, found)
     if problems := unsupported(found, sorted(needed)):
@@ -183,7 +191,7 @@ class Probe:
         messages: builds the messages about audio, shape (S,) at 16 kHz; the text is the same each time.
         clip: samples (S,) at 16 kHz of a short clip of the user's, since some services take only certain
             audio. Tones are sent for ``long_audio`` alone.
-        fields: of every request, such as ``temperature``; no feature among them.
+        fields: of every request, such as ``temperature`` and a limit of `ANSWER_TOKENS`; no feature among them.
         sleep: waits.
     """
 
@@ -197,7 +205,7 @@ class Probe:
     ) -> None:
         self._found: dict[str, dict[str, Any]] = {}
         self._ask, self._messages, self._clip, self._sleep = ask, messages, clip, sleep
-        self._fields = {**fields, "max_completion_tokens": _TOKENS}
+        self._fields = fields
         self._plain_works = False
         self._prompt = -1  # tokens of a question about the clip
 
@@ -280,7 +288,7 @@ class Probe:
                 response = await self._ask(messages, {**self._fields, **extra})
                 if response.choices:
                     return response
-                failure = RequestFailed(FailureKind.TRANSIENT, 200, "an answer without choices")
+                failure = failure_within(response, "", {})
             except RequestFailed as error:
                 failure = error
             wait = backoff(attempt, _FIRST_DELAY, PATIENCE) if failure.wait is None else failure.wait

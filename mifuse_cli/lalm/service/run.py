@@ -16,6 +16,7 @@ from mifuse_cli.errors import InputError, MifuseError, RemoteError
 from mifuse_cli.lalm.answers.parsing import Status
 from mifuse_cli.lalm.cost.budget import Budget, Meter
 from mifuse_cli.lalm.journal.open_questions import OpenQuestions
+from mifuse_cli.lalm.service.advice import advice
 from mifuse_cli.lalm.service.batch import BatchRun
 from mifuse_cli.lalm.service.client import Client
 from mifuse_cli.lalm.service.failures import RequestFailed
@@ -96,7 +97,7 @@ class _Run:
         self._refuse_open_batches()
         try:
             await self._find_out()
-        except RemoteError as error:
+        except (RemoteError, InputError) as error:
             return RunState(error=error)
         asking = LiveRun(self.client, self.questions.journal, self.service, self.budget, self.meter, tell)
         state = asking.state
@@ -170,7 +171,11 @@ class _Run:
         try:
             await find_out(self.questions, self.client, self.service, self.budget, self.meter)
         except RequestFailed as failure:
-            raise RemoteError(f"{self.client.host}: {failure.sentence} Nothing was asked yet.") from None
+            what = (
+                "" if failure.ours or failure.passing else f" {advice(failure.http_status, failure.message)}"
+            )
+            text = f"{self.client.host}: {failure.sentence}{what} Nothing was asked yet."
+            raise failure.error(text) from None
 
     def _tell(self, state: RunState, facts: Mapping[str, Any]) -> None:
         self.report(state.done, max(self.answers, state.done), facts)

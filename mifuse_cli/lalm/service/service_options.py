@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from mifuse_cli.errors import UsageError
 from mifuse_cli.lalm.cost.prices import Price
+
+_SECRET = re.compile(r"key|token|secret|sig|pass|auth", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,8 @@ class ServiceOptions:
         timeout: seconds for one request; for a file, without a sign of life.
         stream: let the service send answers piece by piece, as some demand; they are read as a whole
             nevertheless.
+        headers: further ones of every request; a value ``$NAME`` is that of a variable, and secret.
+        key_header: that takes the key instead of the usual one, "" for that.
         concurrency: most requests under way.
         rpm, tpm: requests and tokens per minute that are allowed, None where not known.
         price: of the model, None if not known.
@@ -38,6 +45,8 @@ class ServiceOptions:
     api_key: str = field(repr=False)
     timeout: float = 120.0
     stream: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    key_header: str = ""
     concurrency: int = 64
     rpm: float | None = None
     tpm: float | None = None
@@ -75,6 +84,16 @@ def check_address(base_url: str) -> None:
             "--base-url, or OPENAI_BASE_URL: is no address of a service. Expected one like "
             "https://api.openai.com/v1; in a user name or password write / ? # @ as %2F %3F %23 %40."
         )
+
+
+def secrets_of(service: ServiceOptions) -> list[str]:
+    """What must not be shown or kept: the key, a password in the address and what its query says of a key."""
+    parts = urlsplit(service.base_url)
+    password = parts.password or ""
+    basic = f"{parts.username or ''}:{unquote(password)}" if password else ""
+    query = [value for name, value in parse_qsl(parts.query) if _SECRET.search(name)]
+    encoded = base64.b64encode(basic.encode()).decode()
+    return [service.api_key, password, unquote(password), encoded, unquote(parts.fragment), *query]
 
 
 def host_of(base_url: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from mifuse_cli.errors import ArtifactError, InputError, RemoteError, UsageError
 from mifuse_cli.files import check_place, remove_leftovers
 from mifuse_cli.labels import parse_classes
 from mifuse_cli.manifest import Clips
+from mifuse_cli.steps.query_lalm.addressing import address, api_key, profile_of
 from mifuse_cli.steps.query_lalm.config import QueryLalmConfig, QueryLalmResult
 from mifuse_cli.steps.query_lalm.reading import context_of, dry_run, priced, read_clips, volume_of
 from mifuse_cli.steps.query_lalm.saving import journal_path, parents_of, save_artifact, summary_of
@@ -30,8 +30,9 @@ def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> 
     """Ask what the journal has no answer to yet, then derive the artifact from the journal.
 
     Every clip is decoded before the first question is sent. The key is read from ``api_key_file``, else
-    from the environment variable OPENAI_API_KEY, and only if something is to be asked. SIGINT and SIGTERM
-    let what is under way come in; then, as after an error, the artifact is saved as far as it goes.
+    from the environment variable of the service or OPENAI_API_KEY, and only if something is to be asked.
+    SIGINT and SIGTERM let what is under way come in; then, as after an error, the artifact is saved as far
+    as it goes.
 
     Raises:
         InputError: clips that cannot be read, no API key, a journal in use.
@@ -43,7 +44,8 @@ def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> 
         KeyboardInterrupt: after a signal, unless an error ended the run.
     """
     classes = parse_classes(config.classes)
-    base_url = config.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    profile = profile_of(config)
+    base_url = address(config, profile)
     lalm.check_address(base_url)
     config = replace(config, base_url=base_url)
     clips = Clips(config.manifest, config.wav_dir)
@@ -60,6 +62,7 @@ def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> 
         classes=classes,
         seed=config.seed if config.send_seed else None,
         audio=options_of(config, lalm.AudioOptions),
+        dialect=profile.dialect,
     )
     price = lalm.price_of(config.model, lalm.read_prices(config.prices))
     if config.budget is not None and price is None:
@@ -81,7 +84,8 @@ def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> 
         _refuse_to_replace(config.out, options.spec(), update=config.update)
     if not config.reparse and not journal_path(config.out).exists():
         # Everything is to be asked, so what would stop that later can stop it before clips are decoded.
-        _api_key(config)
+        api_key(config, profile)
+        lalm.check_environment()
         if not _agreed(config):
             raise _refusal(config, _amount(config, volume_of(config, clips, options)))
     with lalm.Journal(journal_path(config.out)) as journal:
@@ -89,7 +93,7 @@ def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> 
         journal.settle_unread()
         journal.add_spec(options.spec())
         read_clips(config, clips, options, journal, progress)
-        return _run(config, clips, lalm.OpenQuestions(options, journal), price, progress)
+        return _run(config, profile, clips, lalm.OpenQuestions(options, journal), price, progress)
 
 
 def _holds_all(out: Path, spec: dict[str, Any]) -> bool:
@@ -125,6 +129,7 @@ def _refuse_to_replace(out: Path, spec: dict[str, Any], *, update: bool) -> None
 
 def _run(
     config: QueryLalmConfig,
+    profile: lalm.Profile,
     clips: Clips,
     whole: lalm.OpenQuestions,
     price: lalm.Price | None,
@@ -143,7 +148,7 @@ def _run(
     # Batches of an earlier run are collected even if all that they were made for is there by now.
     waiting = config.transport == "batch" and journal.open_batches(options.host)
     if not config.reparse and (volume.requests or options.rounds or waiting):
-        ended = _ask(config, questions, volume, price, save, progress)
+        ended = _ask(config, profile, questions, volume, price, save, progress)
     early = ended is not None and bool(ended.interrupted or ended.error or ended.failed)
     result = None
     try:
@@ -165,8 +170,32 @@ def _run(
             "run the same command again to ask what is missing."
         )
     assert result is not None
+    if unreadable := _unreadable(config, result):
+        raise unreadable
     result = replace(result, asked=ended.answered if ended else 0)
     return _projected(config, result, questions, whole, price) if config.pilot else result
+
+
+_UNREADABLE_ADVICE = {
+    "truncated": f"The token limit cut them off. {lalm.THINKING}",
+    "label_only": "They name one label and no numbers: pass --accept-label-only, or ask with --elicit label.",
+    "refused": "The model refuses: ask again in other words with --reask-refused 1, or choose another model.",
+    "rejected": "The service rejects the audio: check --upload, --audio-part and the model.",
+}
+
+
+def _unreadable(config: QueryLalmConfig, result: QueryLalmResult) -> RemoteError | None:
+    """The error of a run of whose answers not one can be read."""
+    got = {name: number for name, number in result.statuses.items() if name not in ("missing", "skipped")}
+    if not got or "ok" in got:
+        return None
+    most = max(got, key=lambda name: got[name])
+    said = ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in got.items())
+    what = _UNREADABLE_ADVICE.get(most, "Check the prompt and the model.")
+    return RemoteError(
+        f"{config.out}: holds {sum(got.values())} answers, and no distribution can be read from any ({said}). "
+        f"{what} The answers are kept in {journal_path(config.out).name}; --reparse reads them again."
+    )
 
 
 def _projected(
@@ -218,6 +247,7 @@ def _drawn(config: QueryLalmConfig, journal: lalm.Journal) -> frozenset[str]:
 
 def _ask(
     config: QueryLalmConfig,
+    profile: lalm.Profile,
     questions: lalm.OpenQuestions,
     volume: lalm.Volume,
     price: lalm.Price | None,
@@ -228,7 +258,17 @@ def _ask(
     what = _amount(config, volume) if volume.requests else "questions to ask again"
     if sends and not _agreed(config):
         raise _refusal(config, what)
-    service = options_of(config, lalm.ServiceOptions, api_key=_api_key(config), price=price)
+    service = options_of(
+        config,
+        lalm.ServiceOptions,
+        api_key=api_key(config, profile),
+        price=price,
+        stream=profile.stream and config.transport == "live",
+        headers=profile.extra_headers,
+        key_header=profile.key_header,
+    )
+    if profile.source:
+        _log.info("requests in the form that %s described on %s", profile.source, profile.date)
     if sends:
         _log.info("sending %s to %s", what, host)
     else:
@@ -263,18 +303,3 @@ def _agreed(config: QueryLalmConfig) -> bool:
 def _refusal(config: QueryLalmConfig, what: str) -> UsageError:
     host = lalm.host_of(config.base_url)
     return UsageError(f"{what} would be sent to {host}. Pass --yes if the speakers' consent covers that.")
-
-
-def _api_key(config: QueryLalmConfig) -> str:
-    if config.api_key_file is not None:
-        try:
-            return config.api_key_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--api-key-file {config.api_key_file}: cannot be read ({error}).") from None
-    key = os.environ.get("OPENAI_API_KEY", "")
-    if not key:
-        raise InputError(
-            "there is no API key: set OPENAI_API_KEY or give --api-key-file. "
-            "For a local server that needs none, any word will do."
-        )
-    return key

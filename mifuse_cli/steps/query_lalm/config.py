@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mifuse_cli import lalm
 from mifuse_cli.config import StepConfig, StepResult, above_zero, at_least, one_of, option, target_problems
@@ -72,13 +74,57 @@ class QueryLalmConfig(StepConfig):
     )
 
     model: str = option(help="Name of the model at the endpoint.", panel=_SERVICE)
+    service: str = option(
+        "",
+        "Named profile that sets address and form of the requests: openai, azure, gemini, vllm, dashscope, mistral, "
+        "openrouter, or a YAML file.",
+        settles=False,
+        panel=_SERVICE,
+    )
     base_url: str = option(
         "",
-        "Address of an OpenAI-compatible endpoint, up to /v1; default: OPENAI_BASE_URL, else OpenAI's.",
+        "Address of an OpenAI-compatible endpoint, up to /v1; default: by --service, OPENAI_BASE_URL, else OpenAI's.",
         panel=_SERVICE,
     )
     api_key_file: Path | None = option(
-        None, "File that holds the API key; default: OPENAI_API_KEY.", settles=False, panel=_SERVICE
+        None,
+        "File that holds the API key; default: the variable of --service, else OPENAI_API_KEY.",
+        settles=False,
+        panel=_SERVICE,
+    )
+    token_limit: str = option(
+        "",
+        f"Field with the most tokens of an answer: {', '.join(lalm.TOKEN_LIMITS)}; default: by --service, else the "
+        "first.",
+        settles=False,
+        panel=_SERVICE,
+    )
+    omit_temperature: bool = option(
+        False, "Send no temperature, for services that refuse one.", settles=False, panel=_SERVICE
+    )
+    audio_part: str = option(
+        "",
+        f"Form of the audio in a request: {', '.join(lalm.AUDIO_PARTS)}; default: by --service, else the first.",
+        settles=False,
+        panel=_SERVICE,
+    )
+    modalities: str = option(
+        "",
+        "Outputs to ask for, such as text; default: by --service, else none are named.",
+        settles=False,
+        panel=_SERVICE,
+    )
+    extra_body: str = option(
+        "",
+        """Further fields of every request as JSON, such as '{"reasoning_effort": "low"}'.""",
+        settles=False,
+        panel=_SERVICE,
+    )
+    extra_headers: str = option(
+        "",
+        """Further headers of every request as JSON; a value "$NAME" is that of a variable.""",
+        settles=False,
+        panel=_SERVICE,
     )
     rpm: float | None = option(
         None,
@@ -168,6 +214,17 @@ class QueryLalmConfig(StepConfig):
         if self.stream and self.transport == "batch":
             yield "--stream: a batch has no streams"
         yield from one_of("--upload", self.upload, ("wav", "mp3"))
+        yield from one_of("--token-limit", self.token_limit, ("", *lalm.TOKEN_LIMITS))
+        yield from one_of("--audio-part", self.audio_part, ("", *lalm.AUDIO_PARTS))
+        for flag, text, problems in (
+            ("--extra-body", self.extra_body, lalm.body_problems),
+            ("--extra-headers", self.extra_headers, lalm.header_problems),
+        ):
+            found = json_object(text)
+            if found is None:
+                yield f'{flag}: expected a JSON object such as {{"name": "value"}}'
+            else:
+                yield from (f"{flag}: {problem}" for problem in problems(found))
         yield from at_least("--n-samples", self.n_samples, 1)
         yield from at_least("--choices-per-request", self.choices_per_request, 1)
         if self.choices_per_request > 0 and self.n_samples % self.choices_per_request:
@@ -186,6 +243,16 @@ class QueryLalmConfig(StepConfig):
         for name in ("timeout", "max_seconds", "save_minutes", "poll_seconds", "rpm", "tpm"):
             value = getattr(self, name)
             yield from above_zero(f"--{name.replace('_', '-')}", 1 if value is None else value)
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """The JSON object in an option, empty if the option is; None if it is no such object."""
+    try:
+        found = json.loads(text) if text.strip() else {}
+        json.dumps(found, allow_nan=False)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -161,6 +161,9 @@ def _notes(
 ) -> Iterator[str]:
     if number := sums.statuses[lalm.Status.REJECTED]:
         yield f"{number} questions were rejected, the last one with: {rejection}"
+    if number := sums.statuses[lalm.Status.TRUNCATED]:
+        limit = config.max_tokens or "the number that --elicit has by default"
+        yield f"{number} answers were cut off by the token limit ({limit}). {lalm.THINKING.rstrip('.')}"
     if number := sums.statuses[lalm.Status.SKIPPED]:
         yield f"{number // config.n_samples} clips are longer than {config.max_seconds:g} s and were left out"
     if number := sums.statuses[lalm.Status.MISSING]:
