@@ -22,7 +22,7 @@ _LARGEST_FILTER = 1 << 20
 44,100 Hz, 282,240 at 11,025 Hz, but 178 million at 11,127 Hz (3.4 GiB while they are made) and 706 million at
 44,101 Hz (12 GiB)."""
 _CROSSINGS, _ROLLOFF = 6, 0.99
-"""Torchaudio's filter: zero crossings of the sinc on either side, and its cut-off as a share of the lower Nyquist rate."""
+"""Torchaudio's filter: zero crossings of the sinc on either side; cut-off as a share of the lower Nyquist rate."""
 _CHUNK = 1 << 14
 """Samples that are resampled at a time where weights are made as they are needed."""
 
