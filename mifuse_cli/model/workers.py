@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from contextlib import contextmanager
-from multiprocessing import current_process, get_context
+from multiprocessing import current_process, get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from threading import Event, Lock, Thread
@@ -208,6 +208,7 @@ def _received(process: Connection) -> Any:
 
 def _work(parent: Connection, make: Callable[[], Callable[[Any], Any]]) -> None:
     """Make results for the parent until it hangs up; runs in a process of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"  # for what is loaded later
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
@@ -250,10 +251,11 @@ def _without_main() -> Iterator[None]:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach: this one ends them."""
+    """Start processes that Ctrl-C does not reach, not even before they run code of ours: this one ends them."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    resource_tracker.ensure_running()  # which would be started first otherwise, and lets interrupts through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
