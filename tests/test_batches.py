@@ -1,6 +1,6 @@
 """Batches of nearly the same length, and what is padded in them left out of every mean."""
 
-from itertools import count
+from itertools import count, pairwise
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_every_clip_is_in_one_batch_of_its_like(lengths, padding, most):
 @given(lengths, st.integers(1, 400))
 def test_no_batch_ends_too_early(lengths, most):
     found = alike(lengths, most, 0.2)
-    for batch, after in zip(found, found[1:], strict=False):
+    for batch, after in pairwise(found):
         held = [lengths[one] for one in (*batch, after[0])]
         assert padded_to(held) > most or padded_to(held) - sum(held) > 0.2 * padded_to(held)
 

@@ -164,7 +164,7 @@ def test_batches_that_cannot_be_made_up(tmp_path, helps):
         until(lambda: begun(tmp_path))
         raise InputError("b.wav: holds no audio samples")
 
-    with pytest.raises(InputError, match="b.wav"):
+    with pytest.raises(InputError, match=r"b\.wav"):
         list(spread(some(), 40, square, partial(begin, tmp_path, square), processes=2, helps=helps))
 
 
