@@ -181,7 +181,7 @@ class TestWriters:
         levels(progress=count)
         assert len(counts) > 1 and all(rows == done for rows, done in counts) and counts[-1] == (8, 8)
 
-    def test_several_at_once(self, tmp_path, corpora, file):
+    def test_several_at_once(self, tmp_path, corpora):
         clips = read_clips(corpora.target)
         context = multiprocessing.get_context("fork")
         writers = [context.Process(target=_write, args=(clips, tmp_path / "shared")) for _ in range(4)]

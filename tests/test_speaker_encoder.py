@@ -101,6 +101,17 @@ class TestVectors:
         assert np.abs(np.diff(together, axis=0)).max() > 1e-4
 
     @pytest.mark.parametrize("kind", KINDS)
+    def test_equal_to_one_clip_at_a_time(self, voices, kind):
+        lengths = (0.002, 0.05, 0.3, 0.3, 0.501, 1.0, 1.01, 1.01, 2.5, 12.0, 39.9, 40.0)
+        clips = [clip(seconds, seed) for seed, seconds in enumerate(lengths)]
+        encoder = load_speaker_encoder(voices[kind])
+        with torch.inference_mode():
+            expected = torch.cat([encoder([one]) for one in clips])
+            torch.testing.assert_close(encoder(clips), expected, atol=1e-4, rtol=0)
+            torch.testing.assert_close(encoder(clips[::-1]), expected.flip(0), atol=1e-4, rtol=0)
+        assert (expected[6] - expected[7]).abs().max() > 2e-4
+
+    @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("seconds", (0.002, 0.05, 0.25, 0.7))
     def test_short_clips_and_silence(self, voices, kind, seconds):
         size = int(seconds * 16000)
