@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,14 @@ from mifuse_cli.errors import DependencyError, InputError
 RATE = 16_000
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 _LFS = b"version https://git-lfs"
+_LARGEST_FILTER = 1 << 20
+"""Weights that torchaudio's filter may have. It has a set for every phase between the two rates: 70,560 weights at
+44,100 Hz, 282,240 at 11,025 Hz, but 178 million at 11,127 Hz (3.4 GiB while they are made) and 706 million at
+44,101 Hz (12 GiB)."""
+_CROSSINGS, _ROLLOFF = 6, 0.99
+"""Torchaudio's filter: zero crossings of the sinc on either side; cut-off as a share of the lower Nyquist rate."""
+_CHUNK = 1 << 14
+"""Samples that are resampled at a time where weights are made as they are needed."""
 
 
 def read(path: Path) -> np.ndarray:
@@ -33,12 +42,34 @@ def read(path: Path) -> np.ndarray:
         raise _empty(path)
     if not np.isfinite(mono).all():
         raise InputError(f"{path}: holds NaN or infinite samples. Replace the file or drop its row.")
-    if rate != RATE:
+    return np.ascontiguousarray(mono if rate == RATE else resampled(mono, rate))
+
+
+def resampled(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Samples (S,) float32 at ``rate`` Hz as (ceil(16000 S / rate),) float32 at 16 kHz, low-pass filtered.
+
+    The filter is torchaudio's windowed sinc at every rate. Its weights repeat after 16000 / gcd(rate, 16000) samples;
+    where these are too many to hold, those of each sample are made as it is reached, so that memory stays small.
+    """
+    divisor = math.gcd(rate, RATE)
+    if (RATE // divisor) * (rate // divisor) <= _LARGEST_FILTER:
         import torch
         from torchaudio.functional import resample
 
-        mono = resample(torch.from_numpy(mono), rate, RATE).numpy()
-    return np.ascontiguousarray(mono)
+        return resample(torch.from_numpy(samples), rate, RATE).numpy()
+    cutoff = min(1.0, RATE / rate) * _ROLLOFF  # in cycles of the sinc a sample of the input
+    width = math.ceil(_CROSSINGS / cutoff)
+    padded = np.pad(samples, width)
+    found = np.empty(-(-RATE * len(samples) // rate), dtype=np.float32)
+    for start in range(0, len(found), _CHUNK):
+        # In whole numbers, since times in seconds would lose precision towards the end of a long clip.
+        whole, rest = np.divmod(np.arange(start, min(start + _CHUNK, len(found))) * rate, RATE)
+        taps = np.arange(-width, width + 1)
+        phase = ((taps - rest[:, None] / RATE) * cutoff).astype(np.float32).clip(-_CROSSINGS, _CROSSINGS)
+        weights = np.sinc(phase) * np.cos(phase * np.float32(np.pi / _CROSSINGS / 2)) ** 2
+        near = padded[whole[:, None] + (taps + width)]
+        found[start : start + len(whole)] = cutoff * np.einsum("nt,nt->n", weights, near)
+    return found
 
 
 def seconds(path: Path) -> float:

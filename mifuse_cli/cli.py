@@ -99,7 +99,7 @@ def _signature(name: str, config_type: type[configs.Config]) -> inspect.Signatur
     """Keyword parameters of a command: the configuration's fields, then what every command has."""
     hints = get_type_hints(config_type)
     parameters = []
-    common = {field.name for field in dataclasses.fields(configs.StepConfig)}
+    common = {field.name for field in dataclasses.fields(configs.EncodingConfig)}
     for field in sorted(dataclasses.fields(config_type), key=lambda field: field.name in common):
         required = field.default is dataclasses.MISSING
         flag = "--" + field.name.replace("_", "-")

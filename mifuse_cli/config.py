@@ -81,6 +81,25 @@ class StepConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncodingConfig(StepConfig):
+    """Options of every step that encodes audio."""
+
+    cache_dir: Path | None = option(
+        None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache.", settles=False
+    )
+    workers: int = option(
+        0,
+        "Processes that read and encode audio with a frozen encoder; 0: one for each free core. On a GPU they read.",
+        settles=False,
+    )
+
+    def problems(self) -> Iterable[str]:
+        """Values that make no sense."""
+        yield from at_least("--workers", self.workers, 0)
+        yield from super().problems()
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepResult:
     """Result of every step that makes something.
 

@@ -99,8 +99,10 @@ def _print_above(console: Any) -> Callable[[str], None]:
 
 
 def _in_short(facts: Mapping[str, Any]) -> str:
-    """Running totals of a LALM query, shown after its progress bar."""
+    """Running totals of the work, shown after its progress bar."""
     parts = []
+    if facts.get("padding"):
+        parts.append(f"padding {facts['padding']:.1%}")
     if "per_minute" in facts:
         parts.append(f"{facts['per_minute']:.0f}/min")
     if "batches" in facts:

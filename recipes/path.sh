@@ -9,11 +9,13 @@ if ! command -v mifuse > /dev/null; then
 fi
 export PATH LC_ALL=C
 
-# Threads of one job: its share of this machine. Slurm says how many processors a job of its has.
-if [ -z "${OMP_NUM_THREADS:-}" ] && [ "${cmd:-local}" = local ]; then
+# Threads of one job, and processes that encode audio for it: its share of this machine. Slurm says how many processors
+# a job of its has.
+if [ "${cmd:-local}" = local ]; then
   _cores=${SLURM_CPUS_ON_NODE:-$(nproc 2> /dev/null || getconf _NPROCESSORS_ONLN)}
   _share=$((_cores / ${nj:-1}))
-  export OMP_NUM_THREADS=$((_share > 0 ? _share : 1))
+  _share=$((_share > 0 ? _share : 1))
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$_share} MIFUSE_WORKERS=${MIFUSE_WORKERS:-$_share}
 fi
 
 # The interpreter that mifuse runs in: it stands in the first line of the command.

@@ -23,7 +23,7 @@ FLOORS = [
     {"mifuse_cli"},  # the package itself: its version, and names that it finds when asked
     {"errors"},
     {"labels"},
-    {"files", "config", "provenance", "audio", "splits"},
+    {"files", "config", "provenance", "audio", "splits", "cores"},
     {"manifest", "artifacts"},
     {"kaldi"},
     {"corpora"},

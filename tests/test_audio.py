@@ -1,5 +1,6 @@
 import io
 import math
+import tracemalloc
 import wave
 
 import numpy as np
@@ -47,9 +48,50 @@ def test_other_rates_are_resampled(tmp_path, rate):
     assert np.abs(samples[1000:-1000]).max() == pytest.approx(0.5, abs=0.01)
 
 
+ODD_RATES = (11_127, 15_999, 44_101, 96_001)
+
+
+@pytest.mark.parametrize("rate", ODD_RATES)
+def test_rates_without_a_common_divisor_take_little_memory(tmp_path, rate, monkeypatch):
+    monkeypatch.setattr("torchaudio.functional.resample", None)  # whose memory is not traced
+    soundfile.write(tmp_path / "a.wav", tone(rate, seconds=5), rate, subtype="FLOAT")
+    audio.read(tmp_path / "a.wav")  # now everything is loaded
+    tracemalloc.start()
+    samples = audio.read(tmp_path / "a.wav")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**26
+    assert samples.dtype == np.float32 and len(samples) == 80_000
+    np.testing.assert_allclose(samples[100:-100], tone(16_000, seconds=5)[100:-100], atol=1e-3)
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 24_000, 32_000, 44_100, 48_000])
+@pytest.mark.parametrize("count", [1, 100, 40_000])
+def test_both_ways_of_resampling_are_one_filter(monkeypatch, rate, count):
+    noise = np.random.default_rng(0).normal(0, 0.3, count).astype(np.float32)
+    monkeypatch.setattr(audio, "_LARGEST_FILTER", 0)
+    ours = audio.resampled(noise, rate)
+    monkeypatch.setattr(audio, "_CHUNK", 777)
+    np.testing.assert_array_equal(audio.resampled(noise, rate), ours)
+    monkeypatch.undo()
+    # Torchaudio makes its weights in single precision.
+    np.testing.assert_allclose(audio.resampled(noise, rate), ours, atol=1e-4)
+
+
+def test_common_rates_are_resampled_as_ever():
+    from torch import from_numpy
+    from torchaudio.functional import resample
+
+    noise = np.random.default_rng(0).normal(0, 0.3, 9_000).astype(np.float32)
+    for rate in (8_000, 11_025, 22_050, 24_000, 32_000, 44_100, 48_000):
+        expected = resample(from_numpy(noise), rate, audio.RATE).numpy()
+        np.testing.assert_array_equal(audio.resampled(noise, rate), expected)
+
+
 def test_what_16_khz_cannot_hold_is_filtered_out(tmp_path):
-    soundfile.write(tmp_path / "a.wav", tone(48_000, hertz=12_000), 48_000)
-    assert np.abs(audio.read(tmp_path / "a.wav")[500:-500]).max() < 0.01  # not folded down to 4 kHz
+    for rate in (48_000, 48_001):
+        soundfile.write(tmp_path / "a.wav", tone(rate, hertz=12_000), rate)
+        assert np.abs(audio.read(tmp_path / "a.wav")[500:-500]).max() < 0.01  # not folded down to 4 kHz
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

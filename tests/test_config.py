@@ -243,3 +243,29 @@ def test_wrong_values_are_refused(name, values, message):
 def test_values_at_the_edge_are_allowed(name, values):
     config = getattr(mifuse_cli, name)(**{**VALID[name], **values})
     assert config.force is False
+
+
+ENCODING = {
+    "TrainSourceConfig": {"manifest": "m", "encoder": "e", "out": "o"},
+    "SampleSourceConfig": {"model": "m", "manifest": "m", "out": "o"},
+    "TrainConfig": {"model": "m", "fused": "f", "manifest": "m", "out": "o"},
+    "EvaluateConfig": {"model": "m", "manifest": "m", "out": "o"},
+    "CompareConfig": {"data": "d", "models": "m", "lalm": "l", "out": "o"},
+}
+
+
+@pytest.mark.parametrize("name", ENCODING)
+def test_who_encodes_and_where_it_is_kept_settle_nothing(name):
+    made = getattr(mifuse_cli, name)
+    plain, other = made(**ENCODING[name]), made(**ENCODING[name], workers=3, cache_dir="elsewhere")
+    assert (plain.workers, plain.cache_dir) == (0, None) and other.cache_dir == Path("elsewhere")
+    assert settings(plain) == settings(other)
+    with pytest.raises(UsageError, match="--workers -1: expected 0 or more"):
+        made(**ENCODING[name], workers=-1)
+
+
+def test_all_problems_of_steps_with_two_parents_are_listed():
+    with pytest.raises(UsageError) as caught:
+        mifuse_cli.TrainConfig(**ENCODING["TrainConfig"], workers=-1, ema=2, encoder_learning_rate=0)
+    for flag in ("--workers", "--ema", "--encoder-learning-rate"):
+        assert flag in str(caught.value)

@@ -219,7 +219,7 @@ class TestResume:
                 encoder = LogMelEncoder(n_mels=8, channels=4)
             method = fused_labels()
             model = classifier(encoder=encoder, layers=3, width=8)
-            inputs = Waveforms(clips, torch.device("cpu"), "target", None)
+            inputs = Waveforms(clips, "target", None)
             return loop.start(model, method, options), inputs, method
 
         options = replace(OPTIONS, epochs=3)

@@ -272,9 +272,11 @@ class TestHiddenStates:
         device, cache = torch.device("cpu"), copy.root / "cache"
         normalize = options.get("normalize", "source")
         structure = structure_of(
-            all_layers(loaded, clips, device=device, cache=cache, progress=None),
+            all_layers(loaded, clips, device=device, cache=cache, workers=1, progress=None),
             frozen_classifier(loaded, device),
-            frozen_inputs(loaded, clips, normalize=normalize, device=device, cache=cache, progress=None),
+            frozen_inputs(
+                loaded, clips, normalize=normalize, device=device, cache=cache, workers=1, progress=None
+            ),
             speakers=[clip.speaker for clip in clips] if by_speaker else None,
             passes=config.n_samples,
             seed=3,

@@ -111,6 +111,7 @@ class AdaptationConfig(StepConfig):
         yield from above_zero("--learning-rate", self.learning_rate)
         yield from at_least("--weight-decay", self.weight_decay, 0)
         yield from between("--ema", self.ema, 0, 1)
+        yield from super().problems()
 
 
 def student_problems(method: str, tune: str) -> Iterable[str]:

@@ -70,6 +70,7 @@ def untrained_student(
     linear: bool,
     device: torch.device,
     cache: Path | None,
+    workers: int,
     progress: Progress | None,
 ) -> tuple[Checkpoint, Classifier, Features | Waveforms]:
     """What the training of a student by any method starts from.
@@ -82,6 +83,7 @@ def untrained_student(
         linear: whether the student has a linear part, as it has where the encoder is frozen.
         device: where to compute.
         cache: directory of the feature cache, None for the default.
+        workers: processes that read and encode for a frozen encoder; 0: one for each free core.
         progress: called as clips are encoded.
 
     Returns:
@@ -91,8 +93,8 @@ def untrained_student(
         encoder = trainable_part(load_encoder(source.encoder_dir, source.shape.precision), tune)
         mode = effective_mode(normalize, source.shape.statistics_of)
         student = Classifier(encoder, source.head, source.shape.layers).to(device)
-        return source, student, Waveforms(clips, device, mode, source.statistics)
-    hidden = all_layers(source, clips, device=device, cache=cache, progress=progress)
+        return source, student, Waveforms(clips, mode, source.statistics)
+    hidden = all_layers(source, clips, device=device, cache=cache, workers=workers, progress=progress)
     if linear:
         source = with_linear_part(source, hidden)
     speakers = [clip.speaker for clip in clips]

@@ -120,10 +120,8 @@ class Waveforms:
     statistics: Statistics
     standard: Standard
 
-    def __init__(
-        self, clips: Sequence[Clip], device: torch.device, normalize: str, stored: Statistics | None
-    ) -> None:
-        self.clips, self.device = clips, device
+    def __init__(self, clips: Sequence[Clip], normalize: str, stored: Statistics | None) -> None:
+        self.clips = clips
         self.normalize, self.stored = normalize, stored
 
     def __len__(self) -> int:
@@ -151,9 +149,9 @@ class Waveforms:
 
     def _encode(self, model: Classifier, index: Tensor) -> Tensor:
         assert model.encoder is not None
-        samples = (torch.from_numpy(audio.read(self.clips[i].path)).to(self.device) for i in index.tolist())
+        clips = [torch.from_numpy(audio.read(self.clips[i].path)) for i in index.tolist()]
         with model.encoder.autocast():
-            return torch.stack([model.encoder(one)[model.layers] for one in samples])
+            return model.encoder(clips)[:, model.layers]
 
 
 @contextmanager

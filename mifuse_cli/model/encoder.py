@@ -1,9 +1,10 @@
-"""Audio encoders: a waveform in, one time-averaged vector a hidden layer out.
+"""Audio encoders: waveforms in, one time-averaged vector a hidden layer out.
 
 An encoder is a directory in transformers format (``config.json``, weights, ``preprocessor_config.json``) of
 the wav2vec2, HuBERT, WavLM or Whisper family, a hub name of one, or ``logmel``, a small network trained from
-scratch. Clips are encoded one at a time at their own length, so that no result depends on padding or on
-which clips share a batch.
+scratch. Clips of nearly the same length share a batch, and each is encoded as if it were alone: padding is
+masked wherever it could be seen, and where an architecture sees it all the same, only clips of equal length
+share a batch. Results depend on the others of a batch by rounding alone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,16 @@ from torch import Tensor, nn
 
 from mifuse_cli.audio import RATE
 from mifuse_cli.errors import InputError
+from mifuse_cli.model.batches import (
+    MOST_PADDING,
+    batch_seconds,
+    frame_mask,
+    in_batches,
+    stacked,
+    strided,
+    time_mean,
+    time_std,
+)
 from mifuse_cli.model.loading import feature_extractor, load_weights, pretrained, read_config
 
 _LOGMEL_TYPE = "mifuse-logmel"
@@ -34,35 +47,48 @@ class Encoder(nn.Module, ABC):
         layers: L, the number of hidden states returned, including the input to the first block.
         width: D, the length of each.
         precision: "fp32", or "bf16" for matrix products in bfloat16; weights and outputs stay float32.
+        padding: share of a batch that may be padding; 0 where the architecture would see it.
     """
 
     layers: int
     width: int
     precision: str = "fp32"
+    padding: float = MOST_PADDING
 
     @property
     @abstractmethod
     def blocks(self) -> nn.ModuleList:
         """The blocks that ``--tune top-N`` counts from the end."""
 
-    def forward(self, samples: Tensor) -> Tensor:
-        """Mean over time of every hidden state (L, D) of one clip, samples (S,) at 16 kHz."""
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def forward(self, clips: Sequence[Tensor]) -> Tensor:
+        """Mean over time of every hidden state, (B, L, D) float32 on the encoder's device.
+
+        Args:
+            clips: B waveforms (S,) at 16 kHz of any lengths, in memory.
+        """
         shortest = int(_SHORTEST_S * RATE)
-        if len(samples) < shortest:
-            samples = nn.functional.pad(samples, (0, shortest - len(samples)))
+        long_enough = [nn.functional.pad(one, (0, max(0, shortest - len(one)))) for one in clips]
         with self.autocast():
-            return self.states(samples)
+            return self.states(long_enough)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context with the encoder's precision; within one, trained weights are converted only once."""
         if self.precision == "fp32":
             return nullcontext()
-        device = next(self.parameters()).device
-        return torch.autocast(device.type, dtype=torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def states(self, clips: Sequence[Tensor]) -> Tensor:
+        """As `forward`, for clips of at least 0.1 s."""
+        return in_batches(self.states_of_alike, clips, batch_seconds(self.device) * RATE, self.padding)
 
     @abstractmethod
-    def states(self, samples: Tensor) -> Tensor:
-        """As `forward`, for clips of at least 0.1 s."""
+    def states_of_alike(self, clips: Sequence[Tensor]) -> Tensor:
+        """As `states`, for clips of nearly the same length: at most `padding` of their batch is padding."""
 
     @abstractmethod
     def save(self, directory: Path) -> None:
@@ -87,28 +113,44 @@ class WhisperEncoder(Encoder):
     def blocks(self) -> nn.ModuleList:
         return self.wrapper.encoder.layers
 
-    def states(self, samples: Tensor) -> Tensor:
-        window = self.extractor.n_samples
-        parts = [part for part in samples.split(window) if len(part) >= min(len(samples), _SHORTEST_S * RATE)]
-        lengths = torch.tensor([float(len(part)) for part in parts], device=samples.device)
-        states = torch.stack([self._window(part) for part in parts])
-        return (states * (lengths / lengths.sum())[:, None, None]).sum(dim=0)
+    def states(self, clips: Sequence[Tensor]) -> Tensor:
+        parts = [self._parts(one) for one in clips]
+        states = super().states([part for of_one in parts for part in of_one]).split(list(map(len, parts)))
+        return torch.stack([_mean_by_length(*one) for one in zip(states, parts, strict=True)])
 
-    def _window(self, samples: Tensor) -> Tensor:
+    def _parts(self, clip: Tensor) -> list[Tensor]:
+        """Windows of a clip, without a remainder of less than 0.1 s."""
+        windows = clip.split(self.extractor.n_samples)
+        return [part for part in windows if len(part) >= min(len(clip), _SHORTEST_S * RATE)]
+
+    def states_of_alike(self, clips: Sequence[Tensor]) -> Tensor:
         encoder = self.wrapper.encoder
-        with _exact("cpu"):
-            mel = self.extractor(
-                samples.cpu().numpy(), sampling_rate=RATE, padding="longest", return_tensors="pt"
-            ).input_features.to(encoder.conv1.weight)
+        bands = [self._log_mel(one) for one in clips]
+        mask = frame_mask([len(one) for one in bands], self.device)
         gelu = nn.functional.gelu
-        hidden = gelu(encoder.conv2(gelu(encoder.conv1(mel)))).transpose(1, 2)
+        hidden = gelu(encoder.conv1(stacked(bands, self.device).transpose(1, 2)))
+        if (
+            mask is not None
+        ):  # beyond the end of a clip, the next convolution has to find the zeros that it pads with
+            hidden = hidden.masked_fill(~mask[:, None], 0)
+        hidden = gelu(encoder.conv2(hidden)).transpose(1, 2)
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+        mask = frame_mask([strided(len(one), kernel=3, stride=2, padding=1) for one in bands], self.device)
+        seen = None if mask is None else mask[:, None, None]
         states = [hidden]
         for block in encoder.layers:
-            hidden = block(hidden, None)
+            hidden = block(hidden, seen)
             states.append(hidden)
         states[-1] = encoder.layer_norm(states[-1])
-        return torch.cat(states).float().mean(dim=1)
+        return torch.stack([time_mean(state, mask) for state in states], dim=1)
+
+    def _log_mel(self, clip: Tensor) -> Tensor:
+        """Log energies (T, M) of M mel bands, relative to the loudest of the clip."""
+        with _exact("cpu"):
+            found = self.extractor(
+                clip.numpy(), sampling_rate=RATE, padding="longest", return_tensors="pt"
+            ).input_features[0]
+        return found.to(self.wrapper.encoder.conv1.weight.dtype).T
 
     def save(self, directory: Path) -> None:
         self.wrapper.save_pretrained(directory)
@@ -124,17 +166,40 @@ class SelfSupervisedEncoder(Encoder):
         super().__init__()
         self.model: Any = pretrained(AutoModel, directory)
         self.extractor = feature_extractor(directory)
-        self.layers, self.width = len(self.blocks) + 1, self.model.config.hidden_size
+        config = self.model.config
+        self.layers, self.width = len(self.blocks) + 1, config.hidden_size
+        # Group norm takes its statistics over all frames, and batch norm moves the zeros behind a clip.
+        if config.feat_extract_norm == "group" or getattr(config, "conv_pos_batch_norm", False):
+            self.padding = 0.0
 
     @property
     def blocks(self) -> nn.ModuleList:
         return self.model.encoder.layers
 
-    def states(self, samples: Tensor) -> Tensor:
-        values = self.extractor(samples.cpu().numpy(), sampling_rate=RATE, return_tensors="pt").input_values
+    def states_of_alike(self, clips: Sequence[Tensor]) -> Tensor:
+        values = [
+            self.extractor(one.numpy(), sampling_rate=RATE, return_tensors="pt").input_values[0]
+            for one in clips
+        ]
         weight = next(self.model.parameters())
-        states = self.model(values.to(weight), output_hidden_states=True).hidden_states
-        return torch.cat(states).float().mean(dim=1)
+        frames = frame_mask([self._frames(len(one)) for one in clips], self.device)
+        samples = None if frames is None else frame_mask([len(one) for one in clips], self.device)
+        with warnings.catch_warnings():
+            # WavLM gives torch a mask of booleans beside its position bias, as torch will not take for ever.
+            warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask")
+            states = self.model(
+                stacked(values, self.device).to(weight.dtype),
+                attention_mask=None if samples is None else samples.long(),
+                output_hidden_states=True,
+            ).hidden_states
+        return torch.stack([time_mean(state, frames) for state in states], dim=1)
+
+    def _frames(self, samples: int) -> int:
+        """Frames that the convolutions make of a clip."""
+        config = self.model.config
+        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+            samples = strided(samples, kernel, stride)
+        return samples
 
     def save(self, directory: Path) -> None:
         self.model.save_pretrained(directory)
@@ -164,16 +229,20 @@ class LogMelEncoder(Encoder):
     def blocks(self) -> nn.ModuleList:
         return self.convolutions
 
-    def states(self, samples: Tensor) -> Tensor:
-        with _exact(samples.device.type):
+    def states_of_alike(self, clips: Sequence[Tensor]) -> Tensor:
+        with _exact(self.device.type):
             # Log energies of speech lie around -5 with a deviation of about 5.
-            hidden = (torch.log(self.mel(samples) + 1e-6) + 5) / 5
-        states = []
+            bands = [(torch.log(self.mel(one.to(self.device)) + 1e-6) + 5).T / 5 for one in clips]
+        frames = [len(one) for one in bands]
+        hidden, states = stacked(bands, self.device), []
         for block in self.blocks:
-            hidden = block(hidden)
-            exact = hidden.float()
-            states.append(torch.cat([exact.mean(dim=-1), exact.std(dim=-1)]))
-        return torch.stack(states)
+            hidden = block(hidden.transpose(1, 2)).transpose(1, 2)
+            frames = [strided(one, kernel=5, stride=2, padding=2) for one in frames]
+            mask = frame_mask(frames, self.device)
+            states.append(torch.cat([time_mean(hidden, mask), time_std(hidden, mask)], dim=1))
+            if mask is not None:  # the next convolution has to find the zeros that it pads with
+                hidden = hidden.masked_fill(~mask[:, :, None], 0)
+        return torch.stack(states, dim=1)
 
     def save(self, directory: Path) -> None:
         from safetensors.torch import save_file
@@ -181,6 +250,12 @@ class LogMelEncoder(Encoder):
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, directory / "model.safetensors")
         _write_json(directory / "config.json", {"model_type": _LOGMEL_TYPE, **self.options})
         _write_json(directory / "preprocessor_config.json", {"sampling_rate": RATE})
+
+
+def _mean_by_length(states: Tensor, windows: Sequence[Tensor]) -> Tensor:
+    """States (L, D) of a clip from those (W, L, D) of its windows."""
+    lengths = torch.tensor([float(len(one)) for one in windows], device=states.device)
+    return (states * (lengths / lengths.sum())[:, None, None]).sum(dim=0)
 
 
 def _exact(device: str) -> AbstractContextManager[object]:

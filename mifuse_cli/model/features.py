@@ -6,6 +6,7 @@ The cache is named by the encoder's content hash and precision.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,25 @@ import torch
 from mifuse_cli.config import Progress
 from mifuse_cli.manifest import Clip
 from mifuse_cli.model.cache import cached
-from mifuse_cli.model.encoder import load_encoder
+from mifuse_cli.model.encoder import Encoder, load_encoder
 
 _CACHE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """An encoder by its directory and precision, for any process to load."""
+
+    directory: Path
+    precision: str
+
+    def load(self, device: torch.device) -> Encoder:
+        """The encoder on a device.
+
+        Raises:
+            InputError: it cannot be loaded.
+        """
+        return load_encoder(self.directory, self.precision).to(device)
 
 
 def pooled_features(
@@ -27,6 +44,7 @@ def pooled_features(
     precision: str = "fp32",
     device: torch.device,
     cache: Path | None = None,
+    workers: int = 0,
     progress: Progress | None = None,
 ) -> np.ndarray:
     """Mean over time of every hidden layer of every clip, (U, L, D) float32.
@@ -40,18 +58,20 @@ def pooled_features(
         precision: of the encoder, one of `shape.PRECISIONS`.
         device: where to run it.
         cache: directory of the cache, `cache.default_cache` if None.
+        workers: processes that read and encode; 0: one for each free core.
         progress: called as features are made.
 
     Raises:
-        InputError: audio or encoder that cannot be read.
+        InputError: audio or encoder that cannot be read, or a cache that cannot be used.
     """
     kind = "" if precision == "fp32" else f"-{precision}"
     return cached(
         clips,
         f"features-v{_CACHE_VERSION}-{encoder_digest[:32]}{kind}",
-        lambda: load_encoder(encoder_dir, precision).to(device),
+        FrozenEncoder(encoder_dir, precision),
         work="encoding",
         device=device,
         cache=cache,
+        workers=workers,
         progress=progress,
     )

@@ -25,6 +25,7 @@ def frozen_inputs(
     normalize: str,
     device: torch.device,
     cache: Path | None,
+    workers: int,
     progress: Progress | None,
 ) -> Features:
     """Standardised features of clips from a checkpoint's frozen encoder.
@@ -35,9 +36,10 @@ def frozen_inputs(
         normalize: one of `config.NORMALIZATIONS`, or "" for the checkpoint's own.
         device: where to compute and hold them.
         cache: directory of the feature cache, None for the default.
+        workers: processes that read and encode; 0: one for each free core.
         progress: called as clips are encoded.
     """
-    hidden = all_layers(checkpoint, clips, device=device, cache=cache, progress=progress)
+    hidden = all_layers(checkpoint, clips, device=device, cache=cache, workers=workers, progress=progress)
     speakers = [clip.speaker for clip in clips]
     return standardised_inputs(checkpoint, hidden, speakers, normalize=normalize, device=device)
 
@@ -64,6 +66,7 @@ def all_layers(
     *,
     device: torch.device,
     cache: Path | None,
+    workers: int,
     progress: Progress | None,
 ) -> np.ndarray:
     """Features (U, L, D) of clips in every hidden state of a checkpoint's encoder, not standardised."""
@@ -74,6 +77,7 @@ def all_layers(
         precision=checkpoint.shape.precision,
         device=device,
         cache=cache,
+        workers=workers,
         progress=progress,
     )
 

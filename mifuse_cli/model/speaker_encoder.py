@@ -1,15 +1,15 @@
-"""Speaker encoders: a waveform in, one vector out that is alike for clips of one voice.
+"""Speaker encoders: waveforms in, for each one vector out that is alike for clips of one voice.
 
 A speaker encoder is a directory of a transformers model with an x-vector head (``*ForXVector``), a hub name of
-one, or a directory of a GE2E d-vector network. Clips are encoded one at a time at their own length, so that no
-vector depends on which clips share a batch.
+one, or a directory of a GE2E d-vector network. No clip is padded to the length of another, so that no vector
+depends on which clips share a batch, but for rounding.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mifuse_cli.audio import RATE
 from mifuse_cli.config import Progress
 from mifuse_cli.errors import InputError
 from mifuse_cli.manifest import Clip
+from mifuse_cli.model.batches import batch_seconds, in_batches
 from mifuse_cli.model.cache import cached
 from mifuse_cli.model.loading import feature_extractor, load_weights, pretrained, read_config
 
@@ -39,17 +40,28 @@ _FRAMES_APART = 40
 class SpeakerEncoder(nn.Module, ABC):
     """Interface of all speaker encoders."""
 
-    def forward(self, samples: Tensor) -> Tensor:
-        """Vector (V,) of length 1 of one clip, samples (S,) at 16 kHz."""
-        return nn.functional.normalize(self.embedding(samples), dim=0)
+    padding = 0.0
+    """Share of a batch that may be padding: none."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def forward(self, clips: Sequence[Tensor]) -> Tensor:
+        """Vectors (B, V) of length 1, on the encoder's device, of B waveforms (S,) at 16 kHz of any lengths above 0."""
+        return nn.functional.normalize(self.embeddings(clips), dim=1)
 
     @abstractmethod
-    def embedding(self, samples: Tensor) -> Tensor:
+    def embeddings(self, clips: Sequence[Tensor]) -> Tensor:
         """As `forward`, but of any length above 0."""
 
 
 class XVectorEncoder(SpeakerEncoder):
-    """A transformers model with an x-vector head (Snyder et al., ICASSP 2018); clips below 0.5 s are repeated."""
+    """A transformers model with an x-vector head (Snyder et al., ICASSP 2018); clips below 0.5 s are repeated.
+
+    Only clips of equal length share a batch: the head's pooling has no mask that is right for every model.
+    """
 
     def __init__(self, directory: Path) -> None:
         from transformers import AutoModelForAudioXVector
@@ -59,12 +71,17 @@ class XVectorEncoder(SpeakerEncoder):
         self.extractor = feature_extractor(directory)
         _check_rate(directory, self.extractor.sampling_rate)
 
-    def embedding(self, samples: Tensor) -> Tensor:
+    def embeddings(self, clips: Sequence[Tensor]) -> Tensor:
         shortest = int(_SHORTEST_S * RATE)
-        if len(samples) < shortest:
-            samples = samples.repeat(-(-shortest // len(samples)))[:shortest]
-        inputs = self.extractor(samples.cpu().numpy(), sampling_rate=RATE, return_tensors="pt")
-        return self.model(**inputs.to(samples.device)).embeddings[0]
+        repeated = [
+            one if len(one) >= shortest else one.repeat(-(-shortest // len(one)))[:shortest] for one in clips
+        ]
+        return in_batches(self._of_equal_length, repeated, batch_seconds(self.device) * RATE, self.padding)
+
+    def _of_equal_length(self, clips: list[Tensor]) -> Tensor:
+        inputs = [self.extractor(one.numpy(), sampling_rate=RATE, return_tensors="pt") for one in clips]
+        together = {name: torch.cat([one[name] for one in inputs]).to(self.device) for name in inputs[0]}
+        return self.model(**together).embeddings
 
 
 class DVectorEncoder(SpeakerEncoder):
@@ -105,16 +122,20 @@ class DVectorEncoder(SpeakerEncoder):
             ) from None
         load_weights(self.network, directory / "model.safetensors")
 
-    def embedding(self, samples: Tensor) -> Tensor:
+    def embeddings(self, clips: Sequence[Tensor]) -> Tensor:
+        windows = [self._windows(one.to(self.device)) for one in clips]
+        _, (last, _) = self.network["lstm"](torch.cat(windows))
+        vectors = nn.functional.normalize(torch.relu(self.network["linear"](last[-1])), dim=1)
+        return torch.stack([one.mean(dim=0) for one in vectors.split(list(map(len, windows)))])
+
+    def _windows(self, samples: Tensor) -> Tensor:
+        """Power of the mel bands of a clip, (W, T, M): W windows of T frames."""
         level = samples.square().mean().sqrt()
         if 0 < level < _LEVEL:
             samples = samples * (_LEVEL / level)
         mel = self.mel(samples)
         mel = nn.functional.pad(mel, (0, max(0, self.frames - mel.shape[1])))
-        windows = mel.unfold(1, self.frames, _FRAMES_APART).permute(1, 2, 0)
-        _, (last, _) = self.network["lstm"](windows)
-        vectors = torch.relu(self.network["linear"](last[-1]))
-        return nn.functional.normalize(vectors, dim=1).mean(dim=0)
+        return mel.unfold(1, self.frames, _FRAMES_APART).permute(1, 2, 0)
 
 
 def load_speaker_encoder(directory: Path) -> SpeakerEncoder:
@@ -137,12 +158,52 @@ def load_speaker_encoder(directory: Path) -> SpeakerEncoder:
     )
 
 
+@dataclass(frozen=True)
+class FrozenSpeakerEncoder:
+    """A speaker encoder by its directory, for any process to load."""
+
+    directory: Path
+
+    def load(self, device: torch.device) -> VoiceRows:
+        """The speaker encoder on a device.
+
+        Raises:
+            InputError: as of `load_speaker_encoder`.
+        """
+        return VoiceRows(self.directory, load_speaker_encoder(self.directory).to(device))
+
+
+@dataclass(frozen=True)
+class VoiceRows:
+    """The vectors of a speaker encoder as matrices of one row."""
+
+    directory: Path
+    encoder: SpeakerEncoder
+
+    @property
+    def padding(self) -> float:
+        """Share of a batch that may be padding."""
+        return self.encoder.padding
+
+    def __call__(self, clips: Sequence[Tensor]) -> Tensor:
+        """Matrices (B, 1, V) of B waveforms (S,) at 16 kHz.
+
+        Raises:
+            InputError: a vector with NaN or infinity.
+        """
+        vectors = self.encoder(clips)
+        if not torch.isfinite(vectors).all():
+            raise InputError(f"{self.directory}: gives a vector with NaN or infinity. Get its weights anew.")
+        return vectors[:, None]
+
+
 def speaker_vectors(
     clips: Sequence[Clip],
     directory: Path,
     *,
     device: torch.device,
     cache: Path | None = None,
+    workers: int = 0,
     progress: Progress | None = None,
 ) -> np.ndarray:
     """A vector of length 1 for the voice in every clip, (U, V) float32.
@@ -154,24 +215,21 @@ def speaker_vectors(
         directory: of the speaker encoder.
         device: where to run it.
         cache: directory of the cache, `cache.default_cache` if None.
+        workers: processes that read and encode; 0: one for each free core.
         progress: called as vectors are made.
 
     Raises:
-        InputError: audio or encoder that cannot be read, or an encoder that gives NaN.
+        InputError: audio or encoder that cannot be read, an encoder that gives NaN, or a cache that cannot be used.
     """
-
-    def row(encoder: SpeakerEncoder, samples: Tensor) -> Tensor:
-        vector = encoder(samples)
-        if not torch.isfinite(vector).all():
-            raise InputError(f"{directory}: gives a vector with NaN or infinity. Get its weights anew.")
-        return vector[None]
-
-    def network() -> Callable[[Tensor], Tensor]:
-        return partial(row, load_speaker_encoder(directory).to(device))
-
-    name = f"voices-v{_CACHE_VERSION}-{lineage.digest(directory)[:32]}"
     return cached(
-        clips, name, network, work="encoding voices", device=device, cache=cache, progress=progress
+        clips,
+        f"voices-v{_CACHE_VERSION}-{lineage.digest(directory)[:32]}",
+        FrozenSpeakerEncoder(directory),
+        work="encoding voices",
+        device=device,
+        cache=cache,
+        workers=workers,
+        progress=progress,
     )[:, 0]
 
 

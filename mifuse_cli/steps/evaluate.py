@@ -11,14 +11,14 @@ import numpy as np
 
 from mifuse_cli import __version__, artifacts, evaluation, fusion, lineage, manifest, provenance
 from mifuse_cli.artifacts import Artifact, Evaluation, Fused, Lalm, Parent, Predictions, Source, Training
-from mifuse_cli.config import Progress, StepConfig, StepResult, at_least, normalize_problems, option
+from mifuse_cli.config import EncodingConfig, Progress, StepResult, at_least, normalize_problems, option
 from mifuse_cli.errors import ArtifactError, UsageError
 from mifuse_cli.fusion import FusionSettings
 from mifuse_cli.manifest import read_labelled
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(StepConfig):
+class EvaluateConfig(EncodingConfig):
     """Score a model, or the distributions in any artifact, against the labels of a manifest."""
 
     model: Path | None = option(None, "Checkpoint directory to score.")
@@ -39,9 +39,6 @@ class EvaluateConfig(StepConfig):
         "input so that its mean over all clips of the manifest is that of the classes that are predicted.",
     )
     resamples: int = option(evaluation.RESAMPLES, "Bootstrap draws of the 95 % interval.")
-    cache_dir: Path | None = option(
-        None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache.", settles=False
-    )
 
     def problems(self) -> Iterable[str]:
         """Values that make no sense."""
@@ -51,6 +48,7 @@ class EvaluateConfig(StepConfig):
             yield "--centre: moves the input of a model, give --model"
         yield from at_least("--resamples", self.resamples, 100)
         yield from normalize_problems(self.normalize)
+        yield from super().problems()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +180,13 @@ def _predict(config: EvaluateConfig, clips: list[manifest.Clip], progress: Progr
     device = find_device(config.device)
     loaded = checkpoint.load(config.model)
     inputs = frozen_inputs(
-        loaded, clips, normalize=config.normalize, device=device, cache=config.cache_dir, progress=progress
+        loaded,
+        clips,
+        normalize=config.normalize,
+        device=device,
+        cache=config.cache_dir,
+        workers=config.workers,
+        progress=progress,
     )
     model = frozen_classifier(loaded, device)
     if not config.centre:

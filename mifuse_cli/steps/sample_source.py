@@ -9,8 +9,8 @@ from pathlib import Path
 from mifuse_cli import fusion, lineage, provenance
 from mifuse_cli.artifacts import Source, Training
 from mifuse_cli.config import (
+    EncodingConfig,
     Progress,
-    StepConfig,
     StepResult,
     at_least,
     normalize_problems,
@@ -26,7 +26,7 @@ _OF_THE_MODEL = ("method", "fusion", "refresh", "checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleSourceConfig(StepConfig):
+class SampleSourceConfig(EncodingConfig):
     """Draw MC-dropout predictions of the source classifier for unlabelled clips."""
 
     model: Path = option(help="Checkpoint directory of the source classifier.")
@@ -52,9 +52,6 @@ class SampleSourceConfig(StepConfig):
         "transformers model *ForXVector, or directory of a GE2E d-vector model.",
         settles=False,  # compared by content, as a parent
     )
-    cache_dir: Path | None = option(
-        None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache.", settles=False
-    )
 
     def problems(self) -> Iterable[str]:
         """Values that make no sense."""
@@ -66,6 +63,7 @@ class SampleSourceConfig(StepConfig):
                 "--speaker-encoder: its vectors are for fuse --weighting cross-fit, which needs the hidden states that "
                 "--no-hidden-states leaves out"
             )
+        yield from super().problems()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +122,16 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
     voice = None
     if speaker_encoder is not None:
         voice = speaker_vectors(
-            clips, speaker_encoder, device=device, cache=config.cache_dir, progress=progress
+            clips,
+            speaker_encoder,
+            device=device,
+            cache=config.cache_dir,
+            workers=config.workers,
+            progress=progress,
         )
-    hidden = all_layers(loaded, clips, device=device, cache=config.cache_dir, progress=progress)
+    hidden = all_layers(
+        loaded, clips, device=device, cache=config.cache_dir, workers=config.workers, progress=progress
+    )
     speakers = [clip.speaker for clip in clips]
     inputs = standardised_inputs(loaded, hidden, speakers, normalize=normalize, device=device)
     model = frozen_classifier(loaded, device)

@@ -12,6 +12,7 @@ import numpy as np
 from mifuse_cli import artifacts, lineage, provenance
 from mifuse_cli.artifacts import Fused, Parent, Predictions, Training
 from mifuse_cli.config import (
+    EncodingConfig,
     Progress,
     StepResult,
     above_zero,
@@ -42,7 +43,7 @@ from mifuse_cli.truth import labels_parent, read_labels
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(AdaptationConfig):
+class TrainConfig(AdaptationConfig, EncodingConfig):
     """Train a student on unlabelled clips, with fused labels or by another method, starting from the source
     model.
     """
@@ -73,9 +74,6 @@ class TrainConfig(AdaptationConfig):
         "head", "What to train: head, top-N (the head and the last N blocks of the encoder), or all."
     )
     encoder_learning_rate: float = option(2e-5, "AdamW learning rate of the encoder where it is trained.")
-    cache_dir: Path | None = option(
-        None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache.", settles=False
-    )
 
     def problems(self) -> Iterable[str]:
         """Values that make no sense."""
@@ -177,6 +175,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
         linear=has_linear_part(config.method, teachers),
         device=device,
         cache=config.cache_dir,
+        workers=config.workers,
         progress=progress,
     )
     partial = config.out.with_name(config.out.name + ".partial")

@@ -14,8 +14,8 @@ from mifuse_cli import evaluation, lineage, provenance, splits
 from mifuse_cli.artifacts import Parent, Training
 from mifuse_cli.config import (
     NORMALIZATIONS,
+    EncodingConfig,
     Progress,
-    StepConfig,
     StepResult,
     above_zero,
     at_least,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSourceConfig(StepConfig):
+class TrainSourceConfig(EncodingConfig):
     """Train the source classifier on a labelled manifest."""
 
     manifest: Path = option(help="CSV of labelled source clips: file, emotion, and where known speaker.")
@@ -75,9 +75,6 @@ class TrainSourceConfig(StepConfig):
         0.2,
         "Share of clips, by whole speakers, held out to choose the number of epochs; 0: train for --epochs.",
     )
-    cache_dir: Path | None = option(
-        None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache.", settles=False
-    )
 
     def problems(self) -> Iterable[str]:
         """Values that make no sense."""
@@ -104,6 +101,7 @@ class TrainSourceConfig(StepConfig):
             part.strip().isdigit() for part in self.layers.split(",")
         ):
             yield f"--layers {self.layers!r}: expected all, middle, or numbers separated by commas"
+        yield from super().problems()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,6 +277,7 @@ def _model_and_inputs(
             precision=config.precision,
             device=device,
             cache=config.cache_dir,
+            workers=config.workers,
             progress=progress,
         )
         count, width = found.shape[1:]
@@ -306,7 +305,7 @@ def _model_and_inputs(
         model = Classifier(encoder, checkpoint.new_head(shape), layers).to(device)
     speakers = [clip.speaker for clip in clips]
     if encoder is not None:
-        return model, Waveforms(clips, device, config.normalize, None), shape
+        return model, Waveforms(clips, config.normalize, None), shape
     features = torch.from_numpy(found[:, list(layers)]).to(device)
     standard = fit_standard(config.normalize, features, stored=None, speakers=speakers)
     return model, Features(standard(features, torch.arange(len(clips))), statistics(features)), shape

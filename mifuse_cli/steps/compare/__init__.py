@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -16,6 +15,7 @@ import numpy as np
 
 from mifuse_cli.artifacts import Compared
 from mifuse_cli.config import Progress
+from mifuse_cli.cores import free_cores
 from mifuse_cli.errors import InputError, MifuseError
 from mifuse_cli.files import atomic_file
 from mifuse_cli.steps.compare.config import CompareConfig, CompareResult
@@ -48,7 +48,7 @@ def compare(config: CompareConfig, *, progress: Progress | None = None) -> Compa
     made, total = 0, sum(len(task.systems) for task in todo)
     if todo:
         _encode(config, planned, progress)
-    for number in _run(todo, config.jobs or _cores()):
+    for number in _run(todo, config.jobs or free_cores()):
         made += number
         if progress:
             progress("comparing", made, total)
@@ -101,14 +101,26 @@ def _encode(config: CompareConfig, planned: Plan, progress: Progress | None) -> 
         if task.speaker_encoder is not None and target not in heard:
             device = find_device(config.device)
             speaker_vectors(
-                task.clips, task.speaker_encoder, device=device, cache=config.cache_dir, progress=progress
+                task.clips,
+                task.speaker_encoder,
+                device=device,
+                cache=config.cache_dir,
+                workers=config.workers,
+                progress=progress,
             )
             heard.add(target)
         source = checkpoint.load(task.model)
         key = (target, source.encoder_digest())
         if task.systems and key not in seen:
             device = find_device(config.device)
-            all_layers(source, task.clips, device=device, cache=config.cache_dir, progress=progress)
+            all_layers(
+                source,
+                task.clips,
+                device=device,
+                cache=config.cache_dir,
+                workers=config.workers,
+                progress=progress,
+            )
             seen.add(key)
 
 
@@ -150,11 +162,6 @@ def _prepare_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     threadpool_limits(1)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _predictions(planned: Plan) -> dict[tuple[str, str, int], np.ndarray]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mifuse_cli import evaluation
-from mifuse_cli.config import StepResult, at_least, normalize_problems, one_of, option, words
+from mifuse_cli.config import EncodingConfig, StepResult, at_least, normalize_problems, one_of, option, words
 from mifuse_cli.errors import did_you_mean
 from mifuse_cli.methods.adaptation import AdaptationConfig
 from mifuse_cli.steps.compare.systems import GROUPS, SYSTEMS
@@ -17,7 +17,7 @@ PROTOCOLS = ("transductive", "inductive", "few-gold")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(AdaptationConfig):
+class CompareConfig(AdaptationConfig, EncodingConfig):
     """Run many systems on every transfer between corpora and write tables; finished runs are kept."""
 
     data: Path = option(
@@ -66,9 +66,6 @@ class CompareConfig(AdaptationConfig):
     )
     resamples: int = option(evaluation.RESAMPLES, "Bootstrap draws of the 95 % intervals.")
     jobs: int = option(0, "Processes at a time; 0: one for each core.", settles=False)
-    cache_dir: Path | None = option(
-        None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache.", settles=False
-    )
 
     def problems(self) -> Iterable[str]:
         """Values that make no sense."""

@@ -95,12 +95,12 @@ class _World:
         self.device = find_device(task.device)
         self.source = checkpoint.load(task.model)
         self.features = all_layers(
-            self.source, task.clips, device=self.device, cache=task.cache, progress=None
+            self.source, task.clips, device=self.device, cache=task.cache, workers=1, progress=None
         )
         self.voice: np.ndarray | None = None
         if task.speaker_encoder is not None:
             self.voice = speaker_vectors(
-                task.clips, task.speaker_encoder, device=self.device, cache=task.cache
+                task.clips, task.speaker_encoder, device=self.device, cache=task.cache, workers=1
             )
         self.lalm = Lalm.load(task.lalm).probs.astype(float)
         self.speakers = [clip.speaker for clip in task.clips]

@@ -1,0 +1,225 @@
+"""The feature cache: rows are kept as they are made, writers share it, and one that cannot be used is named."""
+
+import multiprocessing
+import os
+import sqlite3
+import stat
+from contextlib import closing
+
+import numpy as np
+import pytest
+import torch
+from conftest import mifuse, refused
+
+from mifuse_cli.errors import InputError
+from mifuse_cli.manifest import read_clips
+from mifuse_cli.model import cache as caches
+from mifuse_cli.model.cache import cached
+
+CPU = torch.device("cpu")
+
+
+class Level:
+    """Makes the root mean square of a clip, (1, 1)."""
+
+    padding = 0.0
+
+    def __init__(self):
+        self.made = 0
+
+    def load(self, device):
+        return self
+
+    def __call__(self, clips):
+        self.made += len(clips)
+        return torch.stack([one.square().mean().sqrt()[None, None] for one in clips])
+
+
+@pytest.fixture
+def clips(corpora):
+    return read_clips(corpora.target)[:8]
+
+
+@pytest.fixture
+def levels(clips, tmp_path):
+    """Levels of the clips, and how many were made anew."""
+
+    def levels(clips=clips, cache=tmp_path / "cache", progress=None):
+        network = Level()
+        found = cached(
+            clips, "levels", network, work="x", device=CPU, cache=cache, workers=1, progress=progress
+        )
+        return found, network.made
+
+    return levels
+
+
+@pytest.fixture
+def file(levels, tmp_path):
+    """The file of a cache that holds all clips."""
+    _, made = levels()
+    assert made == 8
+    return tmp_path / "cache" / "levels.sqlite"
+
+
+def told(levels, *words):
+    with pytest.raises(InputError) as raised:
+        levels()
+    for word in (*words, "--cache-dir"):
+        assert word in str(raised.value)
+
+
+def test_kept(levels, file, clips):
+    first, made = levels()
+    assert made == 0 and first.shape == (8, 1, 1) and first.dtype == np.float32
+    again, made = levels(clips[::-1])
+    assert made == 0
+    np.testing.assert_array_equal(again, first[::-1])
+
+
+def test_clips_of_the_same_content_are_encoded_once(levels, clips):
+    found, made = levels([clips[0], clips[1], clips[0]])
+    assert made == 2 and found[0] == found[2] != found[1]
+
+
+class TestDamage:
+    """Whatever is there instead of a whole cache is named, and what to do about it."""
+
+    @pytest.mark.parametrize("content", [b"no database" * 100, b"SQLite format 3\0" + b"\1" * 5000])
+    def test_no_sqlite_file(self, levels, file, content):
+        file.write_bytes(content)
+        told(levels, str(file), "is damaged, or no cache", "Delete it")
+
+    @pytest.mark.parametrize("share", [0.3, 0.6])
+    def test_cut_off(self, levels, file, share):
+        content = file.read_bytes()
+        file.write_bytes(content[: int(share * len(content))])
+        told(levels, str(file), "is damaged, or no cache", "Delete it")
+
+    def test_overwritten_in_the_middle(self, levels, file):
+        content = bytearray(file.read_bytes())
+        page = int.from_bytes(content[16:18], "big")
+        content[page:] = b"\xff" * (len(content) - page)
+        file.write_bytes(content)
+        told(levels, str(file), "is damaged, or no cache", "Delete it")
+
+    @pytest.mark.parametrize("change", ["data = x'00'", "width = 7", "data = NULL", "layers = NULL"])
+    def test_a_row_that_is_not_whole(self, levels, file, change):
+        with closing(sqlite3.connect(file)) as store, store:
+            store.execute(f"UPDATE feature SET {change} WHERE rowid = 3")
+        told(levels, str(file), "is damaged, or no cache", "cut off", "Delete it")
+
+    def test_a_table_of_something_else(self, levels, file):
+        file.unlink()
+        with closing(sqlite3.connect(file)) as store, store:
+            store.execute("CREATE TABLE feature(name TEXT)")
+        told(levels, str(file), "cannot be used as a cache", "no such column")
+
+    def test_an_empty_file_is_a_new_cache(self, levels, file):
+        file.write_bytes(b"")
+        assert levels()[1] == 8
+
+    def test_a_directory(self, levels, file):
+        file.unlink()
+        file.mkdir()
+        told(levels, str(file), "it is a directory")
+
+    @pytest.mark.parametrize("below", [False, True])
+    def test_no_directory(self, levels, tmp_path, below):
+        (tmp_path / "taken").write_text("")
+        place = tmp_path / "taken" / "x" if below else tmp_path / "taken"
+        told(lambda: levels(cache=place), str(place), "cannot be made the directory of a cache")
+
+
+class TestReadOnly:
+    @pytest.fixture
+    def locked_up(self, file, monkeypatch):
+        """As a file without the permission to write, which does not hold for root."""
+        real = sqlite3.connect
+        monkeypatch.setattr(
+            caches.sqlite3, "connect", lambda path, **how: real(f"file:{path}?mode=ro", uri=True, **how)
+        )
+
+    def test_what_it_holds_is_read(self, levels, locked_up):
+        assert levels()[1] == 0
+
+    def test_more_cannot_be_kept(self, levels, locked_up, corpora):
+        others = read_clips(corpora.target)[8:10]
+        told(
+            lambda: levels(others), "levels.sqlite", "cannot be used as a cache", "readonly", "can be written"
+        )
+
+    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+    def test_permissions(self, levels, file, corpora):
+        file.chmod(stat.S_IRUSR)
+        assert levels()[1] == 0
+        told(lambda: levels(read_clips(corpora.target)[8:10]), str(file), "can be written")
+
+
+class TestWriters:
+    def test_one_that_never_ends(self, levels, file, corpora, monkeypatch):
+        monkeypatch.setattr(caches, "_LOCKED_S", 0.1)
+        with closing(sqlite3.connect(file)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            told(levels, str(file), "another process has been writing", "when that one has ended")
+            other.rollback()
+            other.execute("BEGIN IMMEDIATE")  # until it commits, others can read
+            assert levels()[1] == 0
+            told(lambda: levels(read_clips(corpora.target)[8:10]), str(file), "another process")
+            other.rollback()
+        assert levels(read_clips(corpora.target)[8:10])[1] == 2
+
+    def test_rows_are_there_before_the_end(self, levels, clips, tmp_path, monkeypatch):
+        monkeypatch.setattr(caches, "_WRITE_EVERY_S", 0.0)
+        counts = []
+
+        def count(what, done, total, facts):
+            with closing(sqlite3.connect(tmp_path / "cache" / "levels.sqlite")) as other:
+                (rows,) = other.execute("SELECT count(*) FROM feature").fetchone()
+            counts.append((rows, done))
+
+        levels(progress=count)
+        assert len(counts) > 1 and all(rows == done for rows, done in counts) and counts[-1] == (8, 8)
+
+    def test_several_at_once(self, tmp_path, corpora):
+        clips = read_clips(corpora.target)
+        context = multiprocessing.get_context("fork")
+        writers = [context.Process(target=_write, args=(clips, tmp_path / "shared")) for _ in range(4)]
+        for one in writers:
+            one.start()
+        for one in writers:
+            one.join()
+        assert [one.exitcode for one in writers] == [0] * 4
+        with closing(sqlite3.connect(tmp_path / "shared" / "levels.sqlite")) as store:
+            assert store.execute("SELECT count(*) FROM feature").fetchone() == (len(clips),)
+            assert store.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+    def test_what_was_made_before_an_error_is_kept(self, levels, clips):
+        class Stop(Exception):
+            pass
+
+        def stop(what, done, total, facts):
+            raise Stop
+
+        with pytest.raises(Stop):
+            levels(progress=stop)
+        assert 0 < levels()[1] < 8
+
+
+def _write(clips, place):
+    caches._WRITE_EVERY_S = 0.0
+    cached(clips, "levels", Level(), work="x", device=CPU, cache=place, workers=1, progress=None)
+
+
+def test_the_command_says_it_in_one_line(pipeline, corpora, tmp_path):
+    made = mifuse("sample-source", "--model", pipeline.model, "--manifest", corpora.target, "--out",
+                  tmp_path / "s.h5", "--cache-dir", tmp_path / "cache", "--workers", "1")  # fmt: skip
+    assert made.exit_code == 0, made.stderr
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_bytes(b"x" * 5000)
+    refused(
+        mifuse("sample-source", "--model", pipeline.model, "--manifest", corpora.target, "--out",
+               tmp_path / "t.h5", "--cache-dir", tmp_path / "cache"),
+        3, str(file), "Delete it",
+    )  # fmt: skip
+    assert not (tmp_path / "t.h5").exists()

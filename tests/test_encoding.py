@@ -1,0 +1,162 @@
+"""Clips read and encoded in batches by several processes: the matrices of one process and of one clip at a time."""
+
+import multiprocessing
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import RATE, save_encoder, tone, until
+
+from mifuse_cli import audio
+from mifuse_cli.errors import InputError
+from mifuse_cli.model import encoding, workers
+from mifuse_cli.model.encoding import Padding, encoded
+from mifuse_cli.model.features import FrozenEncoder
+
+CPU = torch.device("cpu")
+GPU = SimpleNamespace(type="cuda")
+"""Stands for one: what is done for it is done here, by a network on the CPU."""
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory):
+    """An encoder whose batches are padded."""
+    return save_encoder(tmp_path_factory.mktemp("masked") / "e", "wavlm", feat_extract_norm="layer")
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    root, rng = tmp_path_factory.mktemp("clips"), np.random.default_rng(0)
+    found = [root / f"{number:02}.wav" for number in range(60)]
+    for path in found:
+        soundfile.write(path, tone(200, 0.3, rng, rng.uniform(0.05, 3)), RATE)
+    return found
+
+
+class Net:
+    """An encoder by its directory, on the CPU whatever the device, that notes in which processes it was loaded."""
+
+    def __init__(self, directory, place):
+        self.directory, self.place = directory, place
+
+    def load(self, device):
+        (self.place / f"{os.getpid()}.pid").touch()
+        return FrozenEncoder(self.directory, "fp32").load(CPU)
+
+
+def loaded(place):
+    return {int(file.stem) for file in place.glob("*.pid")}
+
+
+def one_by_one(paths, directory):
+    encoder = FrozenEncoder(directory, "fp32").load(CPU)
+    with torch.inference_mode():
+        return {path: encoder([torch.from_numpy(audio.read(path))])[0].numpy() for path in paths}
+
+
+def together(paths, network, device=CPU, processes=1, padding=None):
+    found = {}
+    padding = Padding() if padding is None else padding
+    for some, matrices in encoded(paths, network, device, workers=processes, padding=padding):
+        assert matrices.dtype == np.float32 and len(matrices) == len(some)
+        assert not found.keys() & set(some)
+        found.update(zip(some, matrices, strict=True))
+    assert multiprocessing.active_children() == []
+    return found
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Others are started after the first batch, and waited for before this process goes on."""
+    start = workers._Workers.start
+
+    def start_and_wait(self, make, count):
+        start(self, make, count)
+        until(lambda: len(self._at_work) == count or not self._results.empty())
+
+    monkeypatch.setattr(workers, "_WORTH_S", 1e-9)
+    monkeypatch.setattr(workers._Workers, "start", start_and_wait)
+
+
+@pytest.mark.parametrize("device", [CPU, GPU], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_equal_to_one_clip_at_a_time(paths, masked, tmp_path, monkeypatch, at_once, device, processes):
+    read, here = encoding._read, []
+    monkeypatch.setattr(encoding, "_read", lambda batch: here.extend(batch.paths) or read(batch))
+    expected = one_by_one(paths, masked)
+    found = together(paths, Net(masked, tmp_path), device, processes)
+    assert found.keys() == expected.keys()
+    for path, matrix in expected.items():
+        np.testing.assert_allclose(found[path], matrix, atol=1e-5)
+    assert (len(here) == len(paths)) == (processes == 1)
+    if device is CPU:
+        assert len(loaded(tmp_path)) == processes
+    else:  # the others only read
+        assert loaded(tmp_path) == {os.getpid()}
+
+
+def test_padding_is_counted(paths, masked, encoders, tmp_path):
+    seconds = sum(len(audio.read(path)) for path in paths) / RATE
+    counted, uncounted = Padding(), Padding()
+    together(paths, Net(masked, tmp_path), padding=counted)
+    assert counted.clips == pytest.approx(seconds) and 0 < counted.share <= 0.05
+    together(paths, Net(encoders["wav2vec2"], tmp_path), padding=uncounted)  # group norm: there is none
+    assert uncounted.clips == pytest.approx(seconds) and uncounted.share == 0
+
+
+@pytest.mark.parametrize("device", [CPU, GPU], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_damaged_clip_is_told_by_whichever_process_reads_it(
+    paths, masked, tmp_path, at_once, device, processes
+):
+    short = np.zeros(RATE // 10)
+    short[50] = np.nan
+    soundfile.write(tmp_path / "bad.wav", short, RATE, subtype="FLOAT")  # last, since it is the shortest
+    with pytest.raises(InputError, match=r"bad\.wav: holds NaN"):
+        together([*paths[:20], tmp_path / "bad.wav"], Net(masked, tmp_path), device, processes)
+    assert multiprocessing.active_children() == []
+
+
+def test_threads_are_as_before(paths, masked, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seen = []
+
+        class Watched(Net):
+            def load(self, device):
+                network = super().load(device)
+
+                def noted(clips):
+                    seen.append(torch.get_num_threads())
+                    return network(clips)
+
+                noted.padding = 0.0
+                return noted
+
+        together(paths[:3], Watched(masked, tmp_path))
+        assert set(seen) == {1} and torch.get_num_threads() == 2
+        made = encoded(paths, Watched(masked, tmp_path), CPU, workers=1, padding=Padding())
+        next(made)
+        assert torch.get_num_threads() == 1
+        made.close()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_as_many_processes_as_free_cores(paths, masked, tmp_path, monkeypatch):
+    asked = []
+
+    def spread(batches, total, here, make, *, processes, helps):
+        asked.append(processes)
+        yield from ((batch, here(batch)) for batch in batches)
+
+    monkeypatch.setattr(encoding, "spread", spread)
+    monkeypatch.setattr(encoding, "free_cores", lambda: 7)
+    together(paths[:2], Net(masked, tmp_path), processes=0)
+    together(paths[:2], Net(masked, tmp_path), processes=3)
+    assert asked == [7, 3]
