@@ -75,7 +75,7 @@ def summarised(samples: np.ndarray) -> Summary:
         total[part] = probs.sum(axis=1).T
         top_counts[part] = shared.sum(axis=1).T
         # 0 log 0 = 0
-        logs = np.log(np.maximum(probs, np.finfo(kind).tiny))
+        logs = np.log(np.maximum(probs, 1e-37))
         logs *= probs
         entropies[part] = -logs.sum(axis=0).sum(axis=0)
     return Summary(count, total, entropies, top_counts, one_hot and bool(count.any()))
