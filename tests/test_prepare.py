@@ -22,7 +22,7 @@ NAMES = [
 
 def sound(path, seconds=0.2):
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, tone(220, 0.3, np.random.default_rng(len(path.name)), seconds), RATE)
+    soundfile.write(path, tone(220, 0.3, np.random.default_rng(list(path.name.encode())), seconds), RATE)
 
 
 @pytest.fixture
