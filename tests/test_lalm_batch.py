@@ -259,7 +259,10 @@ class TestFaults:
             if number == 2:
                 entry["response"]["body"] = {"error": {"code": 400, "message": "audio cannot be decoded"}}
             if number == 3:
-                body["choices"][0] |= {"finish_reason": "error", "error": {"code": 502, "message": "upstream"}}
+                body["choices"][0] |= {
+                    "finish_reason": "error",
+                    "error": {"code": 502, "message": "upstream"},
+                }
             return entry
 
         lines(fail)

@@ -167,7 +167,9 @@ def _mean(summary: Summary) -> np.ndarray:
 
 def _plugin(summary: Summary, samples: np.ndarray) -> np.ndarray:
     """I = H(mean p) - mean H(p)."""
-    return entropy(_mean(summary)) - summary.entropy / np.maximum(summary.count, 1).astype(summary.total.dtype)
+    return entropy(_mean(summary)) - summary.entropy / np.maximum(summary.count, 1).astype(
+        summary.total.dtype
+    )
 
 
 def _scaled(summary: Summary, samples: np.ndarray) -> np.ndarray:

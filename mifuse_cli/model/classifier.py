@@ -212,7 +212,7 @@ def sample(model: Classifier, inputs: Features | Waveforms, passes: int, seed: i
         )
     if any(torch.equal(a, b) for a, b in pairwise(drawn.unbind(dim=1))):
         raise InputError(
-            "two dropout passes are identical: the model has no active dropout, or the clips all sound the same, so its "
+            "two dropout passes are identical: the model has no active dropout, or all clips sound the same, so its "
             "uncertainty would be 0. Train the source model with --dropout above 0; look for copies of one file."
         )
     return drawn.cpu().numpy()
