@@ -20,7 +20,6 @@ import mifuse_cli
 from mifuse_cli import config as configs
 from mifuse_cli import console
 from mifuse_cli.errors import MifuseError
-from mifuse_cli.evaluation import METRICS
 from mifuse_cli.fusion import FORECAST_ERROR
 
 _EPILOG = (
@@ -260,7 +259,10 @@ def _(result: Any) -> str:
             "artifact": result.out,
             "labels": result.how,
             **({"protocol": f"few-gold:{result.gold}"} if result.gold else {}),
-            "clips": f"{result.clips}, {result.fallbacks} of them without a LALM answer",
+            # All of them where the LALM was left out.
+            "clips": f"{result.clips}, {result.fallbacks} of them without a LALM answer"
+            if result.fallbacks < result.clips
+            else result.clips,
             **({"clips without an answer": result.without_answer} if several else {}),
             "mean MI (nats)": _known(result.mean_mi),
             "mean weight": result.mean_weight,
@@ -309,7 +311,8 @@ def _(result: Any) -> str:
     m = result.metrics
     scores = console.describe(
         {
-            **{METRICS[name]: _with_interval(m, name) for name in ("ua", "ua_prior_corrected")},
+            "UA": _with_interval(m, "ua"),
+            "UA, prior-corrected": _with_interval(m, "ua_prior_corrected"),
             "WA": f"{100 * m['wa']:.2f} %",
             "macro F1": f"{100 * m['macro_f1']:.2f} %",
             "ECE": m["ece"],

@@ -76,7 +76,12 @@ def test_the_more_a_lalm_knows_the_more_is_expected():
             assert expected[0] < expected[1]
     # The same recall on average, one class hardly known.
     assert of_lalm([0.75, 0.75, 0.75, 0.15]).labels < of_lalm([0.6] * K).labels
-    assert of_lalm([1.0] * K).labels == 1 and 1 / K <= of_lalm([0, 0, 0, 0]).labels < 0.5
+    assert of_lalm([1.0] * K).labels == 1 and 1 / K <= of_lalm([0.4, 0.4, 0.4, 0.3]).labels < 0.7
+
+
+def test_a_lalm_that_guesses_says_nothing_of_the_labels():
+    for recall in ([0.0] * K, [1.0] + [0.0] * (K - 1), [1 / K] * K):
+        assert np.isnan(of_lalm(recall).labels)
 
 
 def test_several_lalms_are_taken_together():

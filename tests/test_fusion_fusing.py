@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from planted import planted
 
 from mifuse_cli import fusion
 from mifuse_cli.fusion import FusionSettings, fuse_samples
+from mifuse_cli.fusion.cross_fit import Structure
 
 U, K = 30, 4
 
@@ -73,3 +75,27 @@ def test_one_answer_cannot_agree_with_others():
         fuse_samples(
             [answers(0, n=1), answers(1)], FusionSettings(weighting="mi", calibrate_lalm="self-agreement")
         )
+
+
+@pytest.mark.parametrize("given", [0, 30])
+def test_labels_of_cross_fit_are_as_sure_as_they_are_expected_to_be_right(given):
+    """Unless true classes were given, of which the forecast knows nothing; no decision changes."""
+    truth, features, lalm, source = planted(told=(1.2, 1.2), sure=(2, 2), apart=2)
+    structure = Structure(source, features[:, None].astype(np.float32), features[:, None], None)
+    gold = np.where(np.arange(len(truth)) < given, truth, -1) if given else None
+    found = fuse_samples(
+        [lalm[:, None], source[:, None]],
+        FusionSettings(),
+        structure=structure,
+        gold=gold,
+        random=lambda _: np.random.default_rng(0),
+    )
+    assert found.cross_fit is not None and found.forecast is not None
+    unsoftened = found.cross_fit.labels
+    np.testing.assert_array_equal(found.probs.argmax(axis=1), unsoftened.argmax(axis=1))
+    if given:
+        assert found.softness == 1 and np.isnan(found.forecast.labels)
+        np.testing.assert_allclose(found.probs, unsoftened, atol=1e-6)
+    else:
+        assert unsoftened.max(axis=1).mean() > found.forecast.labels + 0.02
+        assert found.probs.max(axis=1).mean() == pytest.approx(found.forecast.labels, abs=1e-3)

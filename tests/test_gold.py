@@ -102,6 +102,40 @@ def test_methods_without_fused_labels_saw_no_gold(copy, corpora, gold):
     assert result.gold == 0 and Training.load(result.out / "train.h5").gold is None
 
 
+def test_what_a_model_was_trained_with_stays_known(copy, corpora, gold):
+    """A student made with true classes, as the model of other steps."""
+    labels = fused(copy, gold).out
+    student = m.train(train_config(copy, corpora, copy.root / "student-gold", fused=labels, tune="top-1")).out
+    given = set(Fused.load(labels).gold)
+    other = m.train(train_config(copy, corpora, copy.root / "tent", model=student, fused=None, method="tent"))
+    assert other.gold == GOLD and set(Training.load(other.out / "train.h5").gold) == given
+    samples = copy.root / "samples.h5"
+    m.sample_source(m.SampleSourceConfig(model=student, manifest=corpora.target, out=samples))
+    again = m.fuse(
+        m.FuseConfig(lalm=(copy.lalm,), source=samples, out=copy.root / "again.h5", weighting="uniform")
+    )
+    assert again.gold == GOLD and set(Fused.load(again.out).gold) == given
+    scored = ({"model": other.out}, {"predictions": samples}, {"predictions": again.out})
+    for number, system in enumerate(scored):
+        out = copy.root / f"s{number}.h5"
+        result = m.evaluate(m.EvaluateConfig(manifest=corpora.labels, out=out, **system))
+        assert f"few-gold:{GOLD}" in result.signature and not given & set(Evaluation.load(out).utt_id)
+
+
+def test_labels_made_with_gold_are_neither_forecast_nor_softened(copy, gold):
+    result = fused(copy, gold)
+    made = Fused.load(result.out)
+    assert made.header.parameters["label_temperature"] == 1 and "labels" not in result.forecast
+    product = made.prior * made.views.prod(axis=1)
+    rest = ~np.isin(made.utt_id, made.gold)
+    expected = product / product.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(made.probs[rest], expected[rest], atol=1e-5)
+
+
+def test_few_are_said_to_help_little(copy, gold):
+    assert any("fewer than 20 true classes" in note for note in fused(copy, gold).notes)
+
+
 def test_the_protocol_is_printed(copy, gold):
     given = ("--lalm", copy.lalm, "--source", copy.source, "--out", copy.root / "p.h5")
     assert f"few-gold:{GOLD}" in mifuse("fuse", *given, "--gold", gold).stdout

@@ -62,7 +62,11 @@ class TestFuseArrays:
         np.testing.assert_array_equal(again.probs, found.probs)
         other = m.fuse_arrays([samples(0), samples(1)], features=features(1))
         assert np.abs(other.probs - found.probs).max() > 1e-3
-        assert found.forecast.recall.shape == (2, K) and 0 < found.forecast.labels < 1
+        # Both guess.
+        assert found.forecast.recall.shape == (2, K)
+        assert 0 in found.forecast.at_chance and np.isnan(found.forecast.labels)
+        agreed = m.fuse_arrays([samples(0), samples(0)], features=features())
+        assert agreed.forecast.at_chance == () and 0 < agreed.forecast.labels < 1
         # Scale and offset of a feature do not matter.
         moved = m.fuse_arrays([samples(0), samples(1)], features=features() * 7 - 3)
         np.testing.assert_allclose(moved.probs, found.probs, atol=1e-3)

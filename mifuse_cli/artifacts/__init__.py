@@ -54,6 +54,7 @@ __all__ = [
     "positions",
     "read",
     "read_header",
+    "united",
     "writing",
 ]
 
@@ -177,6 +178,7 @@ class Source(Artifact):
         "vector of length 1 of a speaker encoder, alike for clips of one voice",
         optional=True,
     )
+    gold: np.ndarray | None = column("G", "str", _GOLD, optional=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -393,6 +395,12 @@ def check_same_clips(first: Artifact, first_name: str, second: Artifact, second_
             f"{', '.join(second.header.classes)}. Make one of them anew with the other's --classes."
         )
     check_same_utterances(first.utt_id, first_name, second.utt_id, second_name)
+
+
+def united(*gold: np.ndarray | None) -> np.ndarray | None:
+    """Ids (G,) of all clips whose true class was given, sorted; None if there are none."""
+    known = [ids for ids in gold if ids is not None]
+    return np.unique(np.concatenate(known)) if known else None
 
 
 def positions(wanted: np.ndarray, wanted_name: str, utt_id: np.ndarray, name: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mifuse_cli.fusion import ridge
-from mifuse_cli.fusion.mixture import ROUNDS, Mixture, TwoTeachers, settled
+from mifuse_cli.fusion.mixture import ROUNDS, Mixture, TwoTeachers, alone, settled
 from mifuse_cli.fusion.voices import class_mix_to_keep, clustered_vectors, evened, pseudo_speakers
 
 FIRST_ROUNDS = 4
@@ -108,6 +108,10 @@ def cross_fit(
         return TwoTeachers.of(answers, [] if "source" in without else sources)
 
     teachers = teachers_with([structure.source])
+    if "structure" in without and answers is None:
+        return _result(teachers, alone("source", structure.source, gold))
+    if "structure" in without and "source" in without:
+        return _result(teachers, alone("lalm", lalm, gold))
     if "structure" in without:
         return _result(teachers, settled(teachers, None, gold=gold, uniform=uniform))
     clips, count, width = structure.hidden.shape

@@ -36,7 +36,7 @@ class Forecast:
     Attributes:
         recall: (T, K) estimated recall of every teacher and class; NaN without clips or answers.
         teachers: (T,) estimated UA.
-        labels: estimated UA of the fused labels, NaN without a LALM.
+        labels: estimated UA of the fused labels, NaN without a LALM that is better than chance.
         at_chance: teachers, by position, that seem no better than chance.
         unnamed: classes, by position, that the LALMs name on fewer than 5 % of the clips that the labels call so.
     """
@@ -70,7 +70,7 @@ def forecast(
     at_chance = [t for t in range(teachers - 1) if above[t] < _CHANCE]
     if correlation < _CHANCE and above[-1] < 2 * _CHANCE:
         at_chance.append(teachers - 1)
-    if not heard:
+    if not set(heard) - set(at_chance):
         return Forecast(recall, accuracy, float("nan"), tuple(at_chance), ())
     together = recall[heard].mean(axis=0)
     known = float(np.exp(np.log(np.maximum(together, _LEAST)).mean()))

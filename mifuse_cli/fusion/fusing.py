@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -124,6 +124,9 @@ def fuse_samples(
         weights = _shares(shares, found.information)
         left_out = _not_judged(settings, len(samples))
         expected = forecast(mean.astype(float), found.labels, found.correlation, left_out)
+        if gold is not None and (gold >= 0).any():
+            # It is a line through labels that were made without any.
+            expected = replace(expected, labels=float("nan"))
         softness = softness_of(found.labels, expected.labels)
         probs = sharpened(found.labels, softness * settings.sharpen)
     return Fusion(

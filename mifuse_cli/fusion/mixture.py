@@ -45,6 +45,8 @@ that a mean is that of all clips, the features are uncorrelated, and the classes
 _LEAST_ABOVE_CHANCE = 0.01
 _GOLD = 10.0
 """Clips that a gold label counts for in means, covariance, confusion matrix and prior."""
+GOLD_TO_CHOOSE = 20
+"""Gold labels from which they choose among the results of several starts; fewer choose at random."""
 _TINY = 1e-12
 
 
@@ -196,8 +198,7 @@ def settled(
 
     Expectation maximisation finds the labels that are nearest to its start. Under wrong ones, one of the teachers seems
     to be right less often: what counts is the geometric mean of the two unweighted accuracies under the labels, less
-    chance. With gold labels, those are taken that give the gold clips, without their own label, the
-    highest likelihood. The answers alone, without source classifier and structure, are taken as they are.
+    chance. With 20 gold labels or more, those are taken that give the gold clips the highest likelihood.
 
     Args:
         teachers: at least one.
@@ -209,8 +210,6 @@ def settled(
     starts = teachers.starts()
     if gold is None:
         gold = np.full(len(next(iter(starts.values()))), -1)
-    if structure is None and teachers.source is None:
-        return _as_answered(teachers, gold)
     found = {
         name: _maximised(teachers, structure, start, gold=gold, uniform=uniform, rounds=rounds)
         for name, start in starts.items()
@@ -218,7 +217,7 @@ def settled(
 
     def support(name: str) -> float:
         labels, answers, acoustics, prior = found[name]
-        if (gold >= 0).any():
+        if (gold >= 0).sum() >= GOLD_TO_CHOOSE:
             told = log_softmax(np.log(prior) + answers + acoustics, axis=1)
             return float(told[gold >= 0, gold[gold >= 0]].mean())
         above = teachers.recall(labels).mean(axis=1) - 1 / labels.shape[1]
@@ -230,15 +229,21 @@ def settled(
     return Mixture(labels, softmax(answers, axis=1), softmax(acoustics, axis=1), prior, best, others)
 
 
-def _as_answered(teachers: TwoTeachers, gold: np.ndarray) -> Mixture:
-    """The answers as labels: nothing else tells which of them are wrong."""
-    assert teachers.lalm is not None
-    classes = teachers.lalm.shape[1]
-    answers = np.where(teachers.heard[:, None], teachers.lalm, 1 / classes)
-    known = gold >= 0
-    labels = np.where(known[:, None], np.eye(classes)[gold], answers)
+def alone(name: str, said: np.ndarray, gold: np.ndarray | None) -> Mixture:
+    """The labels of one teacher without structure: what it says, since nothing else tells where it is wrong.
+
+    Args:
+        name: "lalm" or "source".
+        said: (U, K) its distributions, NaN rows where it is silent, which become uniform.
+        gold: as in `settled`.
+    """
+    classes = said.shape[1]
+    said = np.where(np.isnan(said), 1 / classes, said)
+    known = np.full(len(said), -1) if gold is None else gold
+    labels = np.where((known >= 0)[:, None], np.eye(classes)[known], said)
     even = np.full(labels.shape, 1 / classes)
-    return Mixture(labels, answers, even, even[0], "lalm", {})
+    answers, acoustics = (said, even) if name == "lalm" else (even, said)
+    return Mixture(labels, answers, acoustics, even[0], name, {})
 
 
 def _maximised(

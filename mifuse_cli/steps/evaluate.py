@@ -12,7 +12,7 @@ import numpy as np
 from mifuse_cli import __version__, artifacts, evaluation, fusion, lineage, manifest, provenance
 from mifuse_cli.artifacts import Artifact, Evaluation, Fused, Lalm, Parent, Predictions, Source, Training
 from mifuse_cli.config import EncodingConfig, Progress, StepResult, at_least, normalize_problems, option
-from mifuse_cli.errors import ArtifactError, UsageError
+from mifuse_cli.errors import ArtifactError, InputError, UsageError
 from mifuse_cli.fusion import FusionSettings
 from mifuse_cli.manifest import read_labelled
 
@@ -26,7 +26,7 @@ class EvaluateConfig(EncodingConfig):
         None, "Artifact to score instead of a model: from query-lalm, sample-source, fuse or train."
     )
     manifest: Path = option(
-        help="CSV of the clips with their labels in the column emotion; with --predictions, these or some of them."
+        help="CSV of the clips with their labels in the column emotion; with --predictions, labels of some suffice."
     )
     out: Path = option(help="Artifact to write.")
     normalize: str = option(
@@ -81,7 +81,12 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     system = config.model or config.predictions
     assert system is not None
     made = artifacts.read(system / "train.h5" if config.model else system)
-    labelled = read_labelled(config.manifest, made.header.classes, need_audio=config.model is not None)
+    some = config.predictions is not None
+    labelled = read_labelled(
+        config.manifest, made.header.classes, need_audio=config.model is not None, some=some
+    )
+    if not labelled:
+        raise InputError(f"{config.manifest}: the column 'emotion' is empty throughout. Label some clips.")
     ids = np.array([one.clip.utt_id for one in labelled])
     text = " ".join(f"{one.clip.utt_id}={one.label}={one.clip.speaker}" for one in labelled)
     parents = [
@@ -149,7 +154,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
 
 def gold_of(artifact: Artifact) -> np.ndarray:
     """Ids of the clips whose true class an artifact was made with."""
-    gold = artifact.gold if isinstance(artifact, Fused | Predictions | Training) else None
+    gold = artifact.gold if isinstance(artifact, Source | Fused | Predictions | Training) else None
     return np.zeros(0, dtype=str) if gold is None else gold
 
 
@@ -250,6 +255,13 @@ def _result(out: Path, artifact: Evaluation, *, up_to_date: bool = False) -> Eva
     scored, predicted = len(artifact.utt_id), parameters.get("predicted", 0)
     if scored + gold < predicted:
         notes = (*notes, f"{scored} of {predicted} predictions are scored, those with a label")
+    of_class = zip(artifact.header.classes, artifact.confusion.sum(axis=1).tolist(), strict=True)
+    absent = [name for name, clips in of_class if not clips]
+    if absent:
+        notes = (
+            *notes,
+            f"no clip is {' or '.join(absent)}: UA and macro F1 are means over the other classes",
+        )
     return EvaluateResult(
         out=out,
         signature=parameters["signature"],

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mifuse_cli.fusion.cross_fit import Structure
 
 _VIEWS = ("lalm", "acoustics")
+_FEW_GOLD = 20
+"""Gold labels below which results are a lottery, see docs/experiments.md."""
 _QUESTION = ("elicit", "system", "template")
 """Parts of a LALM's spec by which the same model counts as another teacher."""
 
@@ -185,7 +187,7 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
         views=None if agreed is None else agreed.views.astype(np.float32),
         recall=None if found.forecast is None else found.forecast.recall.astype(np.float32),
         prior=None if agreed is None else agreed.mixture.prior.astype(np.float32),
-        gold=None if gold is None else source.utt_id[gold >= 0],
+        gold=artifacts.united(None if gold is None else source.utt_id[gold >= 0], source.gold),
     )
     artifact.save(config.out)
     return _result(config.out, artifact)
@@ -439,13 +441,21 @@ def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:
         )
         if len(artifact.gold) == len(artifact.utt_id):
             yield "the true class of every clip was given, so that none is left to score"
+        elif len(artifact.gold) < _FEW_GOLD:
+            yield (
+                f"fewer than {_FEW_GOLD} true classes help little, and may do harm; label more clips, chosen at random"
+            )
     expected = parameters.get("forecast", {})
-    for name in expected.get("at_chance", ()):
-        one_of_several = name != "source" and len(parameters["teachers"]) > 2
+    at_chance, teachers = expected.get("at_chance", []), parameters["teachers"]
+    if len(at_chance) == len(teachers):
         yield (
-            f"{name}: seems to be no better than chance on these clips"
-            f"{'; leave it out' if one_of_several else ', and has hardly any say'}"
+            f"{', '.join(teachers)}: contradict each other, and nothing tells which one is no better than chance; give "
+            "the true class of some clips (--gold), or leave one out (--without)"
         )
+        at_chance = []
+    for name in at_chance:
+        one_of_several = name != "source" and len(teachers) > 2
+        yield f"{name}: seems to be no better than chance on these clips{'; leave it out' if one_of_several else ''}"
     if expected.get("unnamed"):
         yield (
             f"{', '.join(expected['unnamed'])}: hardly ever named by the LALM, so that its clips may have got other "

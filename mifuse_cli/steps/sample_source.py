@@ -154,6 +154,7 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
         hidden=None if config.no_hidden_states else hidden,
         speaker=np.array([speaker or "" for speaker in speakers]),
         voice=voice,
+        gold=trained.gold,
     )
     artifact.save(config.out)
     return _result(config.out, artifact)

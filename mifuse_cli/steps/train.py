@@ -212,8 +212,9 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
         **labels,
     )
     utt_id = np.array([clip.utt_id for clip in clips])
-    # Other methods see nothing of the fused labels, and so nothing of true classes.
-    gold = fused.gold if fused is not None and config.method == "mifuse" else None
+    # Other methods see nothing of the fused labels. What the model itself was trained with stays in it.
+    given = fused.gold if fused is not None and config.method == "mifuse" else None
+    gold = artifacts.united(given, Training.load(config.model / "train.h5").gold)
     training = Training(
         header=header,
         utt_id=utt_id,

@@ -22,7 +22,8 @@ class CompareConfig(AdaptationConfig, EncodingConfig):
 
     data: Path = option(
         help="Directory with one of each target corpus: manifest.csv and labels.csv, as prepare writes them, or "
-        "metadata.csv. Labels are read to score, and by the oracle alone to train."
+        "metadata.csv. Labels are read to score, to train the oracle, and for the few true classes of "
+        "--protocol few-gold."
     )
     models: Path = option(help="Directory of source models: CORPUS/seedN for every source and seed.")
     lalm: Path = option(help="Directory of the artifacts of query-lalm: CORPUS.h5 for every target.")
