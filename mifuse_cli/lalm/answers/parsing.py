@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from mifuse_cli.lalm.answers.emotion_words import fold, named, refuses, resolver
+from mifuse_cli.lalm.answers.json_in_text import Pairs, Piece, structures_in, unescaped
 
 PARSER_VERSION = 3
 
@@ -27,8 +28,6 @@ DROPPED_MASS = 0.05  # largest share of labels that are not classes
 EXACT_SUM = (0.98, 1.02)  # sums that are rounding only
 USABLE_SUM = (0.5, 1.5)  # sums that are renormalised, with a flag
 
-_WORK = 16 * LONGEST  # characters of bracketed pieces that are tried in vain
-_PIECES = 1000  # bracketed pieces of one answer that are looked at
 _DEPTH = 4  # nesting of a distribution inside other objects
 _SLACK = 1e-9  # sums of decimal fractions miss their bound by rounding
 
@@ -121,7 +120,7 @@ def parse_label(text: str, classes: Sequence[str]) -> Parsed:
     """
     classes = _checked(text, classes)
     text = visible(text)
-    return _unread(text) or _lone_label(text, [piece.value for piece in _structures(text)], classes)
+    return _unread(text) or _lone_label(text, [piece.value for piece in structures_in(text)], classes)
 
 
 def _checked(text: str, classes: Sequence[str]) -> tuple[str, ...]:
@@ -151,7 +150,7 @@ def _read(text: str, classes: tuple[str, ...]) -> Parsed:
     unread = _unread(text)
     if unread:
         return unread
-    structures = list(_structures(text)) or _unescaped(text)
+    structures = list(structures_in(text)) or unescaped(text)
     found = _candidates(text, structures, classes)
     # What is marked as the answer is; drafts may well stand behind it, as a check or a comment.
     spans = _marked(text)
@@ -172,7 +171,7 @@ class _Candidate(NamedTuple):
     parsed: Parsed
 
 
-def _candidates(text: str, structures: list[_Piece], classes: tuple[str, ...]) -> list[_Candidate]:
+def _candidates(text: str, structures: list[Piece], classes: tuple[str, ...]) -> list[_Candidate]:
     """All that may be meant as the distribution, in the order of the text."""
     in_json, rest = [], text
     for piece in structures:
@@ -293,101 +292,19 @@ def _chosen(structures: list[Any], classes: tuple[str, ...]) -> set[str]:
     """Classes that are values of the last JSON object with any: its other values may speak of further ones."""
     resolve = resolver(classes)
     for pairs in reversed(structures):
-        items = [item for _, item in pairs if isinstance(item, str)] if isinstance(pairs, _Pairs) else []
+        items = [item for _, item in pairs if isinstance(item, str)] if isinstance(pairs, Pairs) else []
         if labels := {label for item in items if (label := resolve(item))}:
             return labels
     return set()
 
 
-# --- JSON -------------------------------------------------------------------------------------------------
-
-
-_OPENING = re.compile(r"[{\[]")
-
-
-class _Pairs(list[Any]):
-    """Items of a JSON object in order; unlike a dict it keeps repeated names."""
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_Pairs)
-
-
-class _Piece(NamedTuple):
-    """A decoded bracketed piece of the text: where it stands, what it is, and the flags of its decoding."""
-
-    start: int
-    end: int
-    value: Any
-    flags: set[str]
-
-
-def _structures(text: str) -> Iterator[_Piece]:
-    """Decoded bracketed pieces of the text in order."""
-    position, work = 0, _WORK
-    for _ in range(_PIECES):
-        opening = _OPENING.search(text, position)
-        if not opening or work < 0:
-            return
-        start = opening.start()
-        try:
-            value, end = _DECODER.raw_decode(text, start)
-            flags: set[str] = set()
-        except (ValueError, RecursionError):
-            closing = _closing(text, start)
-            value, end = _decoded(repair(text[start:closing])), closing or len(text)
-            flags = {"repaired"} if closing else {"repaired", "unclosed"}
-            # A piece that is no JSON may hold one; each such look costs its length, and a stray bracket more.
-            work -= (end - start) * (1 if closing else 2)
-        if value is not None:
-            yield _Piece(start, end, value, flags)
-            position = end
-        else:
-            position = start + 1
-
-
-_ESCAPED_QUOTE = re.compile(r'\\+"')
-
-
-def _unescaped(text: str) -> list[_Piece]:
-    """Pieces of JSON that stands in the text as a string: with a backslash before every quotation mark."""
-    if not _ESCAPED_QUOTE.search(text):
-        return []
-    text = _ESCAPED_QUOTE.sub('"', re.sub(r"\\+[nrt]", " ", text))
-    return [piece._replace(flags=piece.flags | {"repaired"}) for piece in _structures(text)]
-
-
-def _closing(text: str, start: int) -> int | None:
-    """Position after the bracket that closes the one at ``start``, None if it stays open."""
-    depth, quoted, escaped = 0, False, False
-    for position in range(start, len(text)):
-        char = text[position]
-        if escaped:
-            escaped = False
-        elif quoted:
-            escaped = char == "\\"
-            quoted = char != '"'
-        elif char == '"':
-            quoted = True
-        elif char in "{[":
-            depth += 1
-        elif char in "}]":
-            depth -= 1
-            if depth == 0:
-                return position + 1
-    return None
-
-
-def _decoded(piece: str) -> Any:
-    try:
-        return _DECODER.decode(piece)
-    except (ValueError, RecursionError):
-        return None
+# --- distributions in JSON ------------------------------------------------------------------------------------
 
 
 def _distributions(value: Any, classes: tuple[str, ...], depth: int = 0) -> Iterator[list[tuple[str, Any]]]:
     """Pairs of name and value of the parts of ``value`` that give a class a number, in order."""
     resolve = resolver(classes)
-    pairs = list(value) if isinstance(value, _Pairs) else _pairs_of_list(value, classes)
+    pairs = list(value) if isinstance(value, Pairs) else _pairs_of_list(value, classes)
     pairs = [(name, _inner(item, classes)) for name, item in pairs]
     if not any(resolve(name) and _is_value(item) for name, item in pairs):
         pairs = _parallel(value, classes)
@@ -395,10 +312,10 @@ def _distributions(value: Any, classes: tuple[str, ...], depth: int = 0) -> Iter
         yield pairs
         return
     items: list[Any] = []
-    if isinstance(value, str) and _OPENING.search(value):
-        items = [piece.value for piece in _structures(value[:LONGEST])]
+    if isinstance(value, str):
+        items = [piece.value for piece in structures_in(value[:LONGEST])]
     elif isinstance(value, list):
-        items = [item for _, item in value] if isinstance(value, _Pairs) else value
+        items = [item for _, item in value] if isinstance(value, Pairs) else value
     if depth < _DEPTH:
         for item in items:
             yield from _distributions(item, classes, depth + 1)
@@ -415,7 +332,7 @@ def _inner(item: Any, classes: tuple[str, ...]) -> Any:
     """The number within ``{"probability": 70, ...}`` or ``[70]``; any other item as it is."""
     if not isinstance(item, list) or not item:
         return item
-    if not isinstance(item, _Pairs):
+    if not isinstance(item, Pairs):
         return item[0] if len(item) == 1 and _is_value(item[0]) else item
     resolve = resolver(classes)
     if any(resolve(name) for name, _ in item):
@@ -441,8 +358,8 @@ def _parallel(value: Any, classes: tuple[str, ...]) -> list[tuple[str, Any]]:
     resolve = resolver(classes)
     if not isinstance(value, list):
         return []
-    fields = value if isinstance(value, _Pairs) else [("", item) for item in value]
-    lists = [(name, item) for name, item in fields if isinstance(item, list) and not isinstance(item, _Pairs)]
+    fields = value if isinstance(value, Pairs) else [("", item) for item in value]
+    lists = [(name, item) for name, item in fields if isinstance(item, list) and not isinstance(item, Pairs)]
     names = [
         item
         for _, item in lists
@@ -466,7 +383,7 @@ def _pairs_of_list(value: Any, classes: tuple[str, ...]) -> list[tuple[str, Any]
     for item in value if isinstance(value, list) else ():
         if not isinstance(item, list) or not item:
             return []
-        if not isinstance(item, _Pairs):
+        if not isinstance(item, Pairs):
             if len(item) != 2 or not isinstance(item[0], str):
                 return []
             pairs.append((item[0], item[1]))
@@ -670,54 +587,3 @@ def listings(text: str) -> tuple[Listing, Listing, Listing]:
     ]
     listed = [(found[1] or found[4], found[2] or found[3], found.start()) for found in _LISTED.finditer(text)]
     return tags, signed, listed
-
-
-# --- the usual faults of JSON ------------------------------------------------------------------------------
-
-_QUOTES = str.maketrans({**dict.fromkeys("“”„‟«»", '"'), **dict.fromkeys("‘’‚‛", "'")})
-# A string that is never closed runs to the end: without that, each quote in it would be tried as a start.
-_DOUBLE_QUOTED = r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)'
-_STRING = re.compile(f"({_DOUBLE_QUOTED})", re.DOTALL)
-_ANY_STRING = re.compile(rf"({_DOUBLE_QUOTED})|'([^'\"\\\n]*)'", re.DOTALL)
-_TRAILING_COMMA = re.compile(r",\s*(?=[}\]])")
-_BARE_KEY = re.compile(r"([{,]\s*)([^\W\d][\w /-]{0,40}?)(?=\s{0,9}:)")
-_PERCENT = re.compile(r"(?<![\w.,])([+-]?\d+(?:[.,]\d+)?\s{0,3}%)")
-_DECIMAL = re.compile(r"(:\s*)([+-]?(?:\d+[.,]\d+|[.,]\d+|\d+\.|\+\d+))(?=\s*(?:[,}\]]|\Z))")
-_NOT_A_NUMBER = re.compile(r"(:\s*)[+-]?(?:nan|inf|infinity|none|null|n/a)\b", re.IGNORECASE)
-
-
-def repair(piece: str) -> str:
-    """JSON text with the usual faults mended; it may still not be JSON.
-
-    Mended are smart and single quotes, trailing commas, keys without quotes, percent signs and decimal
-    commas (such numbers become strings), NaN and its kin (null), and missing closing brackets.
-
-    Args:
-        piece: text that starts at an opening bracket.
-    """
-    piece = piece.translate(_QUOTES)
-    piece = _ANY_STRING.sub(lambda found: found[1] or f'"{found[2]}"', piece)
-    # The parts at odd positions are strings and stay as they are.
-    parts = _STRING.split(piece)
-    parts[::2] = [_mended(part) for part in parts[::2]]
-    mended = "".join(parts)
-    return _TRAILING_COMMA.sub("", mended + _missing(_STRING.split(mended)[::2]))
-
-
-def _mended(code: str) -> str:
-    """Text between strings with keys and odd numbers in quotes."""
-    code = _NOT_A_NUMBER.sub(r"\1null", code)
-    code = _PERCENT.sub(r'"\1"', code)
-    code = _DECIMAL.sub(r'\1"\2"', code)
-    return _BARE_KEY.sub(r'\1"\2"', code)
-
-
-def _missing(parts: list[str]) -> str:
-    """Closing brackets that the text between strings lacks, innermost first."""
-    expected: list[str] = []
-    for char in "".join(parts):
-        if char in "{[":
-            expected.append("}" if char == "{" else "]")
-        elif char in "}]" and expected:
-            expected.pop()
-    return "".join(reversed(expected))
