@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _VIEWS = ("lalm", "acoustics")
 _FEW_GOLD = 20
-"""Gold labels below which results are a lottery, see docs/experiments.md."""
+"""True classes below which some targets lose by them, see docs/experiments.md."""
 _QUESTION = ("elicit", "system", "template")
 """Parts of a LALM's spec by which the same model counts as another teacher."""
 
@@ -443,7 +443,7 @@ def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:
             yield "the true class of every clip was given, so that none is left to score"
         elif len(artifact.gold) < _FEW_GOLD:
             yield (
-                f"fewer than {_FEW_GOLD} true classes help little, and may do harm; label more clips, chosen at random"
+                f"fewer than {_FEW_GOLD} true classes may do harm on a single target; label more clips, chosen at random"
             )
     expected = parameters.get("forecast", {})
     at_chance, teachers = expected.get("at_chance", []), parameters["teachers"]
