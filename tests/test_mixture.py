@@ -348,7 +348,8 @@ class TestPlanted:
         assert heard < said / 2
 
     @pytest.mark.xfail(
-        strict=True, reason="labels also start from the pool of both, whose results look no worse without labels"
+        strict=True,
+        reason="labels also start from the pool of both, whose results look no worse without labels",
     )
     def test_even_if_it_is_surer_than_the_answers(self):
         truth, features, lalm, source = planted(told=(1.2, 0), sure=(1, 4))

@@ -443,7 +443,7 @@ def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:
             yield "the true class of every clip was given, so that none is left to score"
         elif len(artifact.gold) < _FEW_GOLD:
             yield (
-                f"fewer than {_FEW_GOLD} true classes may do harm on a single target; label more clips, chosen at random"
+                f"fewer than {_FEW_GOLD} true classes may do harm on a single target; label more, chosen at random"
             )
     expected = parameters.get("forecast", {})
     at_chance, teachers = expected.get("at_chance", []), parameters["teachers"]
