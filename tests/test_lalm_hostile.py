@@ -147,7 +147,7 @@ class TestFiles:
             yield b"HTTP/1.1 200 OK\r\n\r\n"
             yield from itertools.repeat(MEBIBYTE, 1000)
 
-        monkeypatch.setattr(client, "_LONGEST_LINE", 2**22)
+        monkeypatch.setattr(client, "LONGEST_LINE", 2**22)
         with pytest.raises(RequestFailed, match="a line of more than"):
             self.lines(Written(pieces))
 

@@ -112,7 +112,7 @@ class TestInterrupted:
         assert made.status.tolist() == [[1, 0]] * CLIPS and not made.header.parameters["complete"]
 
         # Asked live now they would be paid twice.
-        live = refused(query(url), 3, f"{CLIPS} questions are with the provider in 1 batches")
+        live = refused(query(url), 3, f"{CLIPS} questions wait for answers in 1 batches")
         assert "--transport batch" in live and not any("chat" in one.path for one in llmock.requests)
 
         batches.held = set()

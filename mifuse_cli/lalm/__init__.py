@@ -30,7 +30,14 @@ from mifuse_cli.lalm.service.environment import check_environment
 from mifuse_cli.lalm.service.profiles import Profile, body_problems, header_problems, read_profile
 from mifuse_cli.lalm.service.run import run
 from mifuse_cli.lalm.service.run_state import RunState
-from mifuse_cli.lalm.service.service_options import ServiceOptions, check_address, host_of, is_local
+from mifuse_cli.lalm.service.service_options import (
+    TRANSPORTS,
+    ServiceOptions,
+    check_address,
+    host_of,
+    is_local,
+    provider_of,
+)
 
 __all__ = [
     "AUDIO_PARTS",
@@ -40,6 +47,7 @@ __all__ = [
     "PARSER_VERSION",
     "THINKING",
     "TOKEN_LIMITS",
+    "TRANSPORTS",
     "USAGE",
     "AudioOptions",
     "Estimate",
@@ -65,6 +73,7 @@ __all__ = [
     "observations",
     "parse_answer",
     "price_of",
+    "provider_of",
     "read_prices",
     "read_profile",
     "read_wording",

@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from mifuse_cli.errors import InputError, RemoteError
 from mifuse_cli.lalm.answers.response import Response, decode_json, member
@@ -44,12 +44,41 @@ _log = logging.getLogger("mifuse")
 Result = TypeVar("Result")
 
 
+class BatchService(Protocol):
+    """Whoever takes files of questions and answers them.
+
+    Attributes:
+        host: name of the provider, in messages and in the journal.
+        model: name of the model that is to answer.
+        polled: whether batches come to an end by themselves, so that waiting for them helps.
+    """
+
+    host: str
+    model: str
+    polled: bool
+
+    async def upload(self, file: BinaryIO) -> str: ...
+
+    async def create_batch(self, input_file: str, tag: str) -> str: ...
+
+    def batches(self) -> AsyncGenerator[BatchState, None]: ...
+
+    async def batch_state(self, batch_id: str) -> BatchState: ...
+
+    def lines(self, file_id: str) -> AsyncGenerator[bytes, None]: ...
+
+    async def delete(self, file_id: str) -> None: ...
+
+    def said(self, body: Any) -> str: ...
+
+
 @dataclass(eq=False)
-class BatchRun(Sender):
+class BatchRun(Sender[BatchService]):
     """Requests sent in batches; what earlier runs left with the provider is collected with them.
 
     A run that is cancelled loses nothing: the next one collects its batches. It reports after every look at
-    the batches. What earlier runs sent is not settled with the budget.
+    the batches. What earlier runs sent is not settled with the budget. Batches that somebody else has to
+    answer (`BatchService.polled`) are left waiting; no more is sent beside them.
 
     Attributes:
         max_requests: most requests in a file.
@@ -80,13 +109,15 @@ class BatchRun(Sender):
         try:
             await self._adopt()
             await self._collect()
+            if self.state.waiting:
+                return
             self._broken = ""  # whatever broke an earlier batch may be mended
             source, held = iter(requests), None
             while True:
                 before = self.state.sent
                 held = await self._submit(chain([held] if held else [], source))
                 await self._collect()
-                if held is None or self.state.sent == before or self._broken:
+                if held is None or self.state.sent == before or self._broken or self.state.waiting:
                     break
         except RequestFailed as failure:
             raise failure.error(
@@ -146,6 +177,7 @@ class BatchRun(Sender):
                     self._tags.add(file.tag)
                 begun = self.journal.begin(request.key, 1, asked=request.name, cost=cost, batch=file.tag)
                 file.add(request.key, text, begun)
+                self.state.failed.pop(request.name, None)  # it is asked again
             else:
                 request = None
             if file:
@@ -174,6 +206,8 @@ class BatchRun(Sender):
                     await self._close(tag, state)
                     self.state.waiting -= 1
             self.report(self.state)
+            if self.state.waiting and not self.client.polled:
+                return
             if self.state.waiting:
                 await self.sleep(self.service.poll_seconds)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _CONNECT_SECONDS = 10.0
 _LONGEST_ID = 200  # characters of the name of a request
 LINE_SECONDS = 600.0  # that a line of a file may take
-_LONGEST_LINE = 32 * 2**20  # bytes of a file
+LONGEST_LINE = 32 * 2**20  # bytes of a file
 _MOST_PAGES = 10_000  # of batches; a list that never ends is none
 _RAW = {"X-Stainless-Raw-Response": "true"}  # tells the library to hand the response out as it is
 _STREAM = {"stream": True, "stream_options": {"include_usage": True}}
@@ -82,6 +82,8 @@ class Client:
         InputError: a variable of the environment cannot be used, see `environment.check_environment`.
         DependencyError: a package that such a variable needs is missing.
     """
+
+    polled = True  # batches come to an end by themselves
 
     def __init__(self, service: ServiceOptions) -> None:
         if not re.fullmatch(r"[!-~]+", service.api_key):
@@ -237,9 +239,9 @@ class Client:
                     elif time.monotonic() - latest > LINE_SECONDS:
                         message = f"no whole line of a file for {LINE_SECONDS:.0f} s"
                         raise RequestFailed(FailureKind.TRANSIENT, None, message)
-                    if len(rest) > _LONGEST_LINE:
+                    if len(rest) > LONGEST_LINE:
                         raise RequestFailed(
-                            FailureKind.FATAL, 200, f"a line of more than {_LONGEST_LINE} bytes in a file"
+                            FailureKind.FATAL, 200, f"a line of more than {LONGEST_LINE} bytes in a file"
                         )
                 if rest:
                     yield self._secrets.body(rest)

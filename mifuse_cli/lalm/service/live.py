@@ -19,6 +19,7 @@ from mifuse_cli.lalm.journal.journal import committed
 from mifuse_cli.lalm.questions.plan import Request
 from mifuse_cli.lalm.service.advice import advice
 from mifuse_cli.lalm.service.breaker import Breaker
+from mifuse_cli.lalm.service.client import Client
 from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed, backoff, failure_within
 from mifuse_cli.lalm.service.pacing import Pacer, Turn, TurnResult
 from mifuse_cli.lalm.service.run_state import BudgetReached, Sender
@@ -38,7 +39,7 @@ _log = logging.getLogger("mifuse")
 
 
 @dataclass(eq=False)
-class LiveRun(Sender):
+class LiveRun(Sender[Client]):
     """Workers that send requests, and share the pace, the budget and the decision to stop.
 
     Made inside the event loop that it runs in; reports after each question that is settled.

@@ -18,6 +18,7 @@ from mifuse_cli.lalm.cost.budget import Budget, Meter
 from mifuse_cli.lalm.journal.open_questions import OpenQuestions
 from mifuse_cli.lalm.service.advice import advice
 from mifuse_cli.lalm.service.batch import BatchRun
+from mifuse_cli.lalm.service.batch_files import BatchFiles
 from mifuse_cli.lalm.service.client import Client
 from mifuse_cli.lalm.service.failures import RequestFailed
 from mifuse_cli.lalm.service.live import LiveRun
@@ -60,29 +61,30 @@ def run(
         sent=int(accounts["sent"]),
     )
     meter = Meter(service.price, max_tokens=questions.options.answer_tokens)
+    asker = _Run(questions, service, budget, meter, answers, save, report)
 
     async def main() -> RunState:
+        if service.transport == "vllm-batch":
+            return await asker.in_batches(BatchFiles(service.batch_directory, service.model))
         async with Client(service) as client:
-            asker = _Run(questions, service, client, budget, meter, answers, save, report)
-            return await (asker.in_batches() if service.transport == "batch" else asker.live())
+            return await (asker.in_batches(client) if service.transport == "batch" else asker.live(client))
 
     return asyncio.run(main())
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A run by either way of sending; see `run` for what it is about."""
+    """A run by any way of sending; see `run` for what it is about."""
 
     questions: OpenQuestions
     service: ServiceOptions
-    client: Client
     budget: Budget
     meter: Meter
     answers: int
     save: Callable[[], Any]
     report: Report
 
-    async def live(self) -> RunState:
+    async def live(self, client: Client) -> RunState:
         """Send one request at a time for each of some workers."""
         started = time.monotonic()
 
@@ -96,10 +98,10 @@ class _Run:
 
         self._refuse_open_batches()
         try:
-            await self._find_out()
+            await self._find_out(client)
         except (RemoteError, InputError) as error:
             return RunState(error=error)
-        asking = LiveRun(self.client, self.questions.journal, self.service, self.budget, self.meter, tell)
+        asking = LiveRun(client, self.questions.journal, self.service, self.budget, self.meter, tell)
         state = asking.state
         async with saved_now_and_then(self.save, self.service.save_minutes):
             with on_signal(asking.interrupt):
@@ -110,21 +112,28 @@ class _Run:
                     await asking.ask(self.questions.requests_again())
         return state
 
-    async def in_batches(self) -> RunState:
+    async def in_batches(self, provider: Client | BatchFiles) -> RunState:
         """Send files of requests; what is not answered when the run ends stays with the provider."""
         committed = saved = 0
 
         async def ask() -> None:
             # What earlier runs left is paid for: it comes in whatever becomes of the rest.
             await batches.ask()
-            await self._find_out()
+            if isinstance(provider, Client):
+                await self._find_out(provider)
+            elif state.failed:
+                _log.warning(
+                    "%d questions are asked again, since they got no answer, the last one because of: %s",
+                    len(state.failed),
+                    list(state.failed.values())[-1],
+                )
             before = -1
             # What a service that ignores "n" left over, or could not do, is asked again while that helps.
-            while state.answered > before and not state.over_budget:
+            while state.answered > before and not state.over_budget and not state.waiting:
                 before = state.answered
                 await batches.ask(one for one in self.questions.requests() if one.name not in state.rejected)
             for _ in range(self.questions.options.rounds):
-                if not state.over_budget:
+                if not state.over_budget and not state.waiting:
                     await batches.ask(self.questions.requests_again())
             if state.over_budget:
                 raise BudgetReached.after(self.budget, state.answered)
@@ -145,7 +154,7 @@ class _Run:
             asking.cancel()
             _log.info("interrupted: batches under way stay with the provider; run again to collect them")
 
-        batches = BatchRun(self.client, self.questions.journal, self.service, self.budget, self.meter, tell)
+        batches = BatchRun(provider, self.questions.journal, self.service, self.budget, self.meter, tell)
         state = batches.state
         asking = asyncio.create_task(ask())
         async with saved_now_and_then(save, self.service.save_minutes):
@@ -159,22 +168,23 @@ class _Run:
         return state
 
     def _refuse_open_batches(self) -> None:
-        journal, host = self.questions.journal, self.client.host
-        batches = [journal.in_batch(tag) for tag, _ in journal.open_batches(host)]
-        if waiting := sum(map(len, batches)):
-            raise InputError(
-                f"{waiting} questions are with the provider in {len(batches)} batches, and would be paid twice; "
-                "run with --transport batch to collect them first."
-            )
+        journal = self.questions.journal
+        for transport, host in (("batch", self.service.host), ("vllm-batch", BatchFiles.host)):
+            batches = [journal.in_batch(tag) for tag, _ in journal.open_batches(host)]
+            if waiting := sum(map(len, batches)):
+                raise InputError(
+                    f"{waiting} questions wait for answers in {len(batches)} batches, and would be asked twice; "
+                    f"run with --transport {transport} to collect them first."
+                )
 
-    async def _find_out(self) -> None:
+    async def _find_out(self, client: Client) -> None:
         try:
-            await find_out(self.questions, self.client, self.service, self.budget, self.meter)
+            await find_out(self.questions, client, self.service, self.budget, self.meter)
         except RequestFailed as failure:
             what = (
                 "" if failure.ours or failure.passing else f" {advice(failure.http_status, failure.message)}"
             )
-            text = f"{self.client.host}: {failure.sentence}{what} Nothing was asked yet."
+            text = f"{client.host}: {failure.sentence}{what} Nothing was asked yet."
             raise failure.error(text) from None
 
     def _tell(self, state: RunState, facts: Mapping[str, Any]) -> None:

@@ -1,17 +1,19 @@
-"""What both ways of sending share: how far a run is, what it is made of, and the error of a used-up budget."""
+"""What all ways of sending share: how far a run is, what it is made of, and the error of a used-up budget."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from mifuse_cli.errors import RemoteError
 from mifuse_cli.lalm.answers.parsing import Status
 from mifuse_cli.lalm.cost.budget import Budget, Meter
 from mifuse_cli.lalm.journal.journal import Journal
-from mifuse_cli.lalm.service.client import Client
 from mifuse_cli.lalm.service.service_options import ServiceOptions
+
+Service = TypeVar("Service")
 
 
 class BudgetReached(RemoteError):
@@ -63,8 +65,8 @@ class RunState:
 
 
 @dataclass(eq=False)
-class Sender:
-    """Sends requests, keeps what comes back, and counts; the parent of both ways of sending.
+class Sender(Generic[Service]):
+    """Sends requests, keeps what comes back, and counts; the parent of all ways of sending.
 
     Attributes:
         client: where to ask.
@@ -76,7 +78,7 @@ class Sender:
         state: how far it is, right whenever the run ends.
     """
 
-    client: Client
+    client: Service
     journal: Journal
     service: ServiceOptions
     budget: Budget

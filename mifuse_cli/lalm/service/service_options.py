@@ -7,10 +7,14 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from mifuse_cli.errors import UsageError
 from mifuse_cli.lalm.cost.prices import Price
+
+TRANSPORTS = ("live", "batch", "vllm-batch")
+"""Ways to send questions: one at a time, in batches of a provider, as files that somebody else has answered."""
 
 _SECRET = re.compile(r"key|token|secret|sig|pass|auth", re.IGNORECASE)
 
@@ -35,7 +39,8 @@ class ServiceOptions:
         max_requests: most requests over all runs, None for no limit.
         max_unreadable: share of the last answers that may hold no distribution.
         probe: what to find out about the service first: "auto" (what the questions rely on), "all" or "off".
-        transport: "live", or "batch" for the provider's batches.
+        transport: one of `TRANSPORTS`.
+        batch_directory: where batches are kept, if they are files.
         poll_seconds: seconds between two looks at a batch.
         save_minutes: minutes between two savings of the artifact.
     """
@@ -56,6 +61,7 @@ class ServiceOptions:
     max_unreadable: float = 0.5
     probe: str = "auto"
     transport: str = "live"
+    batch_directory: Path = Path()
     poll_seconds: float = 60.0
     save_minutes: float = 5.0
 
@@ -99,6 +105,11 @@ def secrets_of(service: ServiceOptions) -> list[str]:
 def host_of(base_url: str) -> str:
     """Host and port of an address, without user and password."""
     return urlsplit(base_url).netloc.rpartition("@")[2]
+
+
+def provider_of(transport: str, base_url: str) -> str:
+    """Whose batches they are, as the journal names it."""
+    return "vllm run-batch" if transport == "vllm-batch" else host_of(base_url)
 
 
 def is_local(base_url: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,13 @@ from mifuse_cli.manifest import Clips
 from mifuse_cli.steps.query_lalm.addressing import address, api_key, profile_of
 from mifuse_cli.steps.query_lalm.config import QueryLalmConfig, QueryLalmResult
 from mifuse_cli.steps.query_lalm.reading import context_of, dry_run, priced, read_clips, volume_of
-from mifuse_cli.steps.query_lalm.saving import journal_path, parents_of, save_artifact, summary_of
+from mifuse_cli.steps.query_lalm.saving import (
+    batch_directory,
+    journal_path,
+    parents_of,
+    save_artifact,
+    summary_of,
+)
 
 __all__ = ["QueryLalmConfig", "QueryLalmResult", "journal_path", "query_lalm"]
 
@@ -44,6 +51,9 @@ def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> 
         KeyboardInterrupt: after a signal, unless an error ended the run.
     """
     classes = parse_classes(config.classes)
+    as_files = config.transport == "vllm-batch"
+    if as_files and not (config.service or config.base_url):
+        config = replace(config, service="vllm")
     profile = profile_of(config)
     base_url = address(config, profile)
     lalm.check_address(base_url)
@@ -84,8 +94,9 @@ def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> 
         _refuse_to_replace(config.out, options.spec(), update=config.update)
     if not config.reparse and not journal_path(config.out).exists():
         # Everything is to be asked, so what would stop that later can stop it before clips are decoded.
-        api_key(config, profile)
-        lalm.check_environment()
+        if not as_files:
+            api_key(config, profile)
+            lalm.check_environment()
         if not _agreed(config):
             raise _refusal(config, _amount(config, volume_of(config, clips, options)))
     with lalm.Journal(journal_path(config.out)) as journal:
@@ -146,7 +157,9 @@ def _run(
 
     ended = None
     # Batches of an earlier run are collected even if all that they were made for is there by now.
-    waiting = config.transport == "batch" and journal.open_batches(options.host)
+    waiting = config.transport != "live" and journal.open_batches(
+        lalm.provider_of(config.transport, config.base_url)
+    )
     if not config.reparse and (volume.requests or options.rounds or waiting):
         ended = _ask(config, profile, questions, volume, price, save, progress)
     early = ended is not None and bool(ended.interrupted or ended.error or ended.failed)
@@ -173,6 +186,10 @@ def _run(
     if unreadable := _unreadable(config, result):
         raise unreadable
     result = replace(result, asked=ended.answered if ended else 0)
+    if ended and ended.waiting:
+        return replace(
+            result, waiting=ended.waiting, notes=(*result.notes, _to_answer(config, ended.waiting))
+        )
     return _projected(config, result, questions, whole, price) if config.pilot else result
 
 
@@ -182,6 +199,16 @@ _UNREADABLE_ADVICE = {
     "refused": "The model refuses: ask again in other words with --reask-refused 1, or choose another model.",
     "rejected": "The service rejects the audio: check --upload, --audio-part and the model.",
 }
+
+
+def _to_answer(config: QueryLalmConfig, files: int) -> str:
+    """What has to happen to questions that wait in files."""
+    directory = shlex.quote(str(batch_directory(config.out)))
+    return (
+        f"{files} files of questions wait in {directory}. Have them answered where the model fits, then run this "
+        f'command again:\nfor q in {directory}/*.in.jsonl; do vllm run-batch -i "$q" -o "${{q%.in.jsonl}}.out.jsonl" '
+        f"--model {shlex.quote(config.model)}; done"
+    )
 
 
 def _unreadable(config: QueryLalmConfig, result: QueryLalmResult) -> RemoteError | None:
@@ -261,13 +288,16 @@ def _ask(
     service = options_of(
         config,
         lalm.ServiceOptions,
-        api_key=api_key(config, profile),
+        api_key="" if config.transport == "vllm-batch" else api_key(config, profile),
+        batch_directory=batch_directory(config.out),
         price=price,
         stream=profile.stream and config.transport == "live",
         headers=profile.extra_headers,
         key_header=profile.key_header,
     )
-    if profile.source:
+    if config.transport == "vllm-batch":
+        host = str(batch_directory(config.out))
+    elif profile.source:
         _log.info("requests in the form that %s described on %s", profile.source, profile.date)
     if sends:
         _log.info("sending %s to %s", what, host)
@@ -297,7 +327,7 @@ def _amount(config: QueryLalmConfig, volume: lalm.Volume) -> str:
 
 def _agreed(config: QueryLalmConfig) -> bool:
     """Whether audio may be sent to the host."""
-    return config.yes or lalm.is_local(config.base_url)
+    return config.yes or config.transport == "vllm-batch" or lalm.is_local(config.base_url)
 
 
 def _refusal(config: QueryLalmConfig, what: str) -> UsageError:

@@ -141,7 +141,8 @@ class QueryLalmConfig(StepConfig):
     timeout: float = option(120.0, "Seconds that one request may take.", settles=False, panel=_SERVICE)
     transport: str = option(
         "live",
-        "live, or batch: through the provider's batches, within a day and at a lower price.",
+        f"{', '.join(lalm.TRANSPORTS)}: one request a question, through the provider's batches (within a day and at a "
+        "lower price), or as files for vllm run-batch on a machine of yours.",
         settles=False,
         panel=_SERVICE,
     )
@@ -209,9 +210,9 @@ class QueryLalmConfig(StepConfig):
             yield str(error)
         yield from one_of("--elicit", self.elicit, lalm.MODES)
         yield from one_of("--long-clips", self.long_clips, lalm.LONG_CLIPS)
-        yield from one_of("--transport", self.transport, ("live", "batch"))
+        yield from one_of("--transport", self.transport, lalm.TRANSPORTS)
         yield from one_of("--probe", self.probe, ("auto", "all", "off"))
-        if self.stream and self.transport == "batch":
+        if self.stream and self.transport != "live":
             yield "--stream: a batch has no streams"
         yield from one_of("--upload", self.upload, ("wav", "mp3"))
         yield from one_of("--token-limit", self.token_limit, ("", *lalm.TOKEN_LIMITS))
@@ -263,6 +264,7 @@ class QueryLalmResult(StepResult):
         out: the artifact; not written by a dry run.
         clips, samples: U and N.
         asked: number of answers that came in during this run.
+        waiting: files of questions that `vllm run-batch` has to answer.
         complete: whether nothing is left to ask.
         statuses: number of answers by the name of their `Status`.
         without_answer: clips without any valid answer.
@@ -278,6 +280,7 @@ class QueryLalmResult(StepResult):
     clips: int
     samples: int
     asked: int = 0
+    waiting: int = 0
     complete: bool = False
     statuses: dict[str, int] = field(default_factory=dict)
     without_answer: int = 0

@@ -24,6 +24,11 @@ def journal_path(out: Path) -> Path:
     return out.with_name(out.name + ".journal.sqlite")
 
 
+def batch_directory(out: Path) -> Path:
+    """Where the questions behind the artifact ``out`` wait for ``vllm run-batch``."""
+    return out.with_name(out.name + ".vllm-batch")
+
+
 class _Sums:
     """What a result says of answers, summed up block by block."""
 
@@ -166,7 +171,7 @@ def _notes(
         yield f"{number} answers were cut off by the token limit ({limit}). {lalm.THINKING.rstrip('.')}"
     if number := sums.statuses[lalm.Status.SKIPPED]:
         yield f"{number // config.n_samples} clips are longer than {config.max_seconds:g} s and were left out"
-    if number := sums.statuses[lalm.Status.MISSING]:
+    if (number := sums.statuses[lalm.Status.MISSING]) and config.transport != "vllm-batch":
         yield f"{number} questions are unanswered yet; run the command again to ask them"
     if unresolved:
         names = "; ".join(asked for asked, _ in unresolved[:5]) + ("; ..." if len(unresolved) > 5 else "")
