@@ -33,7 +33,6 @@ app = typer.Typer(
     help="Adapt a speech emotion model to unlabelled audio with the help of an audio-language model.",
     epilog=_EPILOG,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -65,9 +64,9 @@ def command(name: str, example: str) -> Callable[[Callable[[Any], str]], None]:
         config_type: type[configs.Config] = getattr(module, f"{stem}Config")
         step = getattr(module, module_name)
 
-        def run(json: bool, quiet: bool, config: Path | None, **values: Any) -> None:
+        def run(json: bool, log_json: bool, quiet: bool, config: Path | None, **values: Any) -> None:
             try:
-                with console.progress_bar(quiet) as progress:
+                with console.progress_bar(quiet, log_json) as progress:
                     result = step(config_type(**values), progress=progress)
             except MifuseError as error:
                 console.error(str(error))
@@ -119,6 +118,8 @@ def _signature(name: str, config_type: type[configs.Config]) -> inspect.Signatur
     parameters.append(
         ("json", Annotated[bool, typer.Option("--json", help="Print the result as JSON.")], False)
     )
+    log_help = "Write progress as JSON lines to standard error."
+    parameters.append(("log_json", Annotated[bool, typer.Option("--log-json", help=log_help)], False))
     quiet_help = "Print nothing but errors and --json."
     parameters.append(("quiet", Annotated[bool, typer.Option("--quiet", "-q", help=quiet_help)], False))
     kind = inspect.Parameter.KEYWORD_ONLY
@@ -169,7 +170,8 @@ def _(result: Any) -> str:
 
 
 @command(
-    "train-source", "mifuse train-source --manifest emodb/metadata.csv --encoder logmel --out exp/source"
+    "train-source",
+    "mifuse train-source --manifest exp/demo/source/manifest.csv --encoder logmel --out exp/source",
 )
 def _(result: Any) -> str:
     return console.describe(
@@ -187,7 +189,8 @@ def _(result: Any) -> str:
 
 @command(
     "query-lalm",
-    "mifuse query-lalm --wav-dir ravdess/audio --n-samples 5 --model gpt-audio --out lalm.h5 --yes",
+    "mifuse query-lalm --wav-dir exp/demo/target/audio --n-samples 5 --base-url http://127.0.0.1:8322/v1 "
+    "--model standin --out exp/lalm.h5",
 )
 def _(result: Any) -> str:
     if result.volume and not result.statuses:
@@ -237,7 +240,8 @@ def _estimated(result: Any) -> str:
 
 
 @command(
-    "sample-source", "mifuse sample-source --model exp/source --manifest ravdess/metadata.csv --out source.h5"
+    "sample-source",
+    "mifuse sample-source --model exp/source --manifest exp/demo/target/manifest.csv --out exp/source.h5",
 )
 def _(result: Any) -> str:
     return console.describe(
@@ -251,7 +255,7 @@ def _(result: Any) -> str:
     )
 
 
-@command("fuse", "mifuse fuse --lalm lalm.h5 --source source.h5 --out fused.h5")
+@command("fuse", "mifuse fuse --lalm exp/lalm.h5 --source exp/source.h5 --out exp/fused.h5")
 def _(result: Any) -> str:
     several = len(result.without_answer) > 1
     return console.describe(
@@ -290,7 +294,7 @@ def _known(by_teacher: Mapping[str, float | None]) -> dict[str, float]:
 
 @command(
     "train",
-    "mifuse train --fused fused.h5 --model exp/source --manifest ravdess/metadata.csv --out exp/student",
+    "mifuse train --fused exp/fused.h5 --model exp/source --manifest exp/demo/target/manifest.csv --out exp/student",
 )
 def _(result: Any) -> str:
     return console.describe(
@@ -306,7 +310,9 @@ def _(result: Any) -> str:
     )
 
 
-@command("evaluate", "mifuse evaluate --model exp/student --manifest ravdess/metadata.csv --out eval.h5")
+@command(
+    "evaluate", "mifuse evaluate --model exp/student --manifest exp/demo/target/labels.csv --out exp/eval.h5"
+)
 def _(result: Any) -> str:
     m = result.metrics
     scores = console.describe(
@@ -387,7 +393,7 @@ def _(result: Any) -> str:
     return f"{console.describe(general)}\n\n{table}"
 
 
-@command("show", "mifuse show fused.h5")
+@command("show", "mifuse show exp/fused.h5")
 def _(result: Any) -> str:
     general = console.describe(
         {
@@ -414,7 +420,7 @@ def _(result: Any) -> str:
     return "\n\n".join(parts)
 
 
-@command("validate", "mifuse validate data/iemocap lalm.h5 exp/source")
+@command("validate", "mifuse validate exp/demo/target/manifest.csv exp/lalm.h5 exp/source")
 def _(result: Any) -> str:
     lines = []
     for one in result.findings:

@@ -1,4 +1,4 @@
-"""Output to the terminal: a progress bar or JSON lines on stderr, results on stdout."""
+"""Output to the terminal: a progress bar or lines on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,25 @@ from mifuse_cli.config import Progress
 
 _LINES = 10
 """Number of progress lines for one piece of work where stderr is not a terminal."""
-_SECONDS = 30.0
+_SECONDS = 60.0
 """A line is also written whenever this time has passed since the last one."""
+_AT_LEAST_SECONDS = 10.0
+"""Time between two lines for people."""
 
 
 @contextmanager
-def progress_bar(quiet: bool) -> Iterator[Progress | None]:
-    """A progress callback that draws on stderr: a bar with ETA on a terminal, else JSON lines.
+def progress_bar(quiet: bool, log_json: bool) -> Iterator[Progress | None]:
+    """A progress callback that draws on stderr: a bar with ETA on a terminal, else a line now and then.
 
     Log messages of the steps are written as notes meanwhile.
+
+    Args:
+        quiet: draw nothing.
+        log_json: write JSON lines, also on a terminal.
     """
     if quiet:
         yield None
-    elif sys.stderr.isatty():
+    elif sys.stderr.isatty() and not log_json:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -60,18 +67,32 @@ def progress_bar(quiet: bool) -> Iterator[Progress | None]:
 
             yield draw
     else:
-        printed: dict[str, tuple[int, float]] = {}
-
-        def line(what: str, done: int, total: int, facts: Mapping[str, Any] | None = None) -> None:
-            tenth, now = done * _LINES // max(total, 1), time.monotonic()
-            last, at = printed.setdefault(what, (0, now))
-            if tenth > last or now > at + _SECONDS:
-                printed[what] = tenth, now
-                values = {"progress": what, "done": done, "total": total, **_rounded(facts or {})}
-                print(json.dumps(values), file=sys.stderr, flush=True)
-
         with _logged(note):
-            yield line
+            yield _lines(log_json)
+
+
+def _lines(as_json: bool) -> Progress:
+    """A progress callback that writes some lines for each piece of work, for people or for programs."""
+    begun: dict[str, float] = {}
+    printed: dict[str, tuple[int, float]] = {}
+
+    def line(what: str, done: int, total: int, facts: Mapping[str, Any] | None = None) -> None:
+        tenth, now = done * _LINES // max(total, 1), time.monotonic()
+        start = begun.setdefault(what, now)
+        last, at = printed.get(what, (0, start))
+        due = (tenth > last and (as_json or now >= at + _AT_LEAST_SECONDS)) or now >= at + _SECONDS
+        if not due and not (what in printed and last < _LINES == tenth):
+            return
+        printed[what] = tenth, now
+        if as_json:
+            text = json.dumps({"progress": what, "done": done, "total": total, **_rounded(facts or {})})
+        else:
+            passed = timedelta(seconds=round(now - start))
+            short = _in_short(facts or {})
+            text = f"progress: {what} {done} of {total} after {passed}" + (f", {short}" if short else "")
+        print(text, file=sys.stderr, flush=True)
+
+    return line
 
 
 @contextmanager

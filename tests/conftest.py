@@ -396,7 +396,7 @@ def refused(result, code, *words):
     assert result.exit_code == code, result.stderr
     assert len(lines) == 1 and "Traceback" not in result.stderr and not result.stdout
     others = [line for line in result.stderr.splitlines() if line != lines[0]]
-    assert all(line.startswith(('{"progress": ', "note: ")) for line in others)
+    assert all(line.startswith(("progress: ", "note: ")) for line in others)
     for word in words:
         assert word in lines[0]
     return lines[0]

@@ -256,10 +256,10 @@ class TestPartial:
 
 
 class TestTelling:
-    def test_progress_is_json_where_there_is_no_terminal(self, query, play, tmp_path):
+    def test_progress_as_json(self, query, play, tmp_path):
         (tmp_path / "p.yaml").write_text("m: {text_in: 2, audio_in: 20, out: 10, date: 2026-01-31}")
         server = play(*[good] * 20, (429, error("slow"), {"retry-after-ms": "1"}), *[REFUSAL] * 12, good)
-        flags = ["--prices", tmp_path / "p.yaml", "--budget", 1, "--concurrency", 1]
+        flags = ["--log-json", "--prices", tmp_path / "p.yaml", "--budget", 1, "--concurrency", 1]
         told = query(server.url, *flags).stderr.splitlines()
         lines = [json.loads(line) for line in told if line.startswith("{")]
         assert len(lines) + sum(line.startswith("note: ") for line in told) == len(told)
