@@ -50,7 +50,7 @@ def test_files_are_written_then_read(query, directory, tmp_path):
     assert first.exit_code == 0, first.stderr
     told = re.sub(r"\s+", " ", first.stderr)
     assert (
-        "1 files of questions wait" in told
+        "1 file with questions: see" in told
         and "vllm run-batch -i" in told
         and f"'{directory}'/*.in.jsonl" in told
     )
@@ -75,7 +75,7 @@ def test_what_waits_is_not_asked_twice(query, directory):
     assert query().exit_code == 0
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
     again = query()
-    assert again.exit_code == 0 and "1 files of questions wait" in again.stderr
+    assert again.exit_code == 0 and "1 file with questions" in again.stderr
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
     live = [*("--service", "vllm"), *("--transport", "live")]
     refused(query(*live, key="any"), 3, "run with --transport vllm-batch")
@@ -87,7 +87,7 @@ def test_a_file_that_is_being_written_is_left_alone(query, directory):
     (answers,) = directory.glob("*.out.jsonl")
     whole = answers.read_bytes()
     answers.write_bytes(whole[:-20])
-    assert "1 files of questions wait" in query().stderr
+    assert "1 file with questions" in query().stderr
     answers.write_bytes(whole)
     assert json.loads(query("--json").stdout)["complete"]
 
@@ -110,7 +110,7 @@ def test_errors_within_are_asked_again_once(query, directory):
     answer(directory, respond)
     result = query("--json", n_samples=1)
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["asked"] == CLIPS - 1 and "1 files of questions wait" in result.stderr
+    assert json.loads(result.stdout)["asked"] == CLIPS - 1 and "1 file with questions" in result.stderr
     assert len(answer(directory)) == 1
     assert json.loads(query("--json", n_samples=1).stdout)["complete"]
 

@@ -205,7 +205,7 @@ def _to_answer(config: QueryLalmConfig, files: int) -> str:
     """What has to happen to questions that wait in files."""
     directory = shlex.quote(str(batch_directory(config.out)))
     return (
-        f"{files} files of questions wait in {directory}. Have them answered where the model fits, then run this "
+        f"{files} {'file' if files == 1 else 'files'} with questions: see {directory}. Have them answered where the model fits, then run this "
         f'command again:\nfor q in {directory}/*.in.jsonl; do vllm run-batch -i "$q" -o "${{q%.in.jsonl}}.out.jsonl" '
         f"--model {shlex.quote(config.model)}; done"
     )
@@ -295,11 +295,12 @@ def _ask(
         headers=profile.extra_headers,
         key_header=profile.key_header,
     )
-    if config.transport == "vllm-batch":
-        host = str(batch_directory(config.out))
-    elif profile.source:
+    as_files = config.transport == "vllm-batch"
+    if profile.source and not as_files:
         _log.info("requests in the form that %s described on %s", profile.source, profile.date)
-    if sends:
+    if as_files:
+        _log.info("questions and answers are files in %s", service.batch_directory)
+    elif sends:
         _log.info("sending %s to %s", what, host)
     else:
         _log.info("collecting open batches from %s", host)
