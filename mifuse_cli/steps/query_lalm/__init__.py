@@ -205,7 +205,8 @@ def _to_answer(config: QueryLalmConfig, files: int) -> str:
     """What has to happen to questions that wait in files."""
     directory = shlex.quote(str(batch_directory(config.out)))
     return (
-        f"{files} {'file' if files == 1 else 'files'} with questions: see {directory}. Have them answered where the model fits, then run this "
+        f"{files} {'file' if files == 1 else 'files'} with questions: see {directory}. Have them answered where the "
+        "model fits, then run this "
         f'command again:\nfor q in {directory}/*.in.jsonl; do vllm run-batch -i "$q" -o "${{q%.in.jsonl}}.out.jsonl" '
         f"--model {shlex.quote(config.model)}; done"
     )
