@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo check test lint bench clean
+.PHONY: demo check test lint bench docs clean
 
 demo: .venv/installed  ## the whole method on synthetic speech: a table and a picture in exp/demo
 	$(BIN)/python -m mifuse_cli.demo --out exp/demo
@@ -21,8 +21,12 @@ lint: .venv/installed  ## ruff and mypy
 bench: .venv/installed  ## benchmarks, as ratios
 	$(BIN)/python benchmarks/run.py
 
+docs: .venv/installed  ## the documentation as a site, exp/site/docs/index.html
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . exp/site
+
 clean:  ## remove what make made
-	rm -rf .venv exp/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv exp/demo exp/site docs/commands build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml constraints.txt

@@ -1,12 +1,16 @@
 """Documents keep to the code and to each other: the generated page, links, headings, names of systems."""
 
 import re
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from mifuse_cli.artifacts import KINDS, Header
 from mifuse_cli.artifacts.__main__ import ATTRIBUTES, AXES, document
+from mifuse_cli.cli import app
 from mifuse_cli.steps.compare.systems import SYSTEMS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,3 +86,16 @@ def test_the_systems_in_the_tables_are_those_of_compare():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("sphinx", "myst_parser", "furo")),
+    reason="needs what builds the site: pip install 'mifuse[docs]'",
+)
+def test_the_site_is_built_without_a_warning_and_has_every_command(tmp_path):
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", ".", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = {page.stem for page in (tmp_path / "docs" / "commands").glob("*.html")}
+    assert pages == {"index", *(command.name for command in app.registered_commands)}
