@@ -5,17 +5,43 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
+import re
+import shutil
+import subprocess
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from mifuse_cli.errors import DependencyError, InputError
 
+if TYPE_CHECKING:
+    import soundfile
+
 RATE = 16_000
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".caf")
+"""Endings of files that libsndfile decodes."""
+_WITH_FFMPEG = (".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm")
+"""Endings of files that are taken where ffmpeg is there to decode them."""
+_DECODING_S = 300
+_BEYOND_S = 0.1
+"""How far a clip may end behind its recording, in seconds: annotators' times are rounded."""
+_SHORT = 0.01
+"""Share of what the header tells of that may be missing: MP3 rounds to frames."""
+_BLOCK = 1 << 20
+_SILENT_PEAK = 1e-4
+"""Largest sample of what is silent: three steps of 16 bits."""
+_LARGEST_PEAK = 10.0
+"""Largest sample in floating point; loud recordings exceed 1 a little, those at the scale of 16 bits by far."""
+_CANCELLED = 0.02
+"""Share of the power of the channels that is left in their mean; of unlike channels half is left."""
+_LARGEST_OFFSET = 0.1
+"""Largest mean of the samples, unless the sound is larger."""
 _LFS = b"version https://git-lfs"
 _LARGEST_FILTER = 1 << 20
 """Weights that torchaudio's filter may have. It has a set for every phase between the two rates: 70,560 weights at
@@ -27,22 +53,58 @@ _CHUNK = 1 << 14
 """Samples that are resampled at a time where weights are made as they are needed."""
 
 
-def read(path: Path) -> np.ndarray:
-    """Samples (S,) float32 of one clip, channels averaged, at 16 kHz.
+class Excerpt(NamedTuple):
+    """A recording, or the part of it that is one clip; `read` and the others take its fields.
+
+    Attributes:
+        path: the file.
+        start, end: in seconds; None for the end of the file.
+        channel: counted from 0; None for the mean of all.
+    """
+
+    path: Path
+    start: float = 0.0
+    end: float | None = None
+    channel: int | None = None
+
+
+def suffixes() -> tuple[str, ...]:
+    """Endings of names that are taken for audio: those with a decoder on this machine."""
+    return SUFFIXES + (_WITH_FFMPEG if shutil.which("ffmpeg") else ())
+
+
+def read(path: Path, start: float = 0.0, end: float | None = None, channel: int | None = None) -> np.ndarray:
+    """Samples (S,) float32 of one clip at 16 kHz, channels averaged unless one is chosen.
 
     Raises:
-        InputError: the file cannot be decoded, is empty, or holds NaN or infinity.
+        InputError: the file cannot be decoded or is cut off, ends before the clip does, lacks the channel, or holds
+            nothing that could be heard: no samples, NaN or infinity, silence, a constant, channels that cancel each
+            other, or floating-point samples that are not in [-1, 1].
     """
-    import soundfile
-
-    with _decoding(path):
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    mono = samples.mean(axis=1)
-    if mono.size == 0:
-        raise _empty(path)
-    if not np.isfinite(mono).all():
-        raise InputError(f"{path}: holds NaN or infinite samples. Replace the file or drop its row.")
+    mono, rate = _heard(Excerpt(path, start, end, channel))
     return np.ascontiguousarray(mono if rate == RATE else resampled(mono, rate))
+
+
+def check(path: Path, start: float = 0.0, end: float | None = None, channel: int | None = None) -> float:
+    """Duration in seconds of a clip that `read` can read; it is decoded, but not resampled.
+
+    Raises:
+        InputError: as `read`.
+    """
+    mono, rate = _heard(Excerpt(path, start, end, channel))
+    return len(mono) / rate
+
+
+def key(path: Path, start: float = 0.0, end: float | None = None, channel: int | None = None) -> str:
+    """Hex SHA-256 that stands for the content of a clip: of the file's bytes, and of its bounds if it has any.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if not start and end is None and channel is None:
+        return file_sha256(path)
+    whole = _kept_sha256(path, *_state(path))
+    return hashlib.sha256(f"{whole} {start:.6f} {end} {channel}".encode()).hexdigest()
 
 
 def resampled(samples: np.ndarray, rate: int) -> np.ndarray:
@@ -72,19 +134,26 @@ def resampled(samples: np.ndarray, rate: int) -> np.ndarray:
     return found
 
 
-def seconds(path: Path) -> float:
+def seconds(path: Path, start: float = 0.0, end: float | None = None, channel: int | None = None) -> float:
     """Duration of one clip by its header, in seconds; the samples are not decoded.
 
     Raises:
-        InputError: the file is no audio or is empty.
+        InputError: the file is no audio or is empty, or ends before the clip does.
     """
-    import soundfile
+    excerpt = Excerpt(path, start, end, channel)
+    with _opened(excerpt) as file:
+        first, last = _frames(excerpt, file.frames, file.samplerate)
+        return (last - first) / file.samplerate
 
-    with _decoding(path):
-        header = soundfile.info(path)
-    if header.frames == 0:
-        raise _empty(path)
-    return header.frames / header.samplerate
+
+def channels(path: Path) -> int:
+    """Number of channels of a file.
+
+    Raises:
+        InputError: the file is no audio.
+    """
+    with _opened(Excerpt(path)) as file:
+        return int(file.channels)
 
 
 def crop(samples: np.ndarray, seconds: float) -> np.ndarray:
@@ -147,21 +216,178 @@ def _whole_samples(seconds: float) -> int:
     return max(1, int(seconds * RATE + 1e-6))
 
 
+def _state(path: Path) -> tuple[int, ...]:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+    return state.st_mtime_ns, state.st_size, state.st_ino
+
+
+@lru_cache(maxsize=16)
+def _kept_sha256(path: Path, *state: int) -> str:
+    """Hash of a recording, taken once for all its clips while the file's time, size and inode stay as they are."""
+    return file_sha256(path)
+
+
+def _heard(excerpt: Excerpt) -> tuple[np.ndarray, int]:
+    """Samples (S,) float32 of a clip at the rate of its file, and this rate in Hz."""
+    with _opened(excerpt) as file:
+        first, last = _frames(excerpt, file.frames, file.samplerate)
+        if excerpt.channel is not None and excerpt.channel >= file.channels:
+            raise InputError(
+                f"{excerpt.path}: has {file.channels} channels, expected at least {excerpt.channel + 1}. Correct the "
+                "column 'channel'."
+            )
+        samples, rate = _decoded(file, excerpt.path, first, last), file.samplerate
+    if excerpt.channel is not None:
+        samples = samples[:, excerpt.channel : excerpt.channel + 1]
+    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    if fault := _fault(samples, mono):
+        part = f", {excerpt.start:g} to {excerpt.end or last / rate:g} s" if excerpt[1:3] != (0.0, None) else ""
+        raise InputError(f"{excerpt.path}{part}: {fault}")
+    return mono, rate
+
+
+def _frames(excerpt: Excerpt, frames: int, rate: int) -> tuple[int, int]:
+    """First frame of a clip and the one behind its last, in a file of so many frames."""
+    path, start, end, _ = excerpt
+    if frames == 0:
+        raise InputError(f"{path}: holds no audio samples. Replace the file or drop its row.")
+    first, last = round(start * rate), frames if end is None else round(end * rate)
+    if first >= frames or last > frames + _BEYOND_S * rate:
+        until = "" if end is None else f" to {end:g} s"
+        raise InputError(
+            f"{path}: the clip is from {start:g} s{until}, but the file ends at {frames / rate:g} s. Expected start and "
+            "end in seconds within the file. Correct the row, or rename columns that speak of another recording."
+        )
+    if first >= min(last, frames):
+        raise InputError(f"{path}: the clip from {start:g} to {end:g} s is shorter than one sample. Drop its row.")
+    return first, min(last, frames)
+
+
+def _decoded(file: soundfile.SoundFile, path: Path, first: int, last: int) -> np.ndarray:
+    """Samples (S, channels) float32 of the frames from ``first`` to before ``last``."""
+    whole = (first, last) == (0, file.frames)
+    if first and file.seekable():
+        file.seek(first)
+        wanted, before = last - first, 0
+    else:
+        wanted, before = last, first
+    blocks, found = [], 0
+    while found < wanted:  # a header may claim more than memory holds
+        block = file.read(min(_BLOCK, wanted - found), dtype="float32", always_2d=True)
+        if not len(block):
+            break
+        blocks.append(block)
+        found += len(block)
+    declared = _declared_frames(file) if whole else None
+    if found < wanted * (1 - _SHORT) - 1 or (declared or 0) * (1 - _SHORT) > found + 1:
+        raise InputError(
+            f"{path}: is cut off: its header tells of {(declared or wanted) / file.samplerate:.2f} s, of which "
+            f"{found / file.samplerate:.2f} s are there. Replace the file or drop its row."
+        )
+    return np.concatenate(blocks)[before:] if blocks else np.zeros((0, file.channels), np.float32)
+
+
+def _declared_frames(file: soundfile.SoundFile) -> int | None:
+    """Frames that the header of a WAV or AIFF file tells of, if they are not all there; None if it does not know.
+
+    Programs that write into a pipe leave the length open, as 0 or the largest number.
+    """
+    told = re.search(r"^ *(?:data|SSND) : (\d+|0x[0-9A-Fa-f]+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    if not told:
+        return None
+    size, there = int(told[1], 0), int(told[2])
+    if not there < size < 0x7FFFF000:
+        return None
+    return round(file.frames * size / there) if there else None
+
+
+def _fault(samples: np.ndarray, mono: np.ndarray) -> str:
+    """What is wrong with samples (S, channels) and their mean (S,), in a sentence; "" if nothing is."""
+    if not mono.size:
+        return "holds no audio samples. Replace the file or drop its row."
+    peak = float(np.abs(samples).max())
+    if not math.isfinite(peak):
+        return "holds NaN or infinite samples. Replace the file or drop its row."
+    if peak > _LARGEST_PEAK:
+        return (
+            f"its floating-point samples reach {peak:.6g}, expected at most 1. They seem to be at the scale of whole "
+            "numbers: divide them by 32768, or write 16-bit samples."
+        )
+    power = float(np.mean(np.square(samples - samples.mean(axis=0), dtype=np.float64)))
+    if peak < _SILENT_PEAK:
+        return "is silent throughout. Replace the file or drop its row."
+    if power < _SILENT_PEAK**2:
+        return f"holds one constant value ({float(mono[0]):.4g}) and no sound. Replace the file or drop its row."
+    offset = float(mono.mean(dtype=np.float64))
+    left = float(np.mean(np.square(mono - offset, dtype=np.float64)))
+    if left < _CANCELLED * power:
+        return (
+            "its channels are of opposite phase and cancel each other in their mean. Choose one of them with a column "
+            "'channel' (left or right), or invert one."
+        )
+    if abs(offset) > max(_LARGEST_OFFSET, math.sqrt(left)):
+        return (
+            f"its samples are shifted by a constant of {offset:.3g} (DC), which is more than the sound itself. Remove "
+            "it, for instance with sox highpass 10, or drop its row."
+        )
+    return ""
+
+
 @contextmanager
-def _decoding(path: Path) -> Iterator[None]:
+def _opened(excerpt: Excerpt) -> Iterator[soundfile.SoundFile]:
+    """The file of a clip, opened for decoding."""
     import soundfile
 
+    path = excerpt.path
     try:
-        yield
+        try:
+            # As bytes: names of files need not be UTF-8.
+            file = soundfile.SoundFile(os.fsencode(path))
+        except soundfile.SoundFileError:
+            if path.suffix.lower() not in _WITH_FFMPEG:
+                raise
+            file = soundfile.SoundFile(io.BytesIO(_by_ffmpeg(path)))
+        with file:
+            yield file
     except (soundfile.SoundFileError, OSError) as error:
         if _is_lfs_pointer(path):
             raise InputError(
                 f"{path}: is a Git LFS pointer, not audio. Fetch the files with git lfs pull."
             ) from None
+        said = str(error).replace(repr(os.fsencode(path)), repr(str(path)))
+        if isinstance(error, soundfile.LibsndfileError) and not error.error_string.strip("\0"):
+            said = f"its content is damaged or cut off, code {error.code} of libsndfile"
         raise InputError(
-            f"{path}: cannot be decoded as audio ({error}); expected wav, flac, ogg or mp3. "
+            f"{path}: cannot be decoded as audio ({said}); expected {', '.join(one[1:] for one in suffixes())}. "
             "Replace the file or drop its row from the manifest."
         ) from None
+
+
+def _by_ffmpeg(path: Path) -> bytes:
+    """A file as WAV, made by ffmpeg.
+
+    Raises:
+        InputError: there is no ffmpeg, or it cannot decode the file.
+    """
+    if shutil.which("ffmpeg") is None:
+        raise InputError(
+            f"{path}: cannot be decoded as audio, since {path.suffix} files need ffmpeg, which is not on the PATH. "
+            "Install it, or convert the file to WAV or FLAC."
+        )
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-i", f"file:{path.absolute()}", "-vn", "-f", "wav", "-"]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, timeout=_DECODING_S)
+    except subprocess.TimeoutExpired:
+        raise InputError(
+            f"{path}: cannot be decoded as audio: ffmpeg takes longer than {_DECODING_S} s. Convert the file to WAV."
+        ) from None
+    if done.returncode:
+        said = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
+        raise InputError(f"{path}: cannot be decoded as audio ({said}). Replace the file or drop its row.")
+    return done.stdout
 
 
 def _is_lfs_pointer(path: Path) -> bool:
@@ -172,6 +398,3 @@ def _is_lfs_pointer(path: Path) -> bool:
     except OSError:
         return False
 
-
-def _empty(path: Path) -> InputError:
-    return InputError(f"{path}: holds no audio samples. Replace the file or drop its row.")

@@ -1,41 +1,62 @@
 """Manifests: lists of clips with their speakers and, in a separate type, their labels.
 
-A manifest is a CSV file with a column ``file`` (relative to the CSV) and, where known, ``utt_id``,
-``speaker``, ``emotion`` and ``duration_s``; further columns are kept. `Clip` has no label at all, so a step
+A manifest is a table with a column ``file`` (relative to it) and, where known, ``utt_id``,
+``speaker``, ``emotion`` and ``duration_s``; ``start``, ``end`` and ``channel`` make a clip of a part of a recording;
+further columns are kept. `Clip` has no label at all, so a step
 that takes clips cannot see one; only `read_labelled` reads the ``emotion`` column. `Clips` iterates over a
 corpus of any size in constant memory; the functions return sorted lists.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import logging
 import math
 import os
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from mifuse_cli import audio
-from mifuse_cli.errors import InputError
+from mifuse_cli.audio import Excerpt
+from mifuse_cli.errors import InputError, some
 from mifuse_cli.labels import class_index
+from mifuse_cli.listing import Row, Rows, file_row
+
+_log = logging.getLogger("mifuse")
 
 _COLUMNS = ("utt_id", "file", "speaker", "emotion", "duration_s")
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One utterance without its label."""
+    """One utterance without its label: a file, or a part of one.
+
+    Attributes:
+        utt_id, path, speaker: its name, its recording, and who speaks.
+        duration_s: its length in seconds, where a table tells it.
+        extra: values of further columns.
+        start, end: where it is in the recording, in seconds; None for the end of the file.
+        channel: counted from 0; None for the mean of all.
+    """
 
     utt_id: str
     path: Path
     speaker: str | None = None
     duration_s: float | None = None
     extra: dict[str, str] = field(default_factory=dict)
+    start: float = 0.0
+    end: float | None = None
+    channel: int | None = None
+
+    @property
+    def excerpt(self) -> Excerpt:
+        """What the functions of `audio` take."""
+        return Excerpt(self.path, self.start, self.end, self.channel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +72,8 @@ class Clips:
 
     The constructor checks the whole corpus, using 8 bytes of memory a clip; iterating reads the corpus again.
     Ids are the column ``utt_id`` of the manifest if it has one, else file stems where those
-    are unique (so that a manifest and a directory agree), else paths without suffix.
+    are unique (so that a manifest and a directory agree), else paths without suffix; parts of recordings have their
+    bounds behind. Accents in ids are composed (NFC); bytes that are not UTF-8 stand as ``\\xfc``.
 
     Attributes:
         where: the manifest or the directory.
@@ -62,23 +84,26 @@ class Clips:
         """Check every clip of whichever of the two is given.
 
         Args:
-            manifest: a CSV file; an ``emotion`` column is never looked at.
+            manifest: a table; an ``emotion`` column is never looked at.
             wav_dir: a directory, searched for audio files at every depth.
             need_audio: whether the files that a manifest names have to be there.
 
         Raises:
             InputError: unreadable or empty CSV, no ``file`` column, a row or value that is malformed,
-                repeated ids, missing audio files; no such directory, or no audio in it.
+                repeated ids, missing audio files, `contradictions`; no such directory, or no audio in it.
         """
+        self._listed: Rows | None = None
         if manifest is not None and wav_dir is None:
-            self.where, self.columns = manifest, columns_of(manifest)
+            self.where, self._listed = manifest, _rows_of(manifest)
+            self.columns = self._listed.columns
         elif wav_dir is not None and manifest is None:
             self.where, self.columns = wav_dir, ()
         else:
             raise ValueError("expected either a manifest or a directory")
-        self._from_directory = manifest is None
+        used = frozenset() if self._listed is None else self._listed.segments.used
+        self._read = used | set(_COLUMNS)
         self._name = _given if "utt_id" in self.columns else _stem
-        hashes = self._check(need_audio and not self._from_directory)
+        hashes = self._check(need_audio and self._listed is not None)
         self._length = len(hashes)
         twice = _twice(hashes)
         if self._name is _stem and self._collide(twice):
@@ -88,30 +113,46 @@ class Clips:
             found = set(twice.tolist())
             first = next(utt_id for utt_id in self._ids() if hash(utt_id) in found)
             raise InputError(f"{self.where}: {len(found)} clips stand more than once, first {first!r}.")
+        if need_audio and (faults := self.contradictions()):
+            raise InputError(f"{self.where}: {' '.join(faults)}")
+        if self._listed is None and (others := passed_over(self.where)):
+            _log.info("passed over in %s: %s", self.where, described(others))
+
+    def contradictions(self) -> list[str]:
+        """What a manifest tells of the audio files and their headers deny, see `Rows.contradictions`."""
+        return [] if self._listed is None else self._listed.contradictions()
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Clip]:
-        return (self._clip(row) for row in self._rows())
+        return map(self._clip, self._rows())
+
+    def labelled(self) -> Iterator[tuple[Clip, str]]:
+        """Every clip with what its column ``emotion`` says, "" where that is empty."""
+        return ((self._clip(row), row.values["emotion"]) for row in self._rows())
 
     def _check(self, need_audio: bool) -> array[int]:
         """Check every clip; the hash of every id."""
         hashes, missing, first = array("q"), 0, None
-        for clip in self:
+        for row in self._rows():
+            clip = self._clip(row)
+            if not clip.utt_id:
+                raise InputError(f"{self.where}, line {row.line}: the column 'utt_id' is empty.")
             hashes.append(hash(clip.utt_id))
             if need_audio and not clip.path.is_file():
                 missing, first = missing + 1, first or clip.path
         if not hashes:
             raise InputError(
-                f"{self.where}: holds no audio ({', '.join(audio.SUFFIXES)}). Check the directory."
-                if self._from_directory
-                else f"{self.where}: has a header but no clips."
+                f"{self.where}: has a header but no clips."
+                if self._listed is not None
+                else f"{self.where}: holds no audio ({', '.join(audio.suffixes())}){_instead(self.where)}. Check the "
+                "directory."
             )
         if missing:
             raise InputError(
                 f"{self.where}: {missing} of {len(hashes)} audio files are missing, first {first}. "
-                "Paths in the column 'file' are relative to the CSV."
+                f"Paths in the column 'file' are relative to the CSV.{self._listed.hint() if self._listed else ''}"
             )
         return hashes
 
@@ -129,20 +170,25 @@ class Clips:
     def _ids(self) -> Iterator[str]:
         return map(self._name, self._rows())
 
-    def _rows(self) -> Iterator[dict[str, str]]:
-        if self._from_directory:
-            return ({"file": name} for name in audio_below(self.where))
-        return _rows(self.where)
+    def _rows(self) -> Iterator[Row]:
+        if self._listed is None:
+            return (file_row(self.where, name) for name in audio_below(self.where))
+        return iter(self._listed)
 
-    def _clip(self, row: dict[str, str]) -> Clip:
-        directory = self.where if self._from_directory else self.where.parent
-        utt_id = self._name(row)
+    def _clip(self, row: Row) -> Clip:
+        utt_id, values, bounds = self._name(row), row.values, row.bounds
+        duration_s = _seconds(values.get("duration_s", ""), f"{self.where}, {utt_id}")
+        if bounds.end is not None:
+            duration_s = bounds.end - bounds.start
+        elif bounds.start:
+            duration_s = None
         return Clip(
-            utt_id=utt_id,
-            path=directory / row["file"],
-            speaker=row.get("speaker", "").strip() or None,
-            duration_s=_seconds(row.get("duration_s", "").strip(), f"{self.where}, {utt_id}"),
-            extra={key: value for key, value in row.items() if key not in _COLUMNS},
+            utt_id,
+            row.path,
+            values.get("speaker") or None,
+            duration_s,
+            {name: value for name, value in values.items() if name not in self._read},
+            *bounds,
         )
 
 
@@ -175,13 +221,11 @@ def read_labelled(
             f"{manifest}: has no column 'emotion' (found: {', '.join(clips.columns)}). "
             "This command needs labels: add the column or give the labelled manifest."
         )
-    labelled = []
-    for row in clips._rows():
-        clip = clips._clip(row)
-        if some and not row["emotion"].strip():
-            continue
-        label = class_index(row["emotion"].strip(), classes, f"{manifest}, {clip.utt_id}")
-        labelled.append(LabelledClip(clip, label))
+    labelled = [
+        LabelledClip(clip, class_index(emotion, classes, f"{manifest}, {clip.utt_id}"))
+        for clip, emotion in clips.labelled()
+        if emotion or not some
+    ]
     return sorted(labelled, key=lambda one: one.clip.utt_id)
 
 
@@ -189,7 +233,7 @@ def without_label(clips: Clips) -> list[str]:
     """Ids of clips with an empty ``emotion``; none where there is no such column."""
     if "emotion" not in clips.columns:
         return []
-    return [clips._clip(row).utt_id for row in clips._rows() if not row["emotion"].strip()]
+    return [clip.utt_id for clip, emotion in clips.labelled() if not emotion]
 
 
 def scan(wav_dir: Path) -> list[Clip]:
@@ -216,20 +260,42 @@ def speakers_of(clips: Sequence[Clip]) -> list[str] | None:
 
 
 def digest(clips: Sequence[Clip]) -> str:
-    """Hex SHA-256 over ids and audio bytes of the clips, on which the steps that read audio depend."""
-    return digest_of((clip.utt_id, audio.file_sha256(clip.path)) for clip in clips)
+    """Hex SHA-256 over ids, audio bytes and bounds of the clips, on which the steps that read audio depend."""
+    return digest_of((clip.utt_id, audio.key(*clip.excerpt)) for clip in clips)
 
 
 def digest_of(pairs: Iterable[tuple[str, str]]) -> str:
-    """What `digest` gives, from pairs of utterance id and hex SHA-256 of the file, sorted by id."""
+    """What `digest` gives, from pairs of utterance id and `audio.key`, sorted by id."""
     total = hashlib.sha256()
     for utt_id, sha256 in pairs:
         total.update(f"{utt_id}\0{sha256}\n".encode())
     return total.hexdigest()
 
 
-def audio_below(root: Path, below: str = "", above: frozenset[str] = frozenset()) -> Iterator[str]:
+def audio_below(root: Path) -> Iterator[str]:
     """Paths relative to ``root`` of all audio files below it; hidden ones are skipped, links are followed.
+
+    Raises:
+        InputError: there is no such directory, or one cannot be read.
+    """
+    endings = audio.suffixes()
+    return (name for name in _files_below(root) if _suffix(name) in endings)
+
+
+def passed_over(root: Path) -> Counter[str]:
+    """Number of files below ``root`` that `audio_below` does not take, by suffix in lower case."""
+    endings = audio.suffixes()
+    return Counter(suffix for suffix in map(_suffix, _files_below(root)) if suffix not in endings)
+
+
+def described(counts: Counter[str]) -> str:
+    """Numbers of files by suffix in words."""
+    listed = [f"{number} {suffix or 'without suffix'}" for suffix, number in sorted(counts.items())]
+    return f"{some(listed)}, which are no audio that can be decoded here"
+
+
+def _files_below(root: Path, below: str = "", above: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Paths relative to ``root`` of all files below it but hidden ones; links are followed.
 
     Args:
         root: directory to search at every depth.
@@ -246,8 +312,8 @@ def audio_below(root: Path, below: str = "", above: frozenset[str] = frozenset()
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir():
-                    yield from audio_below(root, f"{below}{entry.name}/", above | {here})
-                elif _is_audio(entry.name) and entry.is_file():
+                    yield from _files_below(root, f"{below}{entry.name}/", above | {here})
+                elif entry.is_file():
                     yield below + entry.name
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
@@ -265,43 +331,21 @@ def columns_of(manifest: Path) -> tuple[str, ...]:
     Raises:
         InputError: unreadable CSV, or no ``file`` column.
     """
-    with _csv(manifest) as reader:
-        columns = tuple(reader.fieldnames or ())
-    if "file" not in columns:
-        found = ", ".join(columns) or "nothing"
-        raise InputError(f"{manifest}: has no column 'file' (found: {found}). Add it, relative to the CSV.")
-    return columns
+    return _rows_of(manifest).columns
 
 
-def _rows(manifest: Path) -> Iterator[dict[str, str]]:
-    with _csv(manifest) as reader:
-        for row in reader:
-            if None in row or None in row.values():
-                expected = len(reader.fieldnames or ())
-                raise InputError(
-                    f"{manifest}, line {reader.line_num}: expected {expected} values, one a column."
-                )
-            for name in ("file", "utt_id"):
-                if name in row and not row[name].strip():
-                    raise InputError(f"{manifest}, line {reader.line_num}: the column {name!r} is empty.")
-            yield row
+def _rows_of(manifest: Path) -> Rows:
+    return Rows(manifest, {}, "Add it, relative to the CSV.")
 
 
-@contextmanager
-def _csv(manifest: Path) -> Iterator[csv.DictReader[str]]:
-    try:
-        with manifest.open(newline="", encoding="utf-8-sig") as file:
-            yield csv.DictReader(file, strict=True)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise InputError(
-            f"{manifest}: cannot be read as CSV ({why}). Expected UTF-8 text, a header line with the column 'file', "
-            "values separated by commas."
-        ) from None
+def _suffix(name: str) -> str:
+    # Not of a path, whose parts Python keeps.
+    return os.path.splitext(name)[1].lower()
 
 
-def _is_audio(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in audio.SUFFIXES
+def _instead(directory: Path) -> str:
+    others = passed_over(directory)
+    return f" but {described(others)}" if others else ""
 
 
 def _seconds(text: str, where: str) -> float | None:
@@ -314,17 +358,16 @@ def _seconds(text: str, where: str) -> float | None:
     return seconds
 
 
-def _given(row: dict[str, str]) -> str:
-    return row["utt_id"]
+def _given(row: Row) -> str:
+    return row.given
 
 
-def _stem(row: dict[str, str]) -> str:
-    return PurePosixPath(row["file"]).stem
+def _stem(row: Row) -> str:
+    return row.stem
 
 
-def _path(row: dict[str, str]) -> str:
-    path = PurePosixPath(row["file"])
-    return (path.parent / path.stem).as_posix()
+def _path(row: Row) -> str:
+    return row.place
 
 
 def _twice(hashes: array[int]) -> np.ndarray:

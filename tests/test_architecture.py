@@ -23,7 +23,7 @@ FLOORS = [
     {"mifuse_cli"},  # the package itself: its version, and names that it finds when asked
     {"errors"},
     {"labels"},
-    {"files", "config", "provenance", "audio", "splits", "cores"},
+    {"files", "config", "provenance", "audio", "splits", "cores", "segments", "tables"},
     {"manifest", "artifacts"},
     {"kaldi"},
     {"corpora"},

@@ -134,10 +134,10 @@ class TestRefused:
         header(
             root, ("type: filewise\n    columns:\n      felt", "type: segmented\n    columns:\n      felt")
         )
-        with pytest.raises(InputError, match=r"emotion\.felt, turns\.emotion is of parts of files"):
+        with pytest.raises(UsageError, match=r"--columns emotion=emotion\.felt or turns\.emotion"):
             read(root)
-        with pytest.raises(InputError, match=r"turns\.emotion is of parts of files"):
-            read(root, emotion="turns.emotion")
+        with pytest.raises(InputError, match=r"db\.emotion\.csv: has no column 'start' or 'end'"):
+            read(root, emotion="emotion.felt")
 
     def test_no_emotions(self, root):
         header(root, ("scheme_id: emotion", "scheme_id: mood"), ("{emotion:", "{mood:"))

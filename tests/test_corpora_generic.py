@@ -89,11 +89,11 @@ def test_ids_of_a_table_are_those_of_a_manifest(tmp_path):
             {"emotion": "mood"},
             r"no column 'mood'.*--columns, as file=NAME,emotion",
         ),
-        (["file;emotion", "a.wav;sad"], {}, r"no column 'file' \(found: file;emotion\)"),
+        (["file:emotion", "a.wav:sad"], {}, r"no column 'file' \(found: file:emotion\)"),
         ([], {}, r"no column 'file' \(found: nothing\)"),
         (["file,emotion", "a.wav,sad,S1"], {}, "line 2: expected 2 values, one a column, found 3"),
-        (["file,emotion", "a.wav,sad", " ,sad"], {}, "row 2 has nothing in the column 'file'"),
-        (["file,emotion", '"a.wav" x,sad'], {}, "cannot be read as a ','-separated table"),
+        (["file,emotion", "a.wav,sad", " ,sad"], {}, "line 3: the column 'file' is empty"),
+        (["file,emotion", '"a.wav" x,sad'], {}, "cannot be read as CSV .*line 2"),
     ],
 )
 def test_a_table_that_is_not_one(tmp_path, lines, columns, message):

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from mifuse_cli.errors import InputError, UsageError, did_you_mean
 from mifuse_cli.manifest import audio_below
+from mifuse_cli.segments import WHOLE, Bounds
 
 _MODULES = {
     "iemocap": "iemocap",
@@ -43,6 +44,7 @@ class Utterance:
         gender: "female" or "male".
         text: what is said.
         command: shell command that writes the audio to its standard output, instead of ``path``.
+        bounds: the part of the audio that is the clip.
     """
 
     utt_id: str
@@ -55,6 +57,7 @@ class Utterance:
     gender: str = ""
     text: str = ""
     command: str = ""
+    bounds: Bounds = WHOLE
 
 
 @dataclass(frozen=True)

@@ -5,68 +5,77 @@ They are read without the package audformat, which may execute code contained in
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mifuse_cli.corpora import Corpus, Utterance
-from mifuse_cli.corpora.table import rows
 from mifuse_cli.errors import DependencyError, InputError, UsageError
+from mifuse_cli.listing import portable_id
+from mifuse_cli.segments import WHOLE, Bounds, Segments
+from mifuse_cli.tables import Table
 
+_Clip = tuple[str, Bounds]
+"""A file as it is named, and the part of it."""
 _SAVE = "Save the database anew with audformat.Database.save(root, storage_format='csv')."
 
 
 def read(root: Path, columns: Mapping[str, str] | None = None) -> Iterator[Utterance]:
-    """Every file of the table that holds the emotions, with speakers and splits from any table.
+    """Every clip of the tables that hold the emotions, with speakers and splits from any table.
+
+    Tables of files go before tables of segments. Several tables are taken together where they have the emotions in
+    columns of the same name and share no clip, as those of a split each do.
 
     Args:
         root: directory of the database.
-        columns: ``emotion`` by TABLE.COLUMN, needed where several tables have a column or scheme "emotion".
+        columns: ``emotion`` by TABLE.COLUMN, needed where several tables tell emotions of the same clips.
 
     Raises:
         UsageError: ``columns`` names anything else, or it is needed.
-        InputError: no header or table that can be read, no emotions, or only emotions of segments of
-            files.
+        InputError: no header or table that can be read, or no emotions.
         DependencyError: tables in Parquet, but no pyarrow.
     """
     columns = columns or {}
     if columns.keys() - {"emotion"}:
         raise UsageError(f"--columns {','.join(columns)}: expected emotion=TABLE.COLUMN alone")
-    tables = _tables(root)
-    found = list(_column(root, *_emotions(root, tables, columns.get("emotion"))))
-    whole = {name: table for name, table in tables.items() if table.get("type") == "filewise"}
-    speakers = {
-        file: speaker
-        for name, table in whole.items()
-        if "speaker" in table["columns"]
-        for file, speaker in _column(root, name, "speaker")
-    }
-    splits = {
-        file: table["split_id"]
-        for name, table in whole.items()
-        if table.get("split_id")
-        for file, _ in _column(root, name, "file")
-    }
-    unique = len({PurePosixPath(file).stem for file, _ in found}) == len(found)
-    for file, label in found:
+    tables, named_splits = _header(root)
+    emotions = _emotions(root, tables, columns.get("emotion"))
+    speakers = dict[_Clip, str]()
+    splits = dict[_Clip, str]()
+    for name, table in tables.items():
+        split = table.get("split_id") or next((part for part in name.split(".") if part in named_splits), "")
+        if "speaker" in table["columns"]:
+            speakers |= dict(_column(root, name, table, "speaker"))
+        if split:
+            splits |= {clip: split for clip, _ in _column(root, name, table, None)}
+
+    def told(values: Mapping[_Clip, str], clip: _Clip) -> str:
+        return values.get(clip) or values.get((clip[0], WHOLE), "")
+
+    stems = Counter(PurePosixPath(file).stem + bounds.name for file, bounds in emotions)
+    unique = len(stems) == len(emotions)
+    for (file, bounds), label in emotions.items():
         path = PurePosixPath(file)
         yield Utterance(
-            utt_id=path.stem if unique else str(path.with_suffix("")),
+            utt_id=portable_id(path.stem if unique else str(path.with_suffix(""))) + bounds.name,
             path=root / path if (root / path).is_file() else None,
-            speaker=speakers.get(file, ""),
+            speaker=told(speakers, (file, bounds)),
             label=label,
-            split=splits.get(file, ""),
+            split=told(splits, (file, bounds)),
+            bounds=bounds,
         )
 
 
-def _tables(root: Path) -> dict[str, dict[str, Any]]:
-    """The header's entry for every table."""
+def _header(root: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """The header's entry for every table, and the names of its splits."""
     import yaml
 
     path = root / "db.yaml"
     try:
-        tables = yaml.safe_load(path.read_text(encoding="utf-8"))["tables"]
-        return {name: {**about, "columns": about.get("columns") or {}} for name, about in tables.items()}
+        header = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tables = {n: {**about, "columns": about.get("columns") or {}} for n, about in header["tables"].items()}
+        return tables, set(header.get("splits") or ())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise InputError(
             f"{path}: cannot be read as the header of an audformat database ({error}). Give the directory "
@@ -74,8 +83,8 @@ def _tables(root: Path) -> dict[str, dict[str, Any]]:
         ) from None
 
 
-def _emotions(root: Path, tables: dict[str, dict[str, Any]], wanted: str | None) -> tuple[str, str]:
-    """Table and column of the emotions."""
+def _emotions(root: Path, tables: dict[str, dict[str, Any]], wanted: str | None) -> dict[_Clip, str]:
+    """Emotion of every clip."""
     there = {
         f"{name}.{column}": (name, column)
         for name, table in tables.items()
@@ -87,25 +96,34 @@ def _emotions(root: Path, tables: dict[str, dict[str, Any]], wanted: str | None)
     names = [wanted] if wanted else list(there)
     if not names:
         raise InputError(f"{root}: no column is called emotion. Name it with --columns emotion=TABLE.COLUMN.")
-    whole = [name for name in names if tables[there[name][0]].get("type") == "filewise"]
-    if not whole:
-        raise InputError(
-            f"{root}: {', '.join(names)} is of parts of files, expected one file a clip. Cut the files first."
-        )
-    if len(whole) > 1:
-        raise UsageError(f"{root}: emotions are in {len(whole)} tables; choose --columns emotion={whole[0]} or "
-                         + " or ".join(whole[1:]))  # fmt: skip
-    return there[whole[0]]
+    names = [name for name in names if tables[there[name][0]].get("type") != "segmented"] or names
+    several = UsageError(
+        f"{root}: emotions are in {len(names)} tables; choose --columns emotion={' or '.join(names)}"
+    )
+    if len({there[name][1] for name in names}) > 1:
+        raise several
+    together: dict[_Clip, str] = {}
+    for table, column in map(there.__getitem__, names):
+        of_table = dict(_column(root, table, tables[table], column))
+        if together.keys() & of_table.keys():
+            raise several
+        together |= of_table
+    return together
 
 
-def _column(root: Path, table: str, column: str) -> Iterator[tuple[str, str]]:
-    return ((row["file"], row[column]) for row in _rows(root, table, {"file", column}))
+def _column(root: Path, name: str, table: dict[str, Any], column: str | None) -> Iterator[tuple[_Clip, str]]:
+    """Clips of a table with their value in a column, "" without one."""
+    bounds = ("start", "end") if table.get("type") == "segmented" else ()
+    segments = Segments.of(bounds, f"{root}, table {name}")
+    for row in _rows(root, name, ("file", *bounds, *([column] if column else []))):
+        where = f"{root}, table {name}, {row['file']}"
+        yield (row["file"], segments.bounds(row, where)), row[column] if column else ""
 
 
 def _rows(root: Path, table: str, needed: Iterable[str]) -> Iterable[dict[str, str]]:
     path = root / f"db.{table}.csv"
     if path.is_file():
-        return rows(path, needed, _SAVE)
+        return (row for _, row in Table(path, needed, _SAVE))
     path = path.with_suffix(".parquet")
     if not path.is_file():
         raise InputError(f"{path.with_suffix('')}: is there neither as .csv nor as .parquet. {_SAVE}")
@@ -116,7 +134,7 @@ def _rows(root: Path, table: str, needed: Iterable[str]) -> Iterable[dict[str, s
             f"{path}: needs pyarrow to be read, which is not installed. Run: pip install 'mifuse[audformat]'"
         ) from None
     try:
-        found = parquet.read_table(path, columns=sorted(needed)).to_pylist()
+        found = parquet.read_table(path, columns=list(needed)).to_pylist()
         return [{name: "" if row[name] is None else str(row[name]) for name in needed} for row in found]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: cannot be read as a table ({error}). {_SAVE}") from None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mifuse_cli.corpora import Corpus, Known, Utterance, coded
-from mifuse_cli.corpora.table import rows
+from mifuse_cli.tables import Table
 
 # The level is XX if none was prescribed; one file of the release has X.
 _NAME = r"(?P<actor>\d{4})_[A-Z]{3}_(?P<emotion>[A-Z]{3})_[A-Z]{1,2}"
@@ -35,8 +35,8 @@ def read(root: Path) -> Iterator[Utterance]:
 def _genders(root: Path) -> dict[str, str]:
     for path in (root / _DEMOGRAPHICS, root.parent / _DEMOGRAPHICS):
         if path.is_file():
-            table = rows(path, ("ActorID", "Sex"), "Take the file from the release, or remove it.")
-            return {row["ActorID"]: row["Sex"].lower() for row in table}
+            table = Table(path, ("ActorID", "Sex"), "Take the file from the release, or remove it.")
+            return {row["ActorID"]: row["Sex"].lower() for _, row in table}
     return {}
 
 

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path, PurePosixPath
 
 from mifuse_cli.corpora import Corpus, Utterance
-from mifuse_cli.corpora.table import rows
 from mifuse_cli.errors import InputError, UsageError
+from mifuse_cli.listing import Rows, portable_id
 from mifuse_cli.manifest import audio_below
 
 COLUMNS = ("file", "utt_id", "speaker", "emotion", "session", "split", "part", "gender", "text")
+_BOUNDS = ("start", "end", "duration", "channel")
 _GENDERS = {"f": "female", "m": "male"}
 
 
 def read(root: Path, columns: Mapping[str, str] | None = None) -> Iterator[Utterance]:
-    """Every clip of a CSV file (a TSV file by its suffix) or below a directory.
+    """Every clip of a table or below a directory.
 
-    A CSV needs the column ``file``, relative to it; the others of `COLUMNS` are optional. In a
+    A table needs the column ``file``, relative to it; the others of `COLUMNS` are optional, and those that bound a
+    clip within its recording, see `segments`. In a
     directory the folder below ``root`` is the emotion, in lower case, and speakers are unknown.
 
-    Ids are the column ``utt_id``, else file stems where those are unique, else paths without suffix. Paths
-    are relative to the class folder, so that an id does not reveal the class. If two classes contain the same
+    Ids are the column ``utt_id``, else file stems where those are unique, else paths without suffix, with bounds behind.
+    Paths are relative to the class folder, so that an id does not reveal the class. If two classes contain the same
     path, numbers are appended in order of file size, so that ids do not depend on the names of the classes.
 
     Args:
@@ -32,15 +35,15 @@ def read(root: Path, columns: Mapping[str, str] | None = None) -> Iterator[Utter
         columns: our column names, each with its name in the CSV where that differs.
 
     Raises:
-        UsageError: ``columns`` names one that is not in `COLUMNS`, or is given with a directory.
+        UsageError: ``columns`` names one that we do not know, or is given with a directory.
         InputError: a CSV that is malformed or lacks a column, a row without file; a directory that holds no
             audio, or audio outside the class folders.
     """
     columns = columns or {}
     for ours in columns:
-        if ours not in COLUMNS:
+        if ours not in COLUMNS + _BOUNDS:
             raise UsageError(
-                f"--columns {ours}={columns[ours]}: expected one of {', '.join(COLUMNS)} before ="
+                f"--columns {ours}={columns[ours]}: expected one of {', '.join(COLUMNS + _BOUNDS)} before ="
             )
     if not root.is_dir():
         return _listed(root, columns)
@@ -50,30 +53,26 @@ def read(root: Path, columns: Mapping[str, str] | None = None) -> Iterator[Utter
 
 
 def _listed(table: Path, columns: Mapping[str, str]) -> Iterator[Utterance]:
-    needed = {"file": "file", **columns}
-    hint = f"Name columns with --columns, as {','.join(f'{ours}=NAME' for ours in needed)}."
-    theirs = {ours: columns.get(ours, ours) for ours in COLUMNS}
-    found = [
-        {ours: row.get(name, "") for ours, name in theirs.items()}
-        for row in rows(table, needed.values(), hint)
-    ]
-    for number, row in enumerate(found, start=1):
-        if not row["file"]:
-            raise InputError(f"{table}: row {number} has nothing in the column {theirs['file']!r}.")
-    files = [PurePosixPath(row["file"]) for row in found]
-    unique = len({file.stem for file in files}) == len(files)
-    for file, row in zip(files, found, strict=True):
-        path, gender = table.parent / file, row["gender"].lower()
+    hint = f"Name columns with --columns, as {','.join(f'{ours}=NAME' for ours in {'file': '', **columns})}."
+    rows = Rows(table, columns, hint)
+    if faults := rows.contradictions():
+        raise InputError(f"{table}: {' '.join(faults)}")
+    found = list(rows)
+    unique = len({row.stem for row in found}) == len(found)
+    for row in found:
+        values = {ours: row.values.get(ours, "") for ours in COLUMNS}
+        gender = values["gender"].lower()
         yield Utterance(
-            utt_id=row["utt_id"] or (file.stem if unique else str(file.with_suffix(""))),
-            path=path if path.is_file() else None,
-            speaker=row["speaker"],
-            label=row["emotion"],
-            session=row["session"],
-            split=row["split"],
-            part=row["part"],
+            utt_id=row.given or (row.stem if unique else row.place),
+            path=row.path if row.path.is_file() else None,
+            speaker=values["speaker"],
+            label=values["emotion"],
+            session=values["session"],
+            split=values["split"],
+            part=values["part"],
             gender=_GENDERS.get(gender, gender),
-            text=row["text"],
+            text=values["text"],
+            bounds=row.bounds,
         )
 
 
@@ -94,10 +93,10 @@ def _in_folders(root: Path) -> Iterator[Utterance]:
 
 def _ids(root: Path, names: list[PurePosixPath]) -> dict[PurePosixPath, str]:
     """Ids that are unique across classes; two formats of one clip keep the same id, which the caller refuses."""
-    ids = {name: name.stem for name in names}
+    ids = {name: portable_id(name.stem) for name in names}
     if len(set(ids.values())) == len(names):
         return ids
-    ids = {name: str(PurePosixPath(*name.parts[1:]).with_suffix("")) for name in names}
+    ids = {name: portable_id(str(PurePosixPath(*name.parts[1:]).with_suffix(""))) for name in names}
     taken = set(ids.values())
     sharing: dict[str, dict[str, list[PurePosixPath]]] = defaultdict(lambda: defaultdict(list))
     for name, plain in ids.items():
@@ -114,7 +113,7 @@ def _ids(root: Path, names: list[PurePosixPath]) -> dict[PurePosixPath, str]:
 
 def _rank(root: Path, name: PurePosixPath) -> tuple[int, bytes]:
     """Sort key: the size of the file, then a hash of its path, so that ids do not reveal the class."""
-    return (root / name).stat().st_size, hashlib.sha256(str(name).encode()).digest()
+    return (root / name).stat().st_size, hashlib.sha256(os.fsencode(name)).digest()
 
 
 CORPUS = Corpus(name="generic", read=read, labels=None, columns=True)

@@ -7,7 +7,6 @@ files. Clips that only the file of partitions lists, such as those of Test3, hav
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 from mifuse_cli.corpora import Corpus, Known, Utterance
 from mifuse_cli.corpora.copies import first, lines, recordings, stranger
 from mifuse_cli.errors import InputError
+from mifuse_cli.tables import Table
 
 _FILES = (
     "labels_consensus.csv",
@@ -91,24 +91,10 @@ def _rows(path: Path) -> Iterator[Mapping[str, str]]:
 
 
 def _csv(path: Path) -> Iterator[Mapping[str, str]]:
-    reader = csv.DictReader((line for _, line in lines(path)), strict=True)
-    try:
-        columns = reader.fieldnames or ()
-        missing = [name for name in ("FileName", "EmoClass") if name not in columns]
-        if missing:
-            raise InputError(
-                f"{path}: has no column {' or '.join(missing)} (found: {', '.join(columns) or 'nothing'}). "
-                "Restore the file from the release."
-            )
-        for row in reader:
-            if None in row or None in row.values() or not row["FileName"]:
-                raise InputError(
-                    f"{path}, line {reader.line_num}: expected a file name and in all {len(columns)} values, "
-                    "one a column. Restore the file from the release."
-                )
-            yield row
-    except csv.Error as error:
-        raise InputError(f"{path}: cannot be read as CSV after line {reader.line_num} ({error}).") from None
+    for line, row in Table(path, ("FileName", "EmoClass"), "Restore the file from the release."):
+        if not row["FileName"]:
+            raise InputError(f"{path}, line {line}: expected a file name. Restore the file from the release.")
+        yield row
 
 
 def _json(path: Path) -> Iterator[Mapping[str, str]]:

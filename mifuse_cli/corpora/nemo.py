@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from mifuse_cli.corpora import Corpus, Known, Utterance, coded
-from mifuse_cli.corpora.table import rows
+from mifuse_cli.tables import Table
 
 _NAME = r"(?P<speaker>[A-Z]{2}\d)_(?P<emotion>[a-z]+)_\d+"
 _COLUMNS = ("file_id", "emotion", "raw_text", "speaker_id", "gender")
@@ -47,8 +47,8 @@ def _listed(release: Path) -> dict[str, dict[str, str]]:
     path = release / "data.tsv"
     if not path.is_file():
         return {}
-    table = rows(path, _COLUMNS, "Take the file from the release, or remove it.")
-    return {PurePosixPath(row["file_id"]).stem: row for row in table}
+    table = Table(path, _COLUMNS, "Take the file from the release, or remove it.")
+    return {PurePosixPath(row["file_id"]).stem: row for _, row in table}
 
 
 CORPUS = Corpus(
