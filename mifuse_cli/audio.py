@@ -28,6 +28,8 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", "
 """Endings of files that libsndfile decodes."""
 _WITH_FFMPEG = (".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm")
 """Endings of files that are taken where ffmpeg is there to decode them."""
+NOT_DECODED = (*_WITH_FFMPEG, ".mka", ".mkv", ".mov", ".avi", ".3gp", ".sph", ".ape", ".wv", ".ac3", ".mpga", ".au", ".snd")
+"""Endings of files with sound that may not be taken."""
 _DECODING_S = 300
 _BEYOND_S = 0.1
 """How far a clip may end behind its recording, in seconds: annotators' times are rounded."""

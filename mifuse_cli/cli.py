@@ -438,4 +438,5 @@ def main() -> None:
     """Entry point of the ``mifuse`` console script."""
     # OpenMP threads that busy-wait make small operations many times slower on a loaded machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    console.write_anything()
     app()

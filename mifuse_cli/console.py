@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import logging
 import math
@@ -144,6 +145,13 @@ def _rounded(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def write_anything() -> None:
+    """Let the streams take every character: what they cannot encode is written as its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def note(text: str) -> None:
     """A remark on stderr."""
     print(f"note: {text}", file=sys.stderr)
@@ -156,7 +164,8 @@ def error(text: str) -> None:
 
 def as_json(result: Any) -> str:
     """A result dataclass as one JSON object; paths become strings, NaN becomes null."""
-    return json.dumps(_plain(dataclasses.asdict(result)), ensure_ascii=False)
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    return json.dumps(_plain(dataclasses.asdict(result)), ensure_ascii=not unicode)
 
 
 def describe(pairs: dict[str, Any]) -> str:

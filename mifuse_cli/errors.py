@@ -12,10 +12,11 @@ A message says what was found, what was expected and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 _NAMED = 10
+_SENTENCES = 50
 
 
 class MifuseError(Exception):
@@ -61,6 +62,12 @@ def some(values: Iterable[object]) -> str:
     ]
     more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
     return ", ".join(listed[:_NAMED]) + more
+
+
+def listed(sentences: Sequence[str]) -> str:
+    """Faults for a message: all of them, but no more than fifty."""
+    more = len(sentences) - _SENTENCES
+    return " ".join(sentences[:_SENTENCES]) + (f" And {more} more." if more > 0 else "")
 
 
 def did_you_mean(given: object, known: Iterable[str], form: str = " (did you mean {!r}?)") -> str:

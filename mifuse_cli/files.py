@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mifuse_cli.errors import InputError
+
+
+LOCKED = frozenset({errno.EAGAIN, errno.EDEADLK, errno.ENOLCK, 524})
+"""Numbers of errors of files that another process holds, or of file systems that cannot lock; 524 is that of NFS."""
+
+
+def found_errno(error: BaseException) -> int | None:
+    """Number of the system's error behind one of HDF5 or of Python, None if there is none."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    told = re.search(r"errno = (\d+)", str(error))
+    return int(told[1]) if told and int(told[1]) else None
 
 
 @contextmanager

@@ -30,5 +30,6 @@ def class_index(label: str, classes: tuple[str, ...], where: str) -> int:
     hint = did_you_mean(label, classes, "; did you mean {!r}?") or "."
     raise InputError(
         f"{where}: unknown label {label!r}, expected one of {', '.join(classes)}{hint} "
-        "Remove the row, rename the label, or give the source model other --classes."
+        "Remove the row, rename the label, or give the source model other --classes; mifuse prepare generic TABLE OUT "
+        f"--merge {label or 'LABEL'}=CLASS writes a table with labels renamed."
     )

@@ -20,7 +20,7 @@ KNOWN = ("utt_id", "file", "speaker", "emotion", "duration_s", *NAMES)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ListedClip:
     """A clip as it is listed.
 
     Attributes:
@@ -54,7 +54,7 @@ class Row:
         return portable_id((path.parent / path.stem).as_posix()) + self.bounds.name
 
 
-class Rows:
+class Listing:
     """The rows of a table of clips, read as often as they are iterated over.
 
     Attributes:
@@ -86,7 +86,7 @@ class Rows:
             texts = {values[column] for _, values in self._table}
             self.segments = replace(self.segments, first_channel=numbering(texts))
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[ListedClip]:
         """Every row in the order of the table; values by our names.
 
         Raises:
@@ -100,7 +100,7 @@ class Rows:
                 raise InputError(f"{where}, line {line}: the column {self._names['file']!r} is empty.")
             path = written_name(directory, name)
             file = name if path == directory / name else name.replace("\\", "/")
-            yield Row(line, path, file, self.segments.bounds(values, f"{where}, line {line}"), values)
+            yield ListedClip(line, path, file, self.segments.bounds(values, f"{where}, line {line}"), values)
 
     def contradictions(self) -> list[str]:
         """What the columns tell of the audio files and their headers deny, in sentences.
@@ -128,7 +128,7 @@ class Rows:
         """A sentence about files that are named as on Windows, "" if none is."""
         return next(filter(None, (windows_hint(row.values["file"]) for row in self)), "")
 
-    def _differs(self, row: Row) -> bool:
+    def _differs(self, row: ListedClip) -> bool:
         """Whether the length that a row tells of its file is another than that of the file."""
         told = self.segments.stated_length(row.values, str(row.path))
         try:
@@ -137,9 +137,9 @@ class Rows:
             return False  # which is said by those that decode it
 
 
-def file_row(root: Path, name: str) -> Row:
+def file_row(root: Path, name: str) -> ListedClip:
     """The row of a file in a directory."""
-    return Row(0, root / name, name, WHOLE, {})
+    return ListedClip(0, root / name, name, WHOLE, {})
 
 
 def portable_id(name: str) -> str:
@@ -148,7 +148,7 @@ def portable_id(name: str) -> str:
     return plain.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _is_last_channel(row: Row) -> bool:
+def _is_last_channel(row: ListedClip) -> bool:
     try:
         return channel_number(row.values["channel"]) == audio.channels(row.path)
     except InputError:

@@ -25,7 +25,7 @@ from mifuse_cli import audio
 from mifuse_cli.audio import Excerpt
 from mifuse_cli.errors import InputError, some
 from mifuse_cli.labels import class_index
-from mifuse_cli.listing import Row, Rows, file_row
+from mifuse_cli.listing import ListedClip, Listing, file_row
 
 _log = logging.getLogger("mifuse")
 
@@ -92,7 +92,7 @@ class Clips:
             InputError: unreadable or empty CSV, no ``file`` column, a row or value that is malformed,
                 repeated ids, missing audio files, `contradictions`; no such directory, or no audio in it.
         """
-        self._listed: Rows | None = None
+        self._listed: Listing | None = None
         if manifest is not None and wav_dir is None:
             self.where, self._listed = manifest, _rows_of(manifest)
             self.columns = self._listed.columns
@@ -119,8 +119,12 @@ class Clips:
             _log.info("passed over in %s: %s", self.where, described(others))
 
     def contradictions(self) -> list[str]:
-        """What a manifest tells of the audio files and their headers deny, see `Rows.contradictions`."""
+        """What a manifest tells of the audio files and their headers deny, see `Listing.contradictions`."""
         return [] if self._listed is None else self._listed.contradictions()
+
+    def hint(self) -> str:
+        """A sentence about files that are named as on Windows, "" if none is."""
+        return "" if self._listed is None else self._listed.hint()
 
     def __len__(self) -> int:
         return self._length
@@ -152,7 +156,7 @@ class Clips:
         if missing:
             raise InputError(
                 f"{self.where}: {missing} of {len(hashes)} audio files are missing, first {first}. "
-                f"Paths in the column 'file' are relative to the CSV.{self._listed.hint() if self._listed else ''}"
+                f"Paths in the column 'file' are relative to the CSV.{self.hint()}"
             )
         return hashes
 
@@ -170,12 +174,12 @@ class Clips:
     def _ids(self) -> Iterator[str]:
         return map(self._name, self._rows())
 
-    def _rows(self) -> Iterator[Row]:
+    def _rows(self) -> Iterator[ListedClip]:
         if self._listed is None:
             return (file_row(self.where, name) for name in audio_below(self.where))
         return iter(self._listed)
 
-    def _clip(self, row: Row) -> Clip:
+    def _clip(self, row: ListedClip) -> Clip:
         utt_id, values, bounds = self._name(row), row.values, row.bounds
         duration_s = _seconds(values.get("duration_s", ""), f"{self.where}, {utt_id}")
         if bounds.end is not None:
@@ -334,8 +338,8 @@ def columns_of(manifest: Path) -> tuple[str, ...]:
     return _rows_of(manifest).columns
 
 
-def _rows_of(manifest: Path) -> Rows:
-    return Rows(manifest, {}, "Add it, relative to the CSV.")
+def _rows_of(manifest: Path) -> Listing:
+    return Listing(manifest, {}, "Add it, relative to the CSV.")
 
 
 def _suffix(name: str) -> str:
@@ -358,15 +362,15 @@ def _seconds(text: str, where: str) -> float | None:
     return seconds
 
 
-def _given(row: Row) -> str:
+def _given(row: ListedClip) -> str:
     return row.given
 
 
-def _stem(row: Row) -> str:
+def _stem(row: ListedClip) -> str:
     return row.stem
 
 
-def _path(row: Row) -> str:
+def _path(row: ListedClip) -> str:
     return row.place
 
 

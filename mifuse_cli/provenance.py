@@ -56,7 +56,9 @@ def now() -> str:
 def command_line() -> str:
     """The running command, with user names, passwords and queries in URLs replaced by ``***``."""
     program = "mifuse" if "mifuse" in sys.argv[0] else sys.argv[0].rsplit("/", 1)[-1]
-    return without_secrets(" ".join([program, *sys.argv[1:]]))
+    # Names of files need not be UTF-8.
+    words = " ".join([program, *sys.argv[1:]]).encode("utf-8", "backslashreplace").decode()
+    return without_secrets(words)
 
 
 def without_secrets(text: str) -> str:
@@ -67,4 +69,4 @@ def without_secrets(text: str) -> str:
 
 def text_digest(text: str) -> str:
     """Hex SHA-256 of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -24,6 +24,7 @@ FLOORS = [
     {"errors"},
     {"labels"},
     {"files", "config", "provenance", "audio", "splits", "cores", "segments", "tables"},
+    {"listing"},
     {"manifest", "artifacts"},
     {"kaldi"},
     {"corpora"},

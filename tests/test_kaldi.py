@@ -236,6 +236,21 @@ class TestRead:
         put(directory, utt2spk="b-2 b\na-3 a\na-1 a\nz_4 z_4\n", spk2utt=None)
         assert faults(directory) and [one.speaker for one in read(directory)] == ["a", "a", "b", ""]
 
+    def test_segments_are_parts_of_recordings(self, directory):
+        at = directory.parent
+        put(
+            directory,
+            segments="a-1 r 0 0.5\na-3 r 0.5 1.25\nb-2 r 1.25 -1\nz_4 s 0 2 1\n",
+            wav__scp=f"r {at}/1.wav\ns {at}/2.wav\n",
+        )
+        found = {one.utt_id: (one.path.name, *one.bounds) for one in find("kaldi").read(directory)}
+        assert found == {
+            "a-1": ("1.wav", 0, 0.5, None),
+            "a-3": ("1.wav", 0.5, 1.25, None),
+            "b-2": ("1.wav", 1.25, None, None),
+            "z_4": ("2.wav", 0, 2, 1),
+        }
+
     @pytest.mark.parametrize(
         ("files", "message"),
         [
@@ -248,11 +263,8 @@ class TestRead:
                 "inside archives, that of a-1, z_4; exp",
             ),
             (
-                {
-                    "segments": "a-1 r 0 1\na-3 r 1 2\nb-2 r 2 3\nz_4 r 3 4\n",
-                    "wav__scp": "r x.wav\n",
-                },
-                "has segments, expected one audio file an utterance. Cut",
+                {"segments": "a-1 r 0 1\na-3 r 1 0.5\nb-2 r 2 3\nz_4 r 3 4\n", "wav__scp": "r x.wav\n"},
+                "a start and a later end in line 2",
             ),
         ],
     )

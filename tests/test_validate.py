@@ -117,8 +117,7 @@ class TestManifests:
         for path in (target / "wav").iterdir():
             path.write_text(LFS)
         (finding,) = findings(target / "manifest.csv")
-        assert len(finding.faults) == 11
-        assert finding.faults[-1] == "24 of 24 audio files cannot be read, 14 besides these"
+        assert len(finding.faults) == 24  # all of them in one run
 
     def test_clips_that_stand_twice(self, target):
         rows = read_rows(target / "manifest.csv")

@@ -9,6 +9,7 @@ final name is complete.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from mifuse_cli.artifacts.schema import (
 )
 from mifuse_cli.artifacts.writer import Output, Writer
 from mifuse_cli.errors import ArtifactError, InputError
-from mifuse_cli.files import atomic_file
+from mifuse_cli.files import LOCKED, atomic_file, found_errno
 
 if TYPE_CHECKING:
     import h5py
@@ -360,14 +361,34 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     if not path.is_file():
         raise InputError(f"{path}: no such file. Make it first or check the path.")
     try:
-        with h5py.File(path, "r") as file:
+        # Files get their name when they are complete and are not changed after: to read them takes no lock, which
+        # network file systems may not have.
+        with h5py.File(path, "r", locking=False) as file:
             yield file
     except (OSError, RuntimeError, KeyError) as error:
-        raise InputError(
-            f"{path}: is no readable HDF5 file ({error}); it may be truncated. Make it anew."
-        ) from None
+        raise InputError(f"{path}: {_why_unreadable(path, error)}") from None
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: is damaged or no mifuse artifact ({error}). Make it anew.") from None
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """What keeps an artifact from being read, and what to do; a sound file is never said to be damaged."""
+    number = found_errno(error)
+    if number in LOCKED:
+        return (
+            "is locked by another process, or lies on a network file system that does not lock files. It is not damaged: "
+            "run the command again when the other one has ended, or set HDF5_USE_FILE_LOCKING=FALSE if none is running."
+        )
+    if number is not None or not path.is_file():
+        why = os.strerror(number) if number else "it is no longer there"
+        return f"cannot be read now ({why}). Check the disk and its permissions, and run the command again."
+    advice = "Make it anew."
+    if (journal := path.with_name(path.name + ".journal.sqlite")).exists():
+        advice = (
+            f"Run the same mifuse query-lalm command with --force: the answers are in {journal.name}, so that only what "
+            "is missing there is asked."
+        )
+    return f"is no readable HDF5 file ({error}); it may be truncated. {advice}"
 
 
 def _header(file: h5py.File, path: Path) -> tuple[str, Header]:

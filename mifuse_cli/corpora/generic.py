@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from mifuse_cli.corpora import Corpus, Utterance
 from mifuse_cli.errors import InputError, UsageError
-from mifuse_cli.listing import Rows, portable_id
+from mifuse_cli.listing import Listing, portable_id
 from mifuse_cli.manifest import audio_below
 
 COLUMNS = ("file", "utt_id", "speaker", "emotion", "session", "split", "part", "gender", "text")
@@ -54,7 +54,7 @@ def read(root: Path, columns: Mapping[str, str] | None = None) -> Iterator[Utter
 
 def _listed(table: Path, columns: Mapping[str, str]) -> Iterator[Utterance]:
     hint = f"Name columns with --columns, as {','.join(f'{ours}=NAME' for ours in {'file': '', **columns})}."
-    rows = Rows(table, columns, hint)
+    rows = Listing(table, columns, hint)
     if faults := rows.contradictions():
         raise InputError(f"{table}: {' '.join(faults)}")
     found = list(rows)

@@ -33,6 +33,7 @@ def read(root: Path) -> Iterator[Utterance]:
             gender=one.gender,
             text=one.text,
             command=one.command,
+            bounds=one.bounds,
         )
 
 

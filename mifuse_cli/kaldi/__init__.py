@@ -7,7 +7,7 @@ utterance also sorts by speaker, even if one speaker's name is a prefix of anoth
 
 from mifuse_cli.kaldi.checking import Fault, check
 from mifuse_cli.kaldi.reading import read
-from mifuse_cli.kaldi.tables import FILES, Entry, audio_files
+from mifuse_cli.kaldi.tables import FILES, Entry, excerpts
 from mifuse_cli.kaldi.writing import names, write
 
-__all__ = ["FILES", "Entry", "Fault", "audio_files", "check", "names", "read", "write"]
+__all__ = ["FILES", "Entry", "Fault", "check", "excerpts", "names", "read", "write"]

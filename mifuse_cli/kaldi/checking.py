@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from mifuse_cli.errors import some
-from mifuse_cli.kaldi.tables import FILES, RESERVED, Rows, audio_of, parse
+from mifuse_cli.kaldi.tables import FILES, RESERVED, Rows, audio_of, bounds_of, parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +43,6 @@ def _number(low: float, high: float, whole: bool = False) -> Callable[[bytes], b
     return fits
 
 
-def _is_segment(value: bytes) -> bool:
-    try:
-        _, start, end = value.split()
-        return float(start) < float(end)
-    except ValueError:
-        return False
-
-
 _WARP = "a number between 0.5 and 1.5", _number(0.5, 1.5)
 _SECONDS = "a number above 0", _number(0, math.inf)
 _FORMS = {
@@ -59,7 +51,7 @@ _FORMS = {
     "spk2utt": _Form("speakers", "utterances", bool, True),
     "utt2emo": _Form("some utterances", "an emotion", bool, True),
     "text": _Form("utterances", "words", lambda value: True, True),
-    "segments": _Form("utterances", "a recording, a start and a later end", _is_segment, True),
+    "segments": _Form("utterances", "a recording, a start and a later end", bounds_of, True),
     "spk2gender": _Form("speakers", "m or f", re.compile(rb"[mf]").fullmatch, True),
     "spk2warp": _Form("speakers", *_WARP),
     "utt2warp": _Form("utterances", *_WARP),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mifuse_cli.errors import InputError, some
 from mifuse_cli.kaldi.checking import check
-from mifuse_cli.kaldi.tables import LETTERS, Entry, audio_of, parse
+from mifuse_cli.kaldi.tables import LETTERS, Entry, audio_of, bounds_of, parse
+from mifuse_cli.segments import WHOLE
 
 _GENDERS = {letter: gender for gender, letter in LETTERS.items()}
 
@@ -19,8 +20,7 @@ def read(directory: Path) -> list[Entry]:
     A speaker with the same name as its only utterance is taken as unknown, by Kaldi's convention.
 
     Raises:
-        InputError: faults that make it ambiguous (see `check`), a file ``segments``, or audio inside
-            archives.
+        InputError: faults that make it ambiguous (see `check`), or audio inside archives.
     """
     faults = [fault.text for fault in check(directory) if fault.ambiguous]
     if faults:
@@ -28,21 +28,23 @@ def read(directory: Path) -> list[Entry]:
             f"{directory}: cannot be read as a Kaldi data directory: {'; '.join(faults)}. Correct it, for "
             f"instance with utils/fix_data_dir.sh; mifuse validate {directory} names every fault."
         )
-    if (directory / "segments").is_file():
-        raise InputError(
-            f"{directory}: has segments, expected one audio file an utterance. Cut the recordings first, for "
-            "instance with utils/data/extract_wav_segments_data_dir.sh."
-        )
-    sources, speakers = _table(directory / "wav.scp"), _table(directory / "utt2spk")
-    if archived := [utt_id for utt_id, source in sources.items() if re.search(r":\d+$", source)]:
+    recordings, speakers = _table(directory / "wav.scp"), _table(directory / "utt2spk")
+    if archived := [name for name, source in recordings.items() if re.search(r":\d+$", source)]:
         raise InputError(
             f"{directory}: audio lies inside archives, that of {some(archived)}; expected files. "
             "Write them first, for instance with wav-copy."
         )
     emotions, texts = _table(directory / "utt2emo"), _table(directory / "text")
     genders, spoken = _table(directory / "spk2gender"), Counter(speakers.values())
+    parts = {utt_id: (utt_id, WHOLE) for utt_id in recordings}
+    if (directory / "segments").is_file():
+        parts = {
+            utt_id: (value.split(None, 1)[0], bounds_of(value.encode()) or WHOLE)
+            for utt_id, value in _table(directory / "segments").items()
+        }
     entries = []
-    for utt_id, source in sources.items():
+    for utt_id, (recording, bounds) in parts.items():
+        source = recordings[recording]
         path, speaker = audio_of(source.encode()), speakers[utt_id]
         entries.append(
             Entry(
@@ -53,6 +55,7 @@ def read(directory: Path) -> list[Entry]:
                 gender=_GENDERS.get(genders.get(speaker, ""), ""),
                 text=texts.get(utt_id, ""),
                 command="" if path else source.removesuffix("|").rstrip(),
+                bounds=bounds,
             )
         )
     return entries

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mifuse_cli.errors import InputError
 from mifuse_cli.kaldi.tables import LETTERS, RESERVED, Entry
+from mifuse_cli.segments import WHOLE
 
 
 def names(utt_id: str, speaker: str) -> tuple[str, str]:
@@ -23,8 +24,9 @@ def names(utt_id: str, speaker: str) -> tuple[str, str]:
 def write(directory: Path, entries: Iterable[Entry]) -> None:
     """Write a data directory: the three `FILES`, and what is known of emotions, texts and genders.
 
-    Paths are made absolute. WAV files are named as they are; for other formats, Kaldi is told a command that
-    decodes them with ``flac`` or ``ffmpeg``. There is a ``spk2gender`` only if every gender is known.
+    Where an utterance is a part of its recording there is a file ``segments`` too, and recordings are named by their
+    first utterance. Paths are made absolute. WAV files are named as they are; for other formats and for one of several
+    channels, Kaldi is told a command that decodes them with ``flac``, ``ffmpeg`` or ``sox``. There is a ``spk2gender`` only if every gender is known.
 
     Args:
         directory: made if it is not there.
@@ -35,8 +37,11 @@ def write(directory: Path, entries: Iterable[Entry]) -> None:
             a path with a line break or bytes that are not text.
     """
     tables: dict[str, dict[str, str]] = {
-        name: {} for name in ("wav.scp", "utt2spk", "utt2emo", "text", "spk2gender")
+        name: {} for name in ("wav.scp", "segments", "utt2spk", "utt2emo", "text", "spk2gender")
     }
+    entries = list(entries)
+    cut = any(one.bounds != WHOLE for one in entries)
+    recordings: dict[str, str] = {}
     ids: dict[str, list[str]] = {}
     named: dict[tuple[str, str], str] = {}
     for one in entries:
@@ -45,7 +50,7 @@ def write(directory: Path, entries: Iterable[Entry]) -> None:
         voice = f"speaker {one.speaker!r}" if one.speaker else utterance
         for kind, name, origin in (("utterance", utt_id, utterance), ("speaker", speaker, voice)):
             before = named.setdefault((kind, name), origin)
-            if before != origin or (kind == "utterance" and name in tables["wav.scp"]):
+            if before != origin or (kind == "utterance" and name in tables["utt2spk"]):
                 raise InputError(
                     f"{before} and {origin}: both would be the {kind} {name!r} of a Kaldi directory. "
                     "Rename one of them."
@@ -53,7 +58,12 @@ def write(directory: Path, entries: Iterable[Entry]) -> None:
         gender = tables["spk2gender"].setdefault(speaker, LETTERS.get(one.gender, ""))
         if gender != LETTERS.get(one.gender, ""):
             raise InputError(f"{voice}: is not of one gender in all utterances. Correct the corpus.")
-        tables["wav.scp"][utt_id] = _source(one)
+        source, recording = _source(one), utt_id
+        if cut:
+            start, end, _ = one.bounds
+            recording = recordings.setdefault(source, utt_id)
+            tables["segments"][utt_id] = f"{recording} {start:.6f} {start + one.seconds if end is None else end:.6f}"
+        tables["wav.scp"][recording] = source
         tables["utt2spk"][utt_id] = speaker
         tables["text"][utt_id] = _words(one.text)
         ids.setdefault(speaker, []).append(utt_id)
@@ -72,15 +82,17 @@ def write(directory: Path, entries: Iterable[Entry]) -> None:
 
 
 def _source(one: Entry) -> str:
-    """The utterance's entry in ``wav.scp``."""
+    """The recording's entry in ``wav.scp``."""
+    channel = one.bounds.channel
     if one.path is None:
-        source = f"{one.command} |"
-    elif one.path.suffix.lower() == ".wav":
+        source = f"{one.command} |" + ("" if channel is None else f" sox -t wav - -t wav - remix {channel + 1} |")
+    elif one.path.suffix.lower() == ".wav" and channel is None:
         source = str(one.path.absolute())
     else:
         quoted = shlex.quote(str(one.path.absolute()))
-        is_flac = one.path.suffix.lower() == ".flac"
-        decode = f"flac -c -d -s {quoted}" if is_flac else f"ffmpeg -nostdin -v error -i {quoted} -f wav -"
+        is_flac = one.path.suffix.lower() == ".flac" and channel is None
+        pan = "" if channel is None else f"-af 'pan=mono|c0=c{channel}' "
+        decode = f"flac -c -d -s {quoted}" if is_flac else f"ffmpeg -nostdin -v error -i {quoted} {pan}-f wav -"
         source = f"{decode} |"
     if re.search(r"[\n\ud800-\udfff]", source):
         raise InputError(

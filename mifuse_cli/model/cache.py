@@ -1,6 +1,6 @@
 """What a frozen network makes of clips, computed once and kept.
 
-A cache is one SQLite file for a network, with one row a clip (keyed by the hash of its audio file), written as
+A cache is one SQLite file for a network, with one row a clip (keyed by the hash of its audio file and its bounds in that), written as
 rows are made: an interrupted run continues where it stopped, and several processes may share it.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from mifuse_cli import audio
+from mifuse_cli.audio import Excerpt
 from mifuse_cli.config import Progress
 from mifuse_cli.errors import InputError
 from mifuse_cli.manifest import Clip
@@ -63,18 +64,18 @@ def cached(
         InputError: audio that cannot be read, a network that cannot be loaded, a cache that cannot be used.
         MifuseError: a worker process was ended from outside.
     """
-    keys = [audio.file_sha256(clip.path) for clip in clips]
+    keys = [audio.key(*clip.excerpt) for clip in clips]
     with _opened(cache or default_cache(), name) as store:
-        wanted = {key: clip.path for key, clip in zip(keys, clips, strict=True)}
+        wanted = {key: clip.excerpt for key, clip in zip(keys, clips, strict=True)}
         known = {key for (key,) in store.execute("SELECT audio FROM feature")}
-        todo = {path: key for key, path in wanted.items() if key not in known}
+        todo = {excerpt: key for key, excerpt in wanted.items() if key not in known}
         if todo:
             _encode(todo, network, store, device, workers, partial(progress, work) if progress else None)
         return np.stack([_matrix(store, key) for key in keys])
 
 
 def _encode(
-    todo: dict[Path, str],
+    todo: dict[Excerpt, str],
     network: FrozenNetwork,
     store: sqlite3.Connection,
     device: torch.device,
@@ -93,14 +94,14 @@ def _encode(
     batches = encoded(list(todo), network, device, workers=workers, padding=padding)
     try:
         with closing(batches):  # and with them the processes that make them
-            for paths, matrices in batches:
+            for excerpts, matrices in batches:
                 _, layers, width = matrices.shape
-                for path, matrix in zip(paths, matrices, strict=True):
-                    made.append((todo[path], layers, width, np.ascontiguousarray(matrix, "<f4").tobytes()))
+                for excerpt, matrix in zip(excerpts, matrices, strict=True):
+                    made.append((todo[excerpt], layers, width, np.ascontiguousarray(matrix, "<f4").tobytes()))
                 if time.monotonic() > written + _WRITE_EVERY_S:
                     write()
                     written = time.monotonic()
-                done += len(paths)
+                done += len(excerpts)
                 if progress:
                     progress(done, len(todo), {"padding": padding.share})
     finally:
@@ -108,7 +109,7 @@ def _encode(
 
 
 def _matrix(store: sqlite3.Connection, key: str) -> np.ndarray:
-    """Matrix (L, D) of the audio file with a hash.
+    """Matrix (L, D) of the clip with a hash.
 
     Raises:
         sqlite3.DatabaseError: the row is not there, or not whole.

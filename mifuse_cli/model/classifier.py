@@ -149,7 +149,7 @@ class Waveforms:
 
     def _encode(self, model: Classifier, index: Tensor) -> Tensor:
         assert model.encoder is not None
-        clips = [torch.from_numpy(audio.read(self.clips[i].path)) for i in index.tolist()]
+        clips = [torch.from_numpy(audio.read(*self.clips[i].excerpt)) for i in index.tolist()]
         with model.encoder.autocast():
             return model.encoder(clips)[:, model.layers]
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mifuse_cli import audio
+from mifuse_cli.audio import Excerpt
 from mifuse_cli.cores import free_cores
 from mifuse_cli.model.batches import batch_seconds, batches, padded_to
 from mifuse_cli.model.workers import spread
@@ -59,22 +59,27 @@ class Padding:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Paths of clips of nearly the same length, and these lengths in seconds."""
+    """Clips of nearly the same length, and these lengths in seconds."""
 
-    paths: tuple[Path, ...]
+    excerpts: tuple[Excerpt, ...]
     seconds: tuple[float, ...] = field(repr=False)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.excerpts)
 
 
 def encoded(
-    paths: Sequence[Path], network: FrozenNetwork, device: torch.device, *, workers: int, padding: Padding
-) -> Generator[tuple[tuple[Path, ...], np.ndarray]]:
-    """Paths of audio files and their matrices (B, L, D) float32, batch by batch as they are made.
+    excerpts: Sequence[Excerpt],
+    network: FrozenNetwork,
+    device: torch.device,
+    *,
+    workers: int,
+    padding: Padding,
+) -> Generator[tuple[tuple[Excerpt, ...], np.ndarray]]:
+    """Clips and their matrices (B, L, D) float32, batch by batch as they are made.
 
     Args:
-        paths: of all files; each is read once.
+        excerpts: files or parts of files; each is read once.
         network: makes the matrices.
         device: where it is in this process.
         workers: processes that read and encode, this one included; 0: as many as there are free cores.
@@ -87,10 +92,10 @@ def encoded(
     loaded = network.load(device)
     found = (
         _Batch(tuple(near), tuple(seconds))
-        for near, seconds in batches(paths, audio.seconds, batch_seconds(device))
+        for near, seconds in batches(excerpts, lambda one: audio.seconds(*one), batch_seconds(device))
     )
     on_cpu = device.type == "cpu"
-    split = partial(spread, found, len(paths), processes=workers or free_cores(), helps=on_cpu)
+    split = partial(spread, found, len(excerpts), processes=workers or free_cores(), helps=on_cpu)
     with _one_thread() if on_cpu else nullcontext():
         made: Generator[tuple[_Batch, np.ndarray]] = (
             split(partial(_encode, loaded), partial(_encoder, network))
@@ -102,11 +107,11 @@ def encoded(
                 lengths = batch.seconds
                 padding.clips += sum(lengths)
                 padding.encoded += padded_to(lengths) if loaded.padding else sum(lengths)
-                yield batch.paths, matrices
+                yield batch.excerpts, matrices
 
 
 def _read(batch: _Batch) -> list[np.ndarray]:
-    return [audio.read(path) for path in batch.paths]
+    return [audio.read(*one) for one in batch.excerpts]
 
 
 def _encode(network: LoadedNetwork, batch: _Batch) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mifuse_cli import artifacts, audio, kaldi, lineage, manifest
+from mifuse_cli.audio import Excerpt
 from mifuse_cli.config import Config, Progress, option
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError, some
 from mifuse_cli.manifest import Clips
+from mifuse_cli.tables import Table
 
-_NAMED = 10
+_NAMED = 50
 _MADE = ("artifact", "checkpoint")
 
 
@@ -35,7 +36,7 @@ class Finding:
     Attributes:
         path: as given.
         kind: "manifest", "kaldi", "prepared", "artifact", "checkpoint", or "unknown".
-        faults: one sentence each, none if the path is valid; the first ten of a kind are named, the
+        faults: one sentence each, none if the path is valid; the first fifty of a kind are named, the
             others counted.
         facts: counts and the like, by name.
     """
@@ -104,22 +105,25 @@ def _manifest(path: Path, facts: dict[str, Any], progress: Progress | None) -> I
     facts["clips"] = len(clips)
     facts["speakers"] = len({clip.speaker for clip in clips} - {None})
     facts["labelled"] = "emotion" in clips.columns
-    yield from _audio((clip.path for clip in clips), len(clips), facts, path, progress)
+    yield from clips.contradictions()
+    yield from _audio((clip.excerpt for clip in clips), len(clips), facts, path, progress)
+    if hint := clips.hint():
+        yield hint.strip()
     if empty := manifest.without_label(clips):
         yield f"{len(empty)} of {len(clips)} clips have no emotion: {some(empty)}"
 
 
 def _audio(
-    files: Iterable[Path], total: int, facts: dict[str, Any], where: Path, progress: Progress | None
+    excerpts: Iterable[Excerpt], total: int, facts: dict[str, Any], where: Path, progress: Progress | None
 ) -> Iterator[str]:
-    """Missing files and files whose header cannot be read; adds the total duration to the facts."""
+    """Missing files and clips that cannot be heard; adds the total duration to the facts."""
     missing, broken, seconds = [], [], 0.0
-    for done, file in enumerate(files, start=1):
+    for done, one in enumerate(excerpts, start=1):
         try:
-            if file.is_file():
-                seconds += audio.seconds(file)
+            if one.path.is_file():
+                seconds += audio.check(*one)
             else:
-                missing.append(file)
+                missing.append(one.path)
         except InputError as error:
             broken.append(str(error))
         if progress:
@@ -129,14 +133,14 @@ def _audio(
         yield f"{len(missing)} of {total} audio files are missing: {some(missing)}"
     yield from broken[:_NAMED]
     if len(broken) > _NAMED:
-        yield f"{len(broken)} of {total} audio files cannot be read, {len(broken) - _NAMED} besides these"
+        yield f"{len(broken)} of {total} clips cannot be heard, {len(broken) - _NAMED} besides these"
 
 
 def _kaldi(path: Path, facts: dict[str, Any], progress: Progress | None) -> Iterator[str]:
     yield from (fault.text for fault in kaldi.check(path))
-    files = kaldi.audio_files(path)
-    facts["audio files"] = len(files)
-    there = [file for file in files if file.is_file()]
+    found = kaldi.excerpts(path)
+    facts["audio files"] = len({one.path for one in found})
+    there = [one for one in found if one.path.is_file()]
     yield from _audio(there, len(there), facts, path, progress)
 
 
@@ -173,17 +177,16 @@ def _labels(path: Path, facts: dict[str, Any]) -> Iterator[str]:
             yield f"labels.csv: {len(empty)} of {len(labels)} clips have no emotion: {some(empty)}"
         ids = {clip.utt_id for clip in labels}
         yield from _differ("labels.csv", "clips", ids, "manifest.csv", set(clips))
-        moved = [one.utt_id for one in labels if one.utt_id in clips and one.path != clips[one.utt_id].path]
+        moved = [one.utt_id for one in labels if one.utt_id in clips and one.excerpt != clips[one.utt_id].excerpt]
         if moved:
             yield f"labels.csv: names other files than manifest.csv for {some(moved)}"
     speakers = {clip.speaker for clip in clips.values() if clip.speaker}
+    listed, table = set[str](), path / "speakers.csv"
     try:
-        with (path / "speakers.csv").open(newline="", encoding="utf-8") as file:
-            listed = {row.get("speaker", "") for row in csv.DictReader(file)}
-    except FileNotFoundError:
-        listed = set()
-    except (OSError, ValueError, csv.Error) as error:
-        yield f"speakers.csv: cannot be read ({error})"
+        if table.exists():
+            listed = {row["speaker"] for _, row in Table(table, ("speaker",), known=("speaker",))}
+    except InputError as error:
+        yield f"speakers.csv: {_said(error, table)}"
         return
     yield from _differ("speakers.csv", "speakers", listed, "manifest.csv", speakers)
 

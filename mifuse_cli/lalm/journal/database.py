@@ -120,8 +120,8 @@ class Database:
                 "what was committed before is intact."
             )
         return InputError(
-            f"{self.path}: damaged, or not a journal ({error}). Restore it from a backup, try "
-            f"'sqlite3 {self.path.name} .recover', or move it away and start anew."
+            f"{self.path}: damaged, or not a journal ({error}). It holds answers that were paid for: restore it from a "
+            f"backup, or try 'sqlite3 {self.path.name} .recover'. Without it, all would be asked again."
         )
 
 
@@ -203,7 +203,7 @@ class GroupCommit:
 
 # --- tables ------------------------------------------------------------
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _APPLICATION_ID = 0x6D666A31  # "mfj1": tells a journal from other SQLite files
 _FIRST = """
@@ -274,6 +274,9 @@ CREATE TABLE probe (
     PRIMARY KEY (host, model)
 )"""
 
+_THIRD = """
+ALTER TABLE utt ADD COLUMN part TEXT NOT NULL DEFAULT '[0.0, null, null]'"""
+
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
     """Make a connection durable, the tables complete, and note that this process holds them.
@@ -287,7 +290,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     durable_mode(db, shared_memory=network_filesystem(path) is None)
     db.execute("BEGIN IMMEDIATE")
     (version,) = db.execute("PRAGMA user_version").fetchone()
-    for number, script in enumerate((_FIRST, _SECOND), start=1):
+    for number, script in enumerate((_FIRST, _SECOND, _THIRD), start=1):
         if version < number:
             for statement in script.split(";"):
                 db.execute(statement)

@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from mifuse_cli.audio import Excerpt
 from mifuse_cli.lalm.answers.response import MOST_TOKENS, Response, decode
 from mifuse_cli.lalm.journal.database import Database, Rows
 from mifuse_cli.lalm.questions.clips import AskedClip
 from mifuse_cli.lalm.questions.question_options import canonical_json, spec_hash
 
 CLIPS_AT_A_TIME = 200
-_COLUMNS = ("utt_id", "sha256", "duration", "sr", "bytes", "path", "file_sha256", "context")
-_CLIP = f"{', '.join(_COLUMNS)}, pieces, twin"
+_COLUMNS = ("utt_id", "sha256", "duration", "sr", "bytes", "file_sha256", "context")
+_CLIP = f"{', '.join(_COLUMNS)}, path, part, pieces, twin"
 _PAIRS_AT_A_TIME = 5000
 _COUNTED = ("prompt", "completion", "total")  # in the column usage
 
@@ -76,8 +79,17 @@ class Journal(Database):
 
     def add_clips(self, run: int, clips: Iterable[AskedClip]) -> None:
         """Store clips of a run, in one transaction; a clip of the same id is replaced."""
-        rows = [(*(getattr(clip, name) for name in _COLUMNS), json.dumps(clip.pieces), run) for clip in clips]
-        sql = f"INSERT OR REPLACE INTO utt ({', '.join(_COLUMNS)}, pieces, run) VALUES ({'?, ' * 9}?)"
+        rows = [
+            (
+                *(getattr(clip, name) for name in _COLUMNS),
+                _kept_path(clip.excerpt.path),
+                json.dumps(clip.excerpt[1:]),
+                json.dumps(clip.pieces),
+                run,
+            )
+            for clip in clips
+        ]
+        sql = f"INSERT OR REPLACE INTO utt ({', '.join(_COLUMNS)}, path, part, pieces, run) VALUES ({'?, ' * 10}?)"
         self.submit(lambda db: db.executemany(sql, rows)).result()
 
     def mark_twins(self, run: int) -> None:
@@ -383,5 +395,16 @@ async def committed(*futures: Future[Any]) -> Any:
 
 
 def _clip(row: Sequence[Any]) -> AskedClip:
-    columns = dict(zip(_COLUMNS, row, strict=False))
-    return AskedClip(**columns, pieces=tuple(json.loads(row[-2])), twin=bool(row[-1]))
+    *columns, path, part, pieces, twin = row
+    excerpt = Excerpt(Path(os.fsdecode(path)), *json.loads(part))
+    known = dict(zip(_COLUMNS, columns, strict=True))
+    return AskedClip(**known, excerpt=excerpt, pieces=tuple(json.loads(pieces)), twin=bool(twin))
+
+
+def _kept_path(path: Path) -> str | bytes:
+    """A path as SQLite takes it: as bytes where it is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return str(path)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from mifuse_cli import audio
+from mifuse_cli.audio import Excerpt
 from mifuse_cli.errors import InputError
 
 LONG_CLIPS = ("stop", "skip", "crop", "chunk")
@@ -21,11 +21,11 @@ class AskedClip:
     """A clip as it is asked about.
 
     Attributes:
-        utt_id, path: its name and its file.
+        utt_id, excerpt: its name, and its file with the part of that.
         sha256, bytes: hash and size of the 16-bit WAV that holds what is asked about; the hash stands for the
             audio in every key.
         duration, sr: length in seconds and sampling rate in Hz.
-        file_sha256: hash of the file as it lies on the disk.
+        file_sha256: hash of the file as it lies on the disk, and of the part of it, see `audio.key`.
         context: what the prompt tells of the clip, "" if nothing.
         pieces: seconds of each piece that is asked about on its own; none for a clip that is left out.
         twin: whether another clip with the same audio and context is asked about instead.
@@ -36,7 +36,7 @@ class AskedClip:
     duration: float
     sr: int
     bytes: int
-    path: str
+    excerpt: Excerpt
     file_sha256: str = ""
     context: str = ""
     pieces: tuple[float, ...] = ()
@@ -69,28 +69,28 @@ class AudioOptions:
         number = len(audio.chunks(np.empty(round(seconds * audio.RATE), np.uint8), self.max_seconds))
         return (seconds / number,) * number
 
-    def read_clip(self, utt_id: str, path: Path, context: str, known: AskedClip | None) -> AskedClip:
+    def read_clip(self, utt_id: str, excerpt: Excerpt, context: str, known: AskedClip | None) -> AskedClip:
         """Decode and hash a clip, unless its file is the one that ``known`` was made from.
 
         Args:
             utt_id: name of the clip.
-            path: its file.
+            excerpt: its file, and the part of that.
             context: what the prompt tells of it, "" if nothing.
             known: the clip of that name in an earlier run, None if there was none.
 
         Raises:
             InputError: the file cannot be decoded.
         """
-        file_sha256 = audio.file_sha256(path)
+        file_sha256 = audio.key(*excerpt)
         if known and known.file_sha256 == file_sha256 and self._whole(known):
             sha256, seconds, size = known.sha256, known.duration, known.bytes
         else:
-            samples = audio.read(path)
+            samples = audio.read(*excerpt)
             seconds = len(samples) / audio.RATE
             wav = audio.wav_bytes(self._cropped(samples))
             sha256, size = hashlib.sha256(wav).hexdigest(), len(wav)
         return AskedClip(
-            utt_id, sha256, seconds, audio.RATE, size, str(path), file_sha256, context, self.pieces(seconds)
+            utt_id, sha256, seconds, audio.RATE, size, excerpt, file_sha256, context, self.pieces(seconds)
         )
 
     def bytes_of(self, clip: AskedClip, piece: int) -> bytes:
@@ -99,11 +99,11 @@ class AudioOptions:
         Raises:
             InputError: the file cannot be decoded, or is another one than when it was hashed.
         """
-        samples = self._cropped(audio.read(Path(clip.path)))
+        samples = self._cropped(audio.read(*clip.excerpt))
         wav = audio.wav_bytes(samples)
         if hashlib.sha256(wav).hexdigest() != clip.sha256:
             raise InputError(
-                f"{clip.path}: was changed since the run began. Run the command again: "
+                f"{clip.excerpt.path}: was changed since the run began. Run the command again: "
                 "what did not change is not asked again."
             )
         if len(clip.pieces) > 1:

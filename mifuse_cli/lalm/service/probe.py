@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -128,7 +127,7 @@ async def find_out(
                 raise within
             return response
 
-        clip = audio.read(Path(shortest.path))
+        clip = audio.read(*shortest.excerpt)
         options = questions.options
         tests = Probe(send, messages, clip, options.dialect.fields(options.temperature, ANSWER_TOKENS))
         found |= await tests.run(unknown, longest)

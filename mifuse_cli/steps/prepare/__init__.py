@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mifuse_cli import audio, corpora, provenance
+from mifuse_cli import audio, corpora, manifest, provenance
 from mifuse_cli.config import Progress, as_dict, settings
-from mifuse_cli.corpora import Corpus
-from mifuse_cli.corpora.selection import Chosen, Comparison, check_utterances, check_wanted, compare, select
-from mifuse_cli.errors import InputError, UsageError
+from mifuse_cli.corpora import Corpus, Utterance
+from mifuse_cli.corpora.selection import (
+    Chosen,
+    Comparison,
+    Wanted,
+    check_utterances,
+    check_wanted,
+    compare,
+    select,
+)
+from mifuse_cli.errors import InputError, UsageError, listed, some
 from mifuse_cli.files import atomic_directory
 from mifuse_cli.steps.prepare.config import PrepareConfig, PrepareResult, pairs
 from mifuse_cli.steps.prepare.hearing import hear
@@ -42,7 +52,11 @@ def prepare(config: PrepareConfig, *, progress: Progress | None = None) -> Prepa
     root = config.root.absolute()
     utterances = list(corpus.read(root, pairs(config.columns)) if corpus.columns else corpus.read(root))
     check_utterances(corpus, utterances)
-    selection = select(corpus, utterances, wanted)
+    proposed = _merge_proposal(corpus, utterances, wanted)
+    try:
+        selection = select(corpus, utterances, wanted)
+    except InputError as error:
+        raise InputError(f"{error}{proposed and ' '}{proposed}") from None
     if progress:
         progress("reading labels", 1, 1)
     digest = _digest(config, selection.chosen)
@@ -57,7 +71,7 @@ def prepare(config: PrepareConfig, *, progress: Progress | None = None) -> Prepa
             **count(rows),
             "left_out": selection.left_out,
             "published": [vars(one) for one in published],
-            "notes": _notes(config, corpus, published, rows, silent),
+            "notes": _notes(config, corpus, published, rows, silent, proposed),
             "config": as_dict(config),
             "digest": digest,
             "created": provenance.now(),
@@ -107,12 +121,36 @@ def _current(out: Path, digest: str) -> dict[str, Any] | None:
     return summary if whole and summary.get("digest") == digest else None
 
 
+def _merge_proposal(corpus: Corpus, utterances: Sequence[Utterance], wanted: Wanted) -> str:
+    """The option that would take labels which name one of the classes in another word or form, "" if none does."""
+    if corpus.labels is not None:
+        return ""
+    from mifuse_cli import lalm
+
+    meant, taken = lalm.resolver(wanted.classes), {name.casefold() for name in (*wanted.merge, *wanted.classes)}
+    labels = sorted({one.label for one in utterances if one.label and one.label.casefold() not in taken})
+    other = {label: name for label in labels if not set(label) & {",", "="} and (name := meant(label))}
+    if not other:
+        return ""
+    merge = ",".join(f"{label}={name}" for label, name in {**wanted.merge, **other}.items())
+    return f"{some(other)} seem to name classes that were asked for; --merge {shlex.quote(merge)} takes them."
+
+
 def _notes(
-    config: PrepareConfig, corpus: Corpus, published: Sequence[Comparison], rows: Sequence[Row], silent: int
+    config: PrepareConfig,
+    corpus: Corpus,
+    published: Sequence[Comparison],
+    rows: Sequence[Row],
+    silent: list[str],
+    proposed: str,
 ) -> list[str]:
-    notes = [corpus.note] if corpus.note else []
+    notes = [note for note in (corpus.note, proposed.rstrip(".")) if note]
+    if config.root.is_dir() and (others := _sound_passed_over(config.root, everything=corpus.name == "generic")):
+        notes.append(f"passed over: {manifest.described(others)}")
     if silent:
-        notes.append(f"{silent} clips were left out as their audio is missing or cannot be decoded")
+        notes.append(
+            f"{len(silent)} clips were left out as their audio is missing or cannot be heard: {listed(silent)}"
+        )
     if any(one.published != one.found for one in published):
         notes.append("this copy differs from the published counts: see the table; a partial copy is fine")
     unknown = sum(not row.utterance.speaker for row in rows)
@@ -124,6 +162,12 @@ def _notes(
         if not any(row.emotion == name for row in rows):
             notes.append(f"no clip is {name!r}")
     return notes
+
+
+def _sound_passed_over(root: Path, *, everything: bool) -> Counter[str]:
+    """Files below the root of a corpus that could be clips but are not taken; any files, if ``everything``."""
+    others = manifest.passed_over(root)
+    return others if everything else Counter({end: n for end, n in others.items() if end in audio.NOT_DECODED})
 
 
 def _result(out: Path, summary: dict[str, Any], *, up_to_date: bool = False) -> PrepareResult:

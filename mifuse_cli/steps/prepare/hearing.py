@@ -1,8 +1,9 @@
-"""Reading the audio header of every selected clip, and running the commands that produce clips."""
+"""Decoding every selected clip, and running the commands that produce clips."""
 
 from __future__ import annotations
 
 import subprocess
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,11 +11,10 @@ from mifuse_cli import audio
 from mifuse_cli.config import Progress
 from mifuse_cli.corpora import Corpus, Utterance
 from mifuse_cli.corpora.selection import Chosen
-from mifuse_cli.errors import InputError, UsageError
+from mifuse_cli.errors import InputError, UsageError, listed
+from mifuse_cli.listing import portable_id
 from mifuse_cli.steps.prepare.config import PrepareConfig
 from mifuse_cli.steps.prepare.writing import Row
-
-_NAMED = 5
 
 
 def hear(
@@ -23,8 +23,8 @@ def hear(
     chosen: Sequence[Chosen],
     directory: Path,
     progress: Progress | None,
-) -> tuple[list[Row], int]:
-    """Rows with the duration of every clip, and the number of clips left out for lack of readable audio.
+) -> tuple[list[Row], list[str]]:
+    """Rows with the duration of every clip, and why others were left out.
 
     Args:
         config: whether clips may be left out, and whether commands may be run.
@@ -35,7 +35,7 @@ def hear(
 
     Raises:
         UsageError: commands that may not be run.
-        InputError: clips without audio, unless they may be left out; no clip with audio.
+        InputError: clips without audio that can be heard, unless they may be left out; no clip with audio.
     """
     commands = [one.utterance for one in chosen if one.utterance.command]
     if commands and not config.allow_pipes:
@@ -44,26 +44,31 @@ def hear(
             f"{commands[0].utt_id}. They can do anything that you can: read wav.scp, then pass --allow-pipes "
             "to run them and keep the audio they write."
         )
-    rows, faults = [], []
-    for done, one in enumerate(chosen, start=1):
+    rows, faults, made = [], list[str](), dict[str, Path]()
+    for done, (one, emotion) in enumerate(chosen, start=1):
         try:
-            path = _made(one.utterance, directory) if one.utterance.command else one.utterance.path
+            if one.command and one.command not in made:
+                made[one.command] = _made(one, directory)
+            path = made[one.command] if one.command else one.path
             if path is None:
-                raise InputError(f"{one.utterance.utt_id}: has no audio file.")
-            shown = path.relative_to(directory) if one.utterance.command else path
-            rows.append(Row(one.utterance, one.emotion, shown.as_posix(), audio.seconds(path)))
+                raise InputError(f"{one.utt_id}: has no audio file.")
+            shown = path.relative_to(directory) if one.command else path
+            if not str(shown).isascii() and portable_id(str(shown)) != unicodedata.normalize("NFC", str(shown)):
+                raise InputError(
+                    f"{portable_id(str(shown))}: its name is not UTF-8, as a manifest has to be. Rename the file, for "
+                    "instance with convmv -f latin1 -t utf8."
+                )
+            rows.append(Row(one, emotion, shown.as_posix(), audio.check(path, *one.bounds)))
         except InputError as error:
             faults.append(str(error))
         if progress:
-            progress("reading headers", done, len(chosen))
+            progress("listening", done, len(chosen))
     if faults and not (config.allow_missing and rows):
-        named = " ".join(faults[:_NAMED])
         raise InputError(
-            f"{corpus.name}: {len(faults)} of {len(chosen)} clips cannot be heard: {named}"
-            f"{' ...' if len(faults) > _NAMED else ''} Complete the copy"
+            f"{corpus.name}: {len(faults)} of {len(chosen)} clips cannot be heard: {listed(faults)} Complete the copy"
             + (", or pass --allow-missing to leave them out." if rows else ".")
         )
-    return rows, len(faults)
+    return rows, faults
 
 
 def _made(one: Utterance, directory: Path) -> Path:

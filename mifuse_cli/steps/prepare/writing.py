@@ -12,10 +12,9 @@ from typing import Any
 
 from mifuse_cli import audio, kaldi
 from mifuse_cli.corpora import Corpus, Utterance
+from mifuse_cli.segments import letter
 
 MANIFEST, LABELS, SPEAKERS, SUMMARY = "manifest.csv", "labels.csv", "speakers.csv", "summary.json"
-
-_MORE = ("session", "split", "part", "duration_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +70,8 @@ def write_kaldi(directory: Path, corpus: Corpus, rows: Sequence[Row]) -> None:
                 gender=row.utterance.gender,
                 text=row.utterance.text,
                 command=row.utterance.command,
+                bounds=row.utterance.bounds,
+                seconds=row.seconds,
             )
             for row in rows
         ),
@@ -107,7 +108,16 @@ def _clip(corpus: Corpus, row: Row) -> dict[str, str]:
 
 def _more(row: Row) -> dict[str, str]:
     one = row.utterance
-    return {"session": one.session, "split": one.split, "part": one.part, "duration_s": f"{row.seconds:.4f}"}
+    start, end, channel = one.bounds
+    return {
+        "start": f"{start:.6f}" if start or end is not None else "",
+        "end": "" if end is None else f"{end:.6f}",
+        "channel": "" if channel is None else letter(channel),
+        "session": one.session,
+        "split": one.split,
+        "part": one.part,
+        "duration_s": f"{row.seconds:.4f}",
+    }
 
 
 def _speakers(corpus: Corpus, rows: Sequence[Row]) -> list[dict[str, str]]:

@@ -9,9 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mifuse_cli import artifacts, lalm, lineage, provenance
+from mifuse_cli import artifacts, audio, lalm, lineage, provenance
 from mifuse_cli.artifacts import Lalm
-from mifuse_cli.audio import file_sha256
 from mifuse_cli.config import Progress, options_of
 from mifuse_cli.errors import ArtifactError, InputError, RemoteError, UsageError
 from mifuse_cli.files import check_place, remove_leftovers
@@ -84,7 +83,7 @@ def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> 
         return dry_run(config, clips, options, price)
     if config.update and config.out.exists():
         ordered = sorted(clips, key=lambda clip: clip.utt_id)
-        files = ((one.utt_id, file_sha256(one.path)) for one in ordered)
+        files = ((one.utt_id, audio.key(*one.excerpt)) for one in ordered)
         texts = ((one.utt_id, context_of(one, config)) for one in ordered)
         parents = parents_of(config, clips.where, files, texts)
         if lineage.is_current(config, config.out, parents) and _holds_all(config.out, options.spec()):

@@ -9,7 +9,7 @@ from itertools import islice
 
 from mifuse_cli import audio, lalm
 from mifuse_cli.config import Progress
-from mifuse_cli.errors import InputError
+from mifuse_cli.errors import InputError, listed
 from mifuse_cli.manifest import Clip, Clips
 from mifuse_cli.steps.query_lalm.config import QueryLalmConfig, QueryLalmResult
 from mifuse_cli.steps.query_lalm.saving import journal_path
@@ -33,23 +33,35 @@ def read_clips(
     journal: lalm.Journal,
     progress: Progress | None,
 ) -> None:
-    """Decode every clip and note it in the journal as one of this run."""
+    """Decode every clip and note it in the journal as one of this run.
+
+    Raises:
+        InputError: naming all clips that cannot be heard; clips that are too long; a context that holds labels.
+    """
     number, done = journal.new_run(), 0
-    too_long = _TooLong(config)
+    too_long, faults = _TooLong(config), list[str]()
     resolve, labels, contexts = lalm.resolver(options.classes), 0, 0
     for block in _blocks(clips):
         known = journal.known([clip.utt_id for clip in block])
         asked = []
         for clip in block:
-            context = context_of(clip, config)
-            one = options.audio.read_clip(clip.utt_id, clip.path, context, known.get(clip.utt_id))
-            too_long.look(clip, one.duration)
-            contexts, labels = contexts + bool(context), labels + (resolve(context) is not None)
-            asked.append(one)
             done += 1
             if progress:
                 progress("reading", done, len(clips))
+            context = context_of(clip, config)
+            try:
+                one = options.audio.read_clip(clip.utt_id, clip.excerpt, context, known.get(clip.utt_id))
+            except InputError as error:
+                faults.append(str(error))
+                continue
+            too_long.look(clip, one.duration)
+            contexts, labels = contexts + bool(context), labels + (resolve(context) is not None)
+            asked.append(one)
         journal.add_clips(number, asked)
+    if faults:
+        raise InputError(
+            f"{clips.where}: {len(faults)} of {len(clips)} clips cannot be heard, so nothing was asked. {listed(faults)}"
+        )
     too_long.refuse()
     if labels > contexts / 2:
         raise InputError(
@@ -90,12 +102,12 @@ def volume_of(
     for block in _blocks(clips):
         known = journal.known([clip.utt_id for clip in block]) if journal else {}
         for clip in block:
-            seconds = audio.seconds(clip.path) if clip.duration_s is None else clip.duration_s
+            seconds = audio.seconds(*clip.excerpt) if clip.duration_s is None else clip.duration_s
             too_long.look(clip, seconds)
             context = context_of(clip, config)
             pieces = options.audio.pieces(seconds)
             requests, one = len(pieces) * each, known.get(clip.utt_id)
-            if journal and one and one.path == str(clip.path):
+            if journal and one and one.excerpt == clip.excerpt:
                 now = replace(one, pieces=pieces, context=context)
                 requests = sum(1 for _ in lalm.OpenQuestions(options, journal).missing([now]))
             length = pieces[0] if pieces else 0.0
