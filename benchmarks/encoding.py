@@ -70,7 +70,9 @@ def timed(name: str, work: Callable[[], str], threads: int) -> Row:
 
 def in_batches(paths: Sequence[Path], network: Preloaded | FrozenEncoder, processes: int) -> str:
     padding = Padding()
-    for _ in encoded(paths, network, CPU, workers=processes, padding=padding):
+    for _ in encoded(
+        [audio.Excerpt(path) for path in paths], network, CPU, workers=processes, padding=padding
+    ):
         pass
     return f"padding {padding.share:.1%}"
 

@@ -102,7 +102,8 @@ def compaction(directory: Path, clips: int = 2000) -> float:
     path = journal_path(directory / "lalm.h5")
     with Journal(path) as journal:
         found = [
-            AskedClip(f"{i:06}", f"{i:064}", 2.0, audio.RATE, 64044, "", pieces=(2.0,)) for i in range(clips)
+            AskedClip(f"{i:06}", f"{i:064}", 2.0, audio.RATE, 64044, audio.Excerpt(Path()), pieces=(2.0,))
+            for i in range(clips)
         ]
         journal.add_clips(journal.new_run(), found)
         begun = [(one.key, journal.begin(one.key, 1)) for one in first_questions(options, found)]

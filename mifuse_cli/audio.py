@@ -28,7 +28,21 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", "
 """Endings of files that libsndfile decodes."""
 _WITH_FFMPEG = (".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm")
 """Endings of files that are taken where ffmpeg is there to decode them."""
-NOT_DECODED = (*_WITH_FFMPEG, ".mka", ".mkv", ".mov", ".avi", ".3gp", ".sph", ".ape", ".wv", ".ac3", ".mpga", ".au", ".snd")
+NOT_DECODED = (
+    *_WITH_FFMPEG,
+    ".mka",
+    ".mkv",
+    ".mov",
+    ".avi",
+    ".3gp",
+    ".sph",
+    ".ape",
+    ".wv",
+    ".ac3",
+    ".mpga",
+    ".au",
+    ".snd",
+)
 """Endings of files with sound that may not be taken."""
 _DECODING_S = 300
 _BEYOND_S = 0.1
@@ -246,7 +260,9 @@ def _heard(excerpt: Excerpt) -> tuple[np.ndarray, int]:
         samples = samples[:, excerpt.channel : excerpt.channel + 1]
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     if fault := _fault(samples, mono):
-        part = f", {excerpt.start:g} to {excerpt.end or last / rate:g} s" if excerpt[1:3] != (0.0, None) else ""
+        part = (
+            f", {excerpt.start:g} to {excerpt.end or last / rate:g} s" if excerpt[1:3] != (0.0, None) else ""
+        )
         raise InputError(f"{excerpt.path}{part}: {fault}")
     return mono, rate
 
@@ -260,11 +276,13 @@ def _frames(excerpt: Excerpt, frames: int, rate: int) -> tuple[int, int]:
     if first >= frames or last > frames + _BEYOND_S * rate:
         until = "" if end is None else f" to {end:g} s"
         raise InputError(
-            f"{path}: the clip is from {start:g} s{until}, but the file ends at {frames / rate:g} s. Expected start and "
-            "end in seconds within the file. Correct the row, or rename columns that speak of another recording."
+            f"{path}: the clip is from {start:g} s{until}, but the file ends at {frames / rate:g} s. Expected start "
+            "and end in seconds within the file. Correct the row, or rename columns that speak of another recording."
         )
     if first >= min(last, frames):
-        raise InputError(f"{path}: the clip from {start:g} to {end:g} s is shorter than one sample. Drop its row.")
+        raise InputError(
+            f"{path}: the clip from {start:g} to {end:g} s is shorter than one sample. Drop its row."
+        )
     return first, min(last, frames)
 
 
@@ -297,7 +315,9 @@ def _declared_frames(file: soundfile.SoundFile) -> int | None:
 
     Programs that write into a pipe leave the length open, as 0 or the largest number.
     """
-    told = re.search(r"^ *(?:data|SSND) : (\d+|0x[0-9A-Fa-f]+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    told = re.search(
+        r"^ *(?:data|SSND) : (\d+|0x[0-9A-Fa-f]+) \(should be (\d+)\)", file.extra_info, re.MULTILINE
+    )
     if not told:
         return None
     size, there = int(told[1], 0), int(told[2])
@@ -322,7 +342,9 @@ def _fault(samples: np.ndarray, mono: np.ndarray) -> str:
     if peak < _SILENT_PEAK:
         return "is silent throughout. Replace the file or drop its row."
     if power < _SILENT_PEAK**2:
-        return f"holds one constant value ({float(mono[0]):.4g}) and no sound. Replace the file or drop its row."
+        return (
+            f"holds one constant value ({float(mono[0]):.4g}) and no sound. Replace the file or drop its row."
+        )
     offset = float(mono.mean(dtype=np.float64))
     left = float(np.mean(np.square(mono - offset, dtype=np.float64)))
     if left < _CANCELLED * power:
@@ -399,4 +421,3 @@ def _is_lfs_pointer(path: Path) -> bool:
             return file.read(len(_LFS)) == _LFS
     except OSError:
         return False
-

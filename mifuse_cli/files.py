@@ -13,7 +13,6 @@ from pathlib import Path
 
 from mifuse_cli.errors import InputError
 
-
 LOCKED = frozenset({errno.EAGAIN, errno.EDEADLK, errno.ENOLCK, 524})
 """Numbers of errors of files that another process holds, or of file systems that cannot lock; 524 is that of NFS."""
 

@@ -9,8 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mifuse_cli import artifacts, manifest
-from mifuse_cli.artifacts import Artifact, Header, Parent
+import numpy as np
+
+from mifuse_cli import artifacts, audio, manifest
+from mifuse_cli.artifacts import Artifact, Header, Parent, Training
 from mifuse_cli.audio import file_sha256
 from mifuse_cli.config import StepConfig, as_dict, settings
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError
@@ -70,6 +72,18 @@ def speakers_parent(clips: Sequence[Clip], path: Path, out: Path) -> Parent:
     """The speakers of the clips read from ``path`` as a parent, for steps whose result depends on them."""
     text = " ".join(f"{clip.utt_id}={clip.speaker}" for clip in clips)
     return Parent("speakers", relative(path, out), text_digest(text))
+
+
+def heard_in(training: Training, clips: Sequence[Clip]) -> np.ndarray:
+    """Which clips (U,) bool a model was trained on: by their audio; by their ids in models of before it was noted."""
+    if training.audio_sha256 is None:
+        return np.isin(np.array([clip.utt_id for clip in clips]), training.utt_id)
+    return np.isin(content(clips), training.audio_sha256)
+
+
+def content(clips: Sequence[Clip]) -> np.ndarray:
+    """Hex SHA-256 (U,) str that stand for the audio of clips, see `audio.key`."""
+    return np.array([audio.key(*clip.excerpt) for clip in clips])
 
 
 def check_same_audio(first: Artifact, first_name: str, clips: Parent | None, clips_name: str) -> None:

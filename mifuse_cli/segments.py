@@ -91,7 +91,9 @@ class Segments:
     @property
     def used(self) -> frozenset[str]:
         """Names of the columns."""
-        names = {pair[0] for pair in (self.start, self.end) if pair} | ({"channel"} if self.channel else set())
+        names = {pair[0] for pair in (self.start, self.end) if pair} | (
+            {"channel"} if self.channel else set()
+        )
         return frozenset(names | ({self.length[0]} if self.length and self.start else set()))
 
     def bounds(self, row: Mapping[str, str], where: str) -> Bounds:

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from _csv import Reader as _Reader
 
 _SEPARATORS = (",", ";", "\t", "|")
-_MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+_MARKS = (
+    (b"\xff\xfe\0\0", "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
 _HEAD = 4096
 """Bytes by which an encoding is recognised."""
 
@@ -119,7 +124,9 @@ class Table:
                 while first and not first.strip(" \r\n,;\t|"):  # empty rows above the header
                     first, above = next(file, ""), above + 1
                 separator = given[1] if given else self._separator(first)
-                reader = csv.reader(chain([first], file), delimiter=separator, skipinitialspace=True, strict=True)
+                reader = csv.reader(
+                    chain([first], file), delimiter=separator, skipinitialspace=True, strict=True
+                )
                 yield reader, above, separator
         except UnicodeDecodeError:
             raise _not_utf8(self.path) from None
@@ -158,7 +165,9 @@ def written_name(directory: Path, name: str) -> Path:
         return path
     slashes = name.replace("\\", "/")
     forms = (slashes, unicodedata.normalize("NFC", slashes), unicodedata.normalize("NFD", slashes))
-    return next((directory / form for form in forms if os.path.lexists(directory / form)), directory / slashes)
+    return next(
+        (directory / form for form in forms if os.path.lexists(directory / form)), directory / slashes
+    )
 
 
 def windows_hint(name: str) -> str:

@@ -283,7 +283,11 @@ def test_podcast_any_clips_survive_the_disk(labels, rows):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("labels_consensus.csv", "Name,EmoClass\na,N\n", r"has no column 'FileName' \(found: Name, EmoClass\)"),
+        (
+            "labels_consensus.csv",
+            "Name,EmoClass\na,N\n",
+            r"has no column 'FileName' \(found: Name, EmoClass\)",
+        ),
         ("labels_consensus.csv", "", r"has no column 'FileName' or 'EmoClass' \(found: nothing\)"),
         (
             "labels_consensus.csv",

@@ -11,6 +11,7 @@ import torch
 from conftest import RATE, save_encoder, tone, until
 
 from mifuse_cli import audio
+from mifuse_cli.audio import Excerpt
 from mifuse_cli.errors import InputError
 from mifuse_cli.model import encoding, workers
 from mifuse_cli.model.encoding import Padding, encoded
@@ -60,10 +61,12 @@ def one_by_one(paths, directory):
 def together(paths, network, device=CPU, processes=1, padding=None):
     found = {}
     padding = Padding() if padding is None else padding
-    for some, matrices in encoded(paths, network, device, workers=processes, padding=padding):
+    for some, matrices in encoded(
+        [Excerpt(path) for path in paths], network, device, workers=processes, padding=padding
+    ):
         assert matrices.dtype == np.float32 and len(matrices) == len(some)
         assert not found.keys() & set(some)
-        found.update(zip(some, matrices, strict=True))
+        found.update(zip((one.path for one in some), matrices, strict=True))
     assert multiprocessing.active_children() == []
     return found
 
@@ -85,7 +88,7 @@ def at_once(monkeypatch):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_equal_to_one_clip_at_a_time(paths, masked, tmp_path, monkeypatch, at_once, device, processes):
     read, here = encoding._read, []
-    monkeypatch.setattr(encoding, "_read", lambda batch: here.extend(batch.paths) or read(batch))
+    monkeypatch.setattr(encoding, "_read", lambda batch: here.extend(batch.excerpts) or read(batch))
     expected = one_by_one(paths, masked)
     found = together(paths, Net(masked, tmp_path), device, processes)
     assert found.keys() == expected.keys()
@@ -139,7 +142,9 @@ def test_threads_are_as_before(paths, masked, tmp_path):
 
         together(paths[:3], Watched(masked, tmp_path))
         assert set(seen) == {1} and torch.get_num_threads() == 2
-        made = encoded(paths, Watched(masked, tmp_path), CPU, workers=1, padding=Padding())
+        made = encoded(
+            [Excerpt(path) for path in paths], Watched(masked, tmp_path), CPU, workers=1, padding=Padding()
+        )
         next(made)
         assert torch.get_num_threads() == 1
         made.close()

@@ -3,6 +3,7 @@
 import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import asked_about, completion, keep, opened
 
+from mifuse_cli.audio import Excerpt
 from mifuse_cli.lalm.answers.parsing import Status
 from mifuse_cli.lalm.arrays import USAGE, answer_arrays
 from mifuse_cli.lalm.journal.journal import Journal
@@ -39,7 +41,9 @@ def shared(tmp_path_factory):
 
 
 def clip(name="a", sha256="00" * 32, pieces=(1.5,), **more):
-    return AskedClip(name, sha256, sum(pieces), 16000, 48044, f"{name}.wav", pieces=pieces, **more)
+    return AskedClip(
+        name, sha256, sum(pieces), 16000, 48044, Excerpt(Path(f"{name}.wav")), pieces=pieces, **more
+    )
 
 
 def says(*shares, classes=CLASSES):

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mifuse_cli import audio
-from mifuse_cli.audio import RATE
+from mifuse_cli.audio import RATE, Excerpt
 from mifuse_cli.errors import InputError
 from mifuse_cli.lalm.questions.clips import LONG_CLIPS, AudioOptions
 
@@ -45,7 +45,7 @@ def write(tmp_path):
 
 
 def read(rule, path, known=None, context=""):
-    return rule.read_clip("a", path, context, known)
+    return rule.read_clip("a", Excerpt(path), context, known)
 
 
 class TestPieces:

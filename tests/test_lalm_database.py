@@ -17,6 +17,7 @@ from conftest import HANG_SECONDS
 from scripted import GOOD, keep
 
 import mifuse_cli
+from mifuse_cli.audio import Excerpt
 from mifuse_cli.errors import ArtifactError, InputError
 from mifuse_cli.lalm.journal import database as tables
 from mifuse_cli.lalm.journal.database import SCHEMA_VERSION, GroupCommit, durable_mode, network_filesystem
@@ -281,7 +282,7 @@ class TestFirstVersion:
             assert journal.read("SELECT spec_hash FROM spec") == [("5bec",)]
 
     def test_its_clips_are_read_anew(self, first):
-        clip = AskedClip("a", "00", 1.5, 16000, 48044, "a.wav", "ff", "hello", (0.75, 0.75))
+        clip = AskedClip("a", "00", 1.5, 16000, 48044, Excerpt(Path("a.wav")), "ff", "hello", (0.75, 0.75))
         with Journal(first) as journal:
             assert journal.known(["a"]) == {}
             journal.add_clips(journal.new_run(), [clip])

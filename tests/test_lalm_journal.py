@@ -1,10 +1,12 @@
 import json
 import random
 import sqlite3
+from pathlib import Path
 
 import pytest
 from scripted import completion, keep
 
+from mifuse_cli.audio import Excerpt
 from mifuse_cli.errors import InputError
 from mifuse_cli.lalm.answers.response import decode
 from mifuse_cli.lalm.journal import journal as journal_module
@@ -34,7 +36,13 @@ def query(path, sql):
 
 
 def clip(name, sha256="00", **more):
-    values = {"duration": 1.5, "sr": 16000, "bytes": 48044, "path": f"{name}.wav", "pieces": (1.5,)}
+    values = {
+        "duration": 1.5,
+        "sr": 16000,
+        "bytes": 48044,
+        "excerpt": Excerpt(Path(f"{name}.wav")),
+        "pieces": (1.5,),
+    }
     return AskedClip(name, sha256, **{**values, **more})
 
 

@@ -3,12 +3,14 @@
 import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scripted import asked_about, completion, keep, opened
 
+from mifuse_cli.audio import Excerpt
 from mifuse_cli.lalm.answers.parsing import Status
 from mifuse_cli.lalm.answers.response import Response
 from mifuse_cli.lalm.journal.journal import Journal
@@ -37,7 +39,7 @@ def journal(tmp_path):
 
 
 def clip(name="a", sha256="00" * 32, pieces=(1.5,), **more):
-    return AskedClip(name, sha256, 1.5, 16000, 48044, f"{name}.wav", pieces=pieces, **more)
+    return AskedClip(name, sha256, 1.5, 16000, 48044, Excerpt(Path(f"{name}.wav")), pieces=pieces, **more)
 
 
 def keys(form=FORM, one=None, n=6):
@@ -105,7 +107,9 @@ class TestKeys:
         assert keys() == keys(replace(FORM, **change))
 
     def test_clips_differ_by_audio_context_and_pieces_alone(self):
-        assert keys() == keys(one=replace(clip("b"), duration=9.0, file_sha256="ff", path="b.flac"))
+        assert keys() == keys(
+            one=replace(clip("b"), duration=9.0, file_sha256="ff", excerpt=Excerpt(Path("b.flac")))
+        )
         others = [clip(sha256="11" * 32), clip(context="hello"), clip(context="hullo"), clip(pieces=(0.75, 0.75)),
                   clip(pieces=(0.5,) * 3)]  # fmt: skip
         found = [key for one in (clip(), *others) for key in keys(one=one)]

@@ -102,7 +102,10 @@ class TestReadClips:
             (("file,duration_s", "wav/a.wav,2s"), "a: duration_s '2s' is not a number"),
             (("file,duration_s", "wav/a.wav,1", "wav/b.wav,-1"), "b: duration_s '-1' is not a number"),
             (('file,"x', "wav/a.wav,1"), "cannot be read as CSV"),
-            (("file,take", "", "wav/a.wav,1", '"wav/', 'no.wav",2', " ,3"), "line 6: the column 'file' is empty"),
+            (
+                ("file,take", "", "wav/a.wav,1", '"wav/', 'no.wav",2', " ,3"),
+                "line 6: the column 'file' is empty",
+            ),
         ],
     )
     def test_refused(self, corpus, lines, message):

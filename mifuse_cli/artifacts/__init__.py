@@ -285,6 +285,12 @@ class Training(Artifact):
     kind = "training"
     columns_of_history: np.ndarray = column("C", "str", "names of the history's columns")
     history: np.ndarray = column("E C", "float64", "one row for every epoch; NaN where not measured")
+    audio_sha256: np.ndarray | None = column(
+        "U",
+        "str",
+        "SHA-256 of the audio file, or of that and the bounds of the clip; tells what was heard in training",
+        optional=True,
+    )
     gold: np.ndarray | None = column("G", "str", _GOLD, optional=True)
 
 
@@ -376,8 +382,9 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     number = found_errno(error)
     if number in LOCKED:
         return (
-            "is locked by another process, or lies on a network file system that does not lock files. It is not damaged: "
-            "run the command again when the other one has ended, or set HDF5_USE_FILE_LOCKING=FALSE if none is running."
+            "is locked by another process, or lies on a network file system that does not lock files. It is not "
+            "damaged: run the command again when the other one has ended, or set HDF5_USE_FILE_LOCKING=FALSE if none is "
+            "running."
         )
     if number is not None or not path.is_file():
         why = os.strerror(number) if number else "it is no longer there"
@@ -385,8 +392,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     advice = "Make it anew."
     if (journal := path.with_name(path.name + ".journal.sqlite")).exists():
         advice = (
-            f"Run the same mifuse query-lalm command with --force: the answers are in {journal.name}, so that only what "
-            "is missing there is asked."
+            f"Run the same mifuse query-lalm command with --force: the answers are in {journal.name}, so that only "
+            "what is missing there is asked."
         )
     return f"is no readable HDF5 file ({error}); it may be truncated. {advice}"
 

@@ -74,7 +74,9 @@ def _header(root: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
     path = root / "db.yaml"
     try:
         header = yaml.safe_load(path.read_text(encoding="utf-8"))
-        tables = {n: {**about, "columns": about.get("columns") or {}} for n, about in header["tables"].items()}
+        tables = {
+            n: {**about, "columns": about.get("columns") or {}} for n, about in header["tables"].items()
+        }
         return tables, set(header.get("splits") or ())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise InputError(

@@ -26,7 +26,7 @@ def read(root: Path, columns: Mapping[str, str] | None = None) -> Iterator[Utter
     clip within its recording, see `segments`. In a
     directory the folder below ``root`` is the emotion, in lower case, and speakers are unknown.
 
-    Ids are the column ``utt_id``, else file stems where those are unique, else paths without suffix, with bounds behind.
+    Ids are the column ``utt_id``, else file stems where those are unique, else paths without suffix; then the bounds.
     Paths are relative to the class folder, so that an id does not reveal the class. If two classes contain the same
     path, numbers are appended in order of file size, so that ids do not depend on the names of the classes.
 

@@ -67,7 +67,9 @@ def bounds_of(value: bytes) -> Bounds | None:
         start, end, *channel = map(float, value.split()[1:])
         if not 0 <= start < math.inf or not (end < 0 or start < end < math.inf) or len(channel) > 1:
             return None
-        return Bounds(start, None if end < 0 else end, int(channel[0]) if channel and channel[0] >= 0 else None)
+        return Bounds(
+            start, None if end < 0 else end, int(channel[0]) if channel and channel[0] >= 0 else None
+        )
     except ValueError:
         return None
 
@@ -79,7 +81,9 @@ def excerpts(directory: Path) -> list[Excerpt]:
     """
     try:
         values = dict(parse((directory / "wav.scp").read_bytes()))
-        segments = parse((directory / "segments").read_bytes()) if (directory / "segments").is_file() else None
+        segments = (
+            parse((directory / "segments").read_bytes()) if (directory / "segments").is_file() else None
+        )
     except OSError:
         return []
     files = {

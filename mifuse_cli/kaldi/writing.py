@@ -26,7 +26,8 @@ def write(directory: Path, entries: Iterable[Entry]) -> None:
 
     Where an utterance is a part of its recording there is a file ``segments`` too, and recordings are named by their
     first utterance. Paths are made absolute. WAV files are named as they are; for other formats and for one of several
-    channels, Kaldi is told a command that decodes them with ``flac``, ``ffmpeg`` or ``sox``. There is a ``spk2gender`` only if every gender is known.
+    channels, Kaldi is told a command that decodes them with ``flac``, ``ffmpeg`` or ``sox``. There
+    is a ``spk2gender`` only if every gender is known.
 
     Args:
         directory: made if it is not there.
@@ -62,7 +63,9 @@ def write(directory: Path, entries: Iterable[Entry]) -> None:
         if cut:
             start, end, _ = one.bounds
             recording = recordings.setdefault(source, utt_id)
-            tables["segments"][utt_id] = f"{recording} {start:.6f} {start + one.seconds if end is None else end:.6f}"
+            tables["segments"][utt_id] = (
+                f"{recording} {start:.6f} {start + one.seconds if end is None else end:.6f}"
+            )
         tables["wav.scp"][recording] = source
         tables["utt2spk"][utt_id] = speaker
         tables["text"][utt_id] = _words(one.text)
@@ -85,14 +88,18 @@ def _source(one: Entry) -> str:
     """The recording's entry in ``wav.scp``."""
     channel = one.bounds.channel
     if one.path is None:
-        source = f"{one.command} |" + ("" if channel is None else f" sox -t wav - -t wav - remix {channel + 1} |")
+        source = f"{one.command} |" + (
+            "" if channel is None else f" sox -t wav - -t wav - remix {channel + 1} |"
+        )
     elif one.path.suffix.lower() == ".wav" and channel is None:
         source = str(one.path.absolute())
     else:
         quoted = shlex.quote(str(one.path.absolute()))
         is_flac = one.path.suffix.lower() == ".flac" and channel is None
         pan = "" if channel is None else f"-af 'pan=mono|c0=c{channel}' "
-        decode = f"flac -c -d -s {quoted}" if is_flac else f"ffmpeg -nostdin -v error -i {quoted} {pan}-f wav -"
+        decode = (
+            f"flac -c -d -s {quoted}" if is_flac else f"ffmpeg -nostdin -v error -i {quoted} {pan}-f wav -"
+        )
         source = f"{decode} |"
     if re.search(r"[\n\ud800-\udfff]", source):
         raise InputError(

@@ -1,7 +1,7 @@
 """What a frozen network makes of clips, computed once and kept.
 
-A cache is one SQLite file for a network, with one row a clip (keyed by the hash of its audio file and its bounds in that), written as
-rows are made: an interrupted run continues where it stopped, and several processes may share it.
+A cache is one SQLite file for a network, with one row a clip (keyed by the hash of its audio file and its bounds in
+that), written as rows are made: an interrupted run continues where it stopped, and several processes may share it.
 """
 
 from __future__ import annotations

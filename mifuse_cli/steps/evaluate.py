@@ -136,7 +136,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
             made.header.classes,
             parents,
             metrics=metrics,
-            signature=_signature(config, made, found, ids),
+            signature=_signature(config, made, found, _seen(made, ids, clips)),
             gold=int((~scored).sum()),
             predicted=len(predicted),
         ),
@@ -204,15 +204,21 @@ def _predict(config: EvaluateConfig, clips: list[manifest.Clip], progress: Progr
     return predict(model, centred(model, inputs))
 
 
-def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, ids: np.ndarray) -> str:
+def _seen(made: Artifact, ids: np.ndarray, clips: list[manifest.Clip]) -> float:
+    """Share of the scored clips that the model was trained on; of predictions, of those that they are of."""
+    if isinstance(made, Training):
+        return float(lineage.heard_in(made, clips).mean())
+    return float(made.header.parameters.get("seen_in_training", np.isin(ids, made.utt_id).mean()))
+
+
+def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, seen: float) -> str:
     parameters = made.header.parameters
     system = parameters.get("method") or {"training": "source-only", "source": "source-only"}.get(
         made.kind, made.kind
     )
-    seen = parameters.get("seen_in_training", np.isin(ids, made.utt_id).mean())
     parts: dict[str, object] = {"system": system}
     if "method" in parameters:
-        parts["protocol"] = {1.0: "transductive", 0.0: "inductive"}.get(float(seen), "mixed")
+        parts["protocol"] = {1.0: "transductive", 0.0: "inductive"}.get(seen, "mixed")
         if len(gold_of(made)):
             parts["protocol"] = f"few-gold:{len(gold_of(made))}+{parts['protocol']}"
         parts["checkpoint"] = parameters["checkpoint"]

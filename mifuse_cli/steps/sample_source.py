@@ -145,7 +145,7 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
             parents,
             normalize=normalize,
             calibrate=config.calibrate,
-            seen_in_training=float(np.isin(ids, trained.utt_id).mean()),
+            seen_in_training=float(lineage.heard_in(trained, clips).mean()),
             **{name: value for name, value in trained.header.parameters.items() if name in _OF_THE_MODEL},
         ),
         utt_id=ids,
@@ -162,6 +162,8 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
 
 def _result(out: Path, artifact: Source, *, up_to_date: bool = False) -> SampleSourceResult:
     _, mi = fusion.mean_and_mi(artifact.probs.astype(float))
+    heard = artifact.header.parameters.get("seen_in_training", 0.0)
+    notes = (f"{heard:.1%} of the clips were heard in training of the model: unlike in use",) if heard else ()
     marginal = artifact.point.mean(axis=0)
     return SampleSourceResult(
         out=out,
@@ -170,4 +172,5 @@ def _result(out: Path, artifact: Source, *, up_to_date: bool = False) -> SampleS
         mean_mi=float(mi.mean()),
         marginal=dict(zip(artifact.header.classes, map(float, marginal), strict=True)),
         up_to_date=up_to_date,
+        notes=notes,
     )

@@ -202,6 +202,10 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
     labels: dict[str, Any] = {}
     if config.method == "mifuse" and teachers is not None:
         labels = {"fusion": teachers.settings.parameters(), "refresh": options.refresh}
+    # Other methods see nothing of the fused labels. What the model itself was trained with stays in it.
+    given = fused.gold if fused is not None and config.method == "mifuse" else None
+    before = Training.load(config.model / "train.h5")
+    gold = artifacts.united(given, before.gold)
     header = lineage.header(
         config,
         shape.classes,
@@ -209,18 +213,17 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
         method=config.method,
         checkpoint="last",
         normalize=normalize,
+        heard_before=int(lineage.heard_in(before, clips).sum()),
         **labels,
     )
     utt_id = np.array([clip.utt_id for clip in clips])
-    # Other methods see nothing of the fused labels. What the model itself was trained with stays in it.
-    given = fused.gold if fused is not None and config.method == "mifuse" else None
-    gold = artifacts.united(given, Training.load(config.model / "train.h5").gold)
     training = Training(
         header=header,
         utt_id=utt_id,
         columns_of_history=np.array(made.terms),
         history=made.history,
         gold=gold,
+        audio_sha256=lineage.content(clips),
     )
     statistics = inputs.statistics if adapted else source.statistics
     predictions = Predictions(header=header, utt_id=utt_id, probs=predict(student, inputs), gold=gold)
@@ -268,6 +271,11 @@ def _result(out: Path, *, up_to_date: bool = False, resumed_from: int = 0) -> Tr
     made, predictions = Training.load(out / "train.h5"), Predictions.load(out / "predictions.h5")
     parameters = made.header.parameters
     notes = (f"continued after epoch {resumed_from} of an interrupted run",) if resumed_from else ()
+    if heard := parameters.get("heard_before", 0):
+        notes = (
+            *notes,
+            f"{heard} of {len(made.utt_id)} clips were heard in training of the source model: unlike in use",
+        )
     if parameters["method"] == "oracle":
         notes = (*notes, "oracle: trained on target labels, an upper bound and not a result of adaptation")
     labels = ""

@@ -240,6 +240,7 @@ def _train(
         utt_id=np.array([one.clip.utt_id for one in labelled]),
         columns_of_history=np.array(["cross_entropy", "validation_cross_entropy", "validation_ua"]),
         history=history,
+        audio_sha256=lineage.content([one.clip for one in labelled]),
     )
     shape = dataclasses.replace(shape, temperature=temperature)
     checkpoint.save(config.out, shape, model, inputs.statistics, encoder_dir or Path(), training)

@@ -177,7 +177,9 @@ def _labels(path: Path, facts: dict[str, Any]) -> Iterator[str]:
             yield f"labels.csv: {len(empty)} of {len(labels)} clips have no emotion: {some(empty)}"
         ids = {clip.utt_id for clip in labels}
         yield from _differ("labels.csv", "clips", ids, "manifest.csv", set(clips))
-        moved = [one.utt_id for one in labels if one.utt_id in clips and one.excerpt != clips[one.utt_id].excerpt]
+        moved = [
+            one.utt_id for one in labels if one.utt_id in clips and one.excerpt != clips[one.utt_id].excerpt
+        ]
         if moved:
             yield f"labels.csv: names other files than manifest.csv for {some(moved)}"
     speakers = {clip.speaker for clip in clips.values() if clip.speaker}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mifuse_cli import artifacts, fusion, lineage, provenance, splits, truth
-from mifuse_cli.artifacts import Compared, Lalm, Parent
+from mifuse_cli.artifacts import Compared, Lalm, Parent, Training
 from mifuse_cli.config import options_of, words
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError
 from mifuse_cli.manifest import Clip, columns_of, read_clips, speakers_of
@@ -124,6 +124,7 @@ def plan(config: CompareConfig) -> Plan:
             )
         if corpus.speakers is None:
             notes.append(f"{name}: intervals are over clips, since not all speakers are known")
+    notes += _heard(models, corpora)
     known = {name: truth.read_labels(one.labels, first.classes, one.clips) for name, one in corpora.items()}
     pool = {name: _pool(config, labels) for name, labels in known.items()}
     digests = {key: lineage.digest(path) for key, path in models.items()}
@@ -178,6 +179,19 @@ def _systems(config: CompareConfig, normalize: str, answers: int) -> tuple[list[
     if not systems:
         raise InputError(f"--systems {config.systems}: none of them can be run here. {'; '.join(notes)}.")
     return systems, notes
+
+
+def _heard(models: dict[tuple[str, int], Path], corpora: dict[str, TargetCorpus]) -> Iterator[str]:
+    """A note on every source whose models were trained on clips of another target."""
+    first = {source: path for (source, _), path in reversed(models.items())}
+    for source, path in first.items():
+        training = Training.load(path / "train.h5")
+        for name, corpus in corpora.items():
+            if name != source and (heard := int(lineage.heard_in(training, corpus.clips).sum())):
+                yield (
+                    f"{name}: {heard} of {len(corpus.clips)} clips were heard in training of the models of {source}, "
+                    "so that this is no transfer to unheard audio"
+                )
 
 
 def _check_speakers(config: CompareConfig, normalize: str, corpora: dict[str, TargetCorpus]) -> None:

@@ -127,7 +127,10 @@ def _merge_proposal(corpus: Corpus, utterances: Sequence[Utterance], wanted: Wan
         return ""
     from mifuse_cli import lalm
 
-    meant, taken = lalm.resolver(wanted.classes), {name.casefold() for name in (*wanted.merge, *wanted.classes)}
+    meant, taken = (
+        lalm.resolver(wanted.classes),
+        {name.casefold() for name in (*wanted.merge, *wanted.classes)},
+    )
     labels = sorted({one.label for one in utterances if one.label and one.label.casefold() not in taken})
     other = {label: name for label in labels if not set(label) & {",", "="} and (name := meant(label))}
     if not other:
@@ -145,7 +148,9 @@ def _notes(
     proposed: str,
 ) -> list[str]:
     notes = [note for note in (corpus.note, proposed.rstrip(".")) if note]
-    if config.root.is_dir() and (others := _sound_passed_over(config.root, everything=corpus.name == "generic")):
+    if config.root.is_dir() and (
+        others := _sound_passed_over(config.root, everything=corpus.name == "generic")
+    ):
         notes.append(f"passed over: {manifest.described(others)}")
     if silent:
         notes.append(
@@ -167,7 +172,9 @@ def _notes(
 def _sound_passed_over(root: Path, *, everything: bool) -> Counter[str]:
     """Files below the root of a corpus that could be clips but are not taken; any files, if ``everything``."""
     others = manifest.passed_over(root)
-    return others if everything else Counter({end: n for end, n in others.items() if end in audio.NOT_DECODED})
+    return (
+        others if everything else Counter({end: n for end, n in others.items() if end in audio.NOT_DECODED})
+    )
 
 
 def _result(out: Path, summary: dict[str, Any], *, up_to_date: bool = False) -> PrepareResult:

@@ -46,7 +46,9 @@ class PrepareConfig(Config):
         panel=_SELECTION,
     )
     allow_missing: bool = option(
-        False, "Leave out clips whose audio is missing, cannot be decoded or holds nothing to hear.", panel=_SELECTION
+        False,
+        "Leave out clips whose audio is missing, cannot be decoded or holds nothing to hear.",
+        panel=_SELECTION,
     )
     kaldi: bool = option(False, "Also write a Kaldi data directory, OUT/kaldi.", panel=_KALDI)
     allow_pipes: bool = option(

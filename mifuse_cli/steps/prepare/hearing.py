@@ -53,7 +53,9 @@ def hear(
             if path is None:
                 raise InputError(f"{one.utt_id}: has no audio file.")
             shown = path.relative_to(directory) if one.command else path
-            if not str(shown).isascii() and portable_id(str(shown)) != unicodedata.normalize("NFC", str(shown)):
+            if not str(shown).isascii() and portable_id(str(shown)) != unicodedata.normalize(
+                "NFC", str(shown)
+            ):
                 raise InputError(
                     f"{portable_id(str(shown))}: its name is not UTF-8, as a manifest has to be. Rename the file, for "
                     "instance with convmv -f latin1 -t utf8."

@@ -60,7 +60,8 @@ def read_clips(
         journal.add_clips(number, asked)
     if faults:
         raise InputError(
-            f"{clips.where}: {len(faults)} of {len(clips)} clips cannot be heard, so nothing was asked. {listed(faults)}"
+            f"{clips.where}: {len(faults)} of {len(clips)} clips cannot be heard, so nothing was asked. "
+            f"{listed(faults)}"
         )
     too_long.refuse()
     if labels > contexts / 2:
