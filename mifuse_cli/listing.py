@@ -5,6 +5,7 @@ Manifests and the tables of corpora are read here alike.
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,17 +26,21 @@ class ListedClip:
 
     Attributes:
         line: its number in the table, 0 for a file of a directory.
-        path: its audio file.
-        file: the name of that as written, with slashes.
+        directory, file: its audio file, by the place that the name starts from, and the name.
         bounds: the part of the file that it is.
         values: what the table says, by column.
     """
 
     line: int
-    path: Path
+    directory: Path
     file: str
     bounds: Bounds
     values: Mapping[str, str]
+
+    @property
+    def path(self) -> Path:
+        """Its audio file."""
+        return self.directory / self.file
 
     @property
     def given(self) -> str:
@@ -45,7 +50,8 @@ class ListedClip:
     @property
     def stem(self) -> str:
         """An id: the file's name without suffix, and the bounds."""
-        return portable_id(PurePosixPath(self.file).stem) + self.bounds.name
+        # Not by a path, whose parts Python keeps for good.
+        return portable_id(os.path.splitext(os.path.basename(self.file))[0]) + self.bounds.name
 
     @property
     def place(self) -> str:
@@ -98,9 +104,10 @@ class Listing:
             name = values["file"]
             if not name:
                 raise InputError(f"{where}, line {line}: the column {self._names['file']!r} is empty.")
-            path = written_name(directory, name)
-            file = name if path == directory / name else name.replace("\\", "/")
-            yield ListedClip(line, path, file, self.segments.bounds(values, f"{where}, line {line}"), values)
+            file = written_name(directory, name)
+            yield ListedClip(
+                line, directory, file, self.segments.bounds(values, f"{where}, line {line}"), values
+            )
 
     def contradictions(self) -> list[str]:
         """What the columns tell of the audio files and their headers deny, in sentences.
@@ -139,7 +146,7 @@ class Listing:
 
 def file_row(root: Path, name: str) -> ListedClip:
     """The row of a file in a directory."""
-    return ListedClip(0, root / name, name, WHOLE, {})
+    return ListedClip(0, root, name, WHOLE, {})
 
 
 def portable_id(name: str) -> str:

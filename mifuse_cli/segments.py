@@ -19,7 +19,7 @@ NAMES = (*_STARTS, *_ENDS, *_OFFSETS, *_LENGTHS, "channel")
 """Columns that are looked for. ``duration_s`` is not among them: it is the length of the clip itself."""
 
 _NOTHING = {"", "nat", "nan", "none", "null", "na", "<na>", "inf"}
-_CLOCK = re.compile(r"(?:(\d+) days? ?)?(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)")
+_CLOCK = re.compile(r"(?:(\d+) days?(?:,? |$))?(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)?")
 _SIDES = {"left": 0, "right": 1, "l": 0, "r": 1, **{chr(65 + n).lower(): n for n in range(11)}}
 """Channels by name: sides, and letters A to K as Kaldi has them."""
 
@@ -167,7 +167,7 @@ def seconds_of(text: str, *, decimal_comma: bool = False) -> float | None:
     comma = re.fullmatch(r"([\d: a-z]*\d),(\d+)", text)
     if comma and (decimal_comma or len(comma[2]) != 3 or comma[1].startswith("0") or ":" in comma[1]):
         text = f"{comma[1]}.{comma[2]}"
-    if clock := _CLOCK.fullmatch(text):
+    if text and (clock := _CLOCK.fullmatch(text)):
         days, hours, minutes, seconds = (float(part or 0) for part in clock.groups())
         return (86400 * days + 3600 * hours + 60 * minutes + seconds) * scale
     try:

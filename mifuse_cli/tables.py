@@ -129,7 +129,7 @@ class Table:
                 )
                 yield reader, above, separator
         except UnicodeDecodeError:
-            raise _not_utf8(self.path) from None
+            raise _undecodable(self.path, self._encoding) from None
         except (OSError, UnicodeError, csv.Error) as error:
             why = error.strerror if isinstance(error, OSError) else error
             if isinstance(error, csv.Error) and reader:
@@ -154,20 +154,17 @@ class Table:
         return max(_SEPARATORS, key=fits)
 
 
-def written_name(directory: Path, name: str) -> Path:
-    """Path of a file that a table in ``directory`` names.
+def written_name(directory: Path, name: str) -> str:
+    """Name of a file that a table in ``directory`` names.
 
     Where there is no such file, a backslash is a slash of Windows, and accents may be composed in another way than on
     the disk (NFC or NFD).
     """
-    path = directory / name
-    if ("\\" not in name and name.isascii()) or os.path.lexists(path):
-        return path
+    if ("\\" not in name and name.isascii()) or os.path.lexists(directory / name):
+        return name
     slashes = name.replace("\\", "/")
     forms = (slashes, unicodedata.normalize("NFC", slashes), unicodedata.normalize("NFD", slashes))
-    return next(
-        (directory / form for form in forms if os.path.lexists(directory / form)), directory / slashes
-    )
+    return next((form for form in forms if os.path.lexists(directory / form)), slashes)
 
 
 def windows_hint(name: str) -> str:
@@ -199,10 +196,10 @@ def _encoding(path: Path) -> str:
     return "utf-8-sig"
 
 
-def _not_utf8(path: Path) -> InputError:
+def _undecodable(path: Path, encoding: str) -> InputError:
     """The error for bytes that are not text in the encoding of a table."""
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
+        for number, raw in enumerate(file if encoding.startswith("utf-8") else (), start=1):
             try:
                 raw.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -213,4 +210,6 @@ def _not_utf8(path: Path) -> InputError:
                     "Windows-1252). Save it as UTF-8 ('CSV UTF-8' in Excel), or convert it: "
                     "iconv -f WINDOWS-1252 -t UTF-8."
                 )
-    return InputError(f"{path}: cannot be read as CSV: it is cut off, or not in the encoding it begins with.")
+    return InputError(
+        f"{path}: cannot be read as CSV: it is cut off, or not in {encoding}, as it seems. Save it as UTF-8."
+    )

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import shutil
 import sys
@@ -427,3 +428,51 @@ class TestProvenance:
         keys = ((0, "a"), (0, "a"), (0, "b"), (1, "a"), (0, "a", 1))
         draws = [provenance.rng(*key).random() for key in keys]
         assert draws[0] == draws[1] and len(set(draws)) == 4
+
+
+class TestLocks:
+    """Artifacts that another process, or a network file system, keeps from being read are not called damaged."""
+
+    def test_a_locked_artifact_is_read(self, tmp_path):
+        artifacts.Predictions(header=HEADER, utt_id=IDS, probs=f32([[1, 0], [0, 1]])).save(tmp_path / "a.h5")
+        with (tmp_path / "a.h5").open("r+b") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            assert artifacts.read(tmp_path / "a.h5").kind == "predictions"
+
+    @pytest.mark.parametrize(
+        ("raised", "message"),
+        [
+            (
+                OSError("unable to lock file, errno = 11, error message = 'x'"),
+                "is locked by another.*not damaged",
+            ),
+            (
+                OSError("unable to lock file, errno = 37, error message = 'x'"),
+                "network file system.*not damaged",
+            ),
+            (OSError(524, "Unknown error 524"), "network file system.*not damaged"),
+            (OSError("can't read, errno = 5, error message = 'x'"), "cannot be read now .Input/output error"),
+            (PermissionError(13, "Permission denied"), "cannot be read now .Permission denied"),
+            (FileNotFoundError(2, "No such file"), "cannot be read now .No such file"),
+            (OSError(116, "Stale file handle"), "cannot be read now .Stale file handle"),
+        ],
+    )
+    def test_what_passes_by_itself(self, tmp_path, monkeypatch, raised, message):
+        def fail(*_, **__):
+            raise raised
+
+        (tmp_path / "a.h5").touch()
+        monkeypatch.setattr(h5py, "File", fail)
+        with pytest.raises(InputError, match=message) as told:
+            artifacts.read(tmp_path / "a.h5")
+        assert "anew" not in str(told.value)
+
+    def test_answers_that_were_paid_for_are_not_to_be_asked_for_again(self, tmp_path):
+        (tmp_path / "a.h5").write_bytes(b"no HDF5")
+        with pytest.raises(InputError, match=r"Make it anew\.$"):
+            artifacts.read(tmp_path / "a.h5")
+        (tmp_path / "a.h5.journal.sqlite").touch()
+        with pytest.raises(
+            InputError, match=r"the answers are in a\.h5\.journal\.sqlite, so that only what is missing"
+        ):
+            artifacts.read(tmp_path / "a.h5")

@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -6,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 from conftest import HANG_SECONDS, KEY, mifuse, refused, start, until
 from safetensors import safe_open
 
@@ -316,3 +318,30 @@ class TestTrain:
             (directory / "a").write_text("x")
             raise OSError("disk full")
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_streams_of_any_encoding(tmp_path, encoding):
+    (tmp_path / os.fsdecode(b"b\xf6se")).mkdir()
+    for number, name in enumerate((os.fsdecode(b"b\xf6se"), "stra\u00dfe \u2603")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        soundfile.write(tmp_path / name / "a.wav", np.sin(np.arange(8000) * 0.1), 16_000)
+        command = [
+            sys.executable,
+            "-m",
+            "mifuse_cli",
+            "prepare",
+            "generic",
+            tmp_path / name,
+            tmp_path / str(number),
+        ]
+        env = os.environ | {"PYTHONIOENCODING": encoding}
+        done = subprocess.run(command, capture_output=True, env=env, check=False)
+        assert done.returncode == 3 and b"Traceback" not in done.stderr
+        assert b"outside of any folder" in done.stderr
+        (tmp_path / name / "sad").mkdir()
+        (tmp_path / name / "a.wav").rename(tmp_path / name / "sad" / "a.wav")
+        done = subprocess.run([*command, "--json"], capture_output=True, env=env, check=False)
+        assert b"Traceback" not in done.stderr and done.returncode == (0 if number else 3)
+        if number:
+            assert json.loads(done.stdout)["root"] == str(tmp_path / name)

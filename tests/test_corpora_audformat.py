@@ -95,6 +95,49 @@ class TestRead:
         assert found == [("x/a", "8", "sadness"), ("y/a", "3", "")]
 
 
+SPLIT = """
+splits: {train: {type: train}, test: {type: test}}
+tables:
+  emotion.train: {type: filewise, split_id: train, columns: {emotion: {scheme_id: emotion}}}
+  emotion.test: {type: filewise, columns: {emotion: {scheme_id: emotion}}}
+  files: {type: filewise, columns: {speaker: {}}}
+"""
+
+
+class TestTables:
+    """Tables of a split each, and of parts of files."""
+
+    def test_tables_of_splits_are_taken_together(self, root):
+        (root / "db.yaml").write_text(SPLIT)
+        (root / "db.emotion.train.csv").write_text("file,emotion\nwav/a.wav,anger\n")
+        (root / "db.emotion.test.csv").write_text("file,emotion\nwav/b.wav,sadness\n")
+        assert read(root) == [
+            Utterance("a", None, "3", "anger", split="train"),
+            Utterance("b", root / "wav/b.wav", "8", "sadness", split="test"),
+        ]
+        (root / "db.emotion.test.csv").write_text("file,emotion\nwav/b.wav,sadness\nwav/a.wav,anger\n")
+        with pytest.raises(UsageError, match=r"--columns emotion=emotion\.train\.emotion or emotion\.test"):
+            read(root)
+        assert len(read(root, emotion="emotion.train.emotion")) == 1
+
+    def test_segments_are_clips_and_those_of_a_whole_file_the_file(self, root):
+        header(
+            root, ("type: filewise\n    columns:\n      felt", "type: segmented\n    columns:\n      felt")
+        )
+        (root / "db.emotion.csv").write_text(
+            "file,start,end,felt\n"
+            "wav/b.wav,0 days,,anger\n"
+            "wav/a.wav,0 days 00:00:00.5,0 days 00:00:01.25,sadness\n"
+            "wav/a.wav,0 days 00:00:02,NaT,anger\n"
+        )
+        found = read(root, emotion="emotion.felt")
+        assert [(one.utt_id, one.speaker, *one.bounds[:2], one.split) for one in found] == [
+            ("b", "8", 0.0, None, ""),
+            ("a_0.5-1.25", "3", 0.5, 1.25, "test"),
+            ("a_2-", "3", 2.0, None, "test"),
+        ]
+
+
 class TestRefused:
     def test_without_pyarrow(self, root, monkeypatch):
         monkeypatch.setitem(sys.modules, "pyarrow", None)

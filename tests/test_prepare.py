@@ -278,3 +278,69 @@ def test_a_prepared_corpus_goes_through_training_and_scoring(emodb, tmp_path):
         )
     )
     assert artifacts.Evaluation.load(tmp_path / "e.h5").utt_id.size == 16
+
+
+class TestAsPeopleHaveThem:
+    """Names of classes, suffixes and sounds that are not as expected: said, with what to do."""
+
+    def table(self, tmp_path, *emotions):
+        lines = []
+        for number, emotion in enumerate(emotions):
+            sound(tmp_path / f"{number}.wav")
+            lines.append(f"{number}.wav,{emotion}")
+        (tmp_path / "t.csv").write_text("\n".join(["file,emotion", *lines]) + "\n", encoding="utf-8")
+        return tmp_path / "t.csv"
+
+    def test_other_words_for_classes_get_a_merge_line_that_takes_them(self, tmp_path):
+        table = self.table(tmp_path, "Anger", "happiness", "neutral", "traurig", "awe")
+        result = prepare(table, tmp_path / "out", "generic")
+        merge = "Anger=angry,happiness=happy,traurig=sad"
+        assert result.clips == 1 and any(f"--merge {merge} takes them" in note for note in result.notes)
+        result = prepare(table, tmp_path / "all", "generic", merge=merge)
+        assert result.clips == 4 and not any("--merge" in note for note in result.notes)
+
+    def test_also_where_nothing_is_left(self, tmp_path):
+        with pytest.raises(
+            InputError, match="none of 2 labelled clips.*--merge anger=angry,joy=happy takes them"
+        ):
+            prepare(self.table(tmp_path, "anger", "joy"), tmp_path / "out", "generic")
+
+    def test_what_is_passed_over_is_counted(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("PATH", str(tmp_path))  # no ffmpeg
+        for name in ("angry/a.wav", "angry/b.opus", "happy/c.aiff"):
+            sound(tmp_path / "c" / f"{name}.wav")
+            (tmp_path / "c" / f"{name}.wav").rename(tmp_path / "c" / name)
+        for name in ("angry/d.m4a", "happy/e.M4A", "happy/notes.txt"):
+            (tmp_path / "c" / name).touch()
+        result = prepare(tmp_path / "c", tmp_path / "out", "generic")
+        assert result.clips == 3
+        assert any("passed over: 2 .m4a, 1 .txt" in note for note in result.notes)
+
+    def test_all_that_cannot_be_heard_is_named_in_one_run(self, tmp_path):
+        table = self.table(tmp_path, "angry", "happy", "neutral", "sad", "sad")
+        wave = tone(220, 0.3, np.random.default_rng(0), 0.2)
+        for name, samples in (("0", 0 * wave), ("1", 3e4 * wave), ("2", np.stack([wave, -wave], axis=1))):
+            soundfile.write(tmp_path / f"{name}.wav", samples, RATE, subtype="FLOAT")
+        (tmp_path / "3.wav").write_bytes((tmp_path / "4.wav").read_bytes()[:3000])
+        faults = ["0.wav: is silent", "1.wav: its floating", "2.wav: its channels", "3.wav: is cut off"]
+        with pytest.raises(InputError, match="4 of 5 clips cannot be heard.*" + ".*".join(faults)):
+            prepare(table, tmp_path / "out", "generic")
+        (finding,) = m.validate(m.ValidateConfig(paths=(table,))).findings
+        assert [fault.partition(" ")[0] for fault in finding.faults] == [
+            f"{tmp_path}/{n}.wav:" for n in range(4)
+        ]
+        result = prepare(table, tmp_path / "out", "generic", allow_missing=True)
+        assert result.clips == 1 and all(any(fault in note for note in result.notes) for fault in faults)
+
+    def test_names_that_are_not_utf8_are_told(self, tmp_path):
+        sound(tmp_path / "a/angry/x.wav")
+        (tmp_path / "a/angry/x.wav").rename(tmp_path / "a/angry" / os.fsdecode(b"W\xfctend.wav"))
+        with pytest.raises(InputError, match=r"W\\xfctend\.wav: its name is not UTF-8.*convmv"):
+            prepare(tmp_path / "a", tmp_path / "out", "generic")
+
+    def test_semicolons_and_backslashes(self, tmp_path):
+        sound(tmp_path / "a/x.wav"), sound(tmp_path / "a/y.wav")
+        text = "sep=;\r\nfile;emotion;\r\na\\x.wav;angry;\r\na\\y.wav;sad;\r\n;;\r\n"
+        (tmp_path / "t.csv").write_text(text, encoding="utf-16")
+        assert prepare(tmp_path / "t.csv", tmp_path / "out", "generic").classes == {"angry": 1, "sad": 1}
+        assert [clip.utt_id for clip in read_clips(tmp_path / "t.csv")] == ["x", "y"]

@@ -341,11 +341,11 @@ def read(path: Path) -> Artifact:
                 values = file[name].asstr() if spec["dtype"] == "str" else file[name]
                 arrays[name] = values[:].astype(spec["dtype"], copy=False)
             elif spec["required"]:
-                raise ArtifactError(f"{path}: has no dataset {name!r}. Make it anew.")
+                raise ArtifactError(f"{path}: has no dataset {name!r}. {_anew(path)}")
         recorded = file.attrs.get("sha256")
     artifact = KINDS[kind](header=header, **arrays).check(str(path))
     if artifact.digest() != recorded:
-        raise ArtifactError(f"{path}: content does not match its recorded hash; it was edited. Make it anew.")
+        raise ArtifactError(f"{path}: content does not match its recorded hash; it was edited. {_anew(path)}")
     return artifact
 
 
@@ -374,7 +374,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     except (OSError, RuntimeError, KeyError) as error:
         raise InputError(f"{path}: {_why_unreadable(path, error)}") from None
     except (TypeError, ValueError) as error:
-        raise ArtifactError(f"{path}: is damaged or no mifuse artifact ({error}). Make it anew.") from None
+        raise ArtifactError(f"{path}: is damaged or no mifuse artifact ({error}). {_anew(path)}") from None
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -383,19 +383,23 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     if number in LOCKED:
         return (
             "is locked by another process, or lies on a network file system that does not lock files. It is not "
-            "damaged: run the command again when the other one has ended, or set HDF5_USE_FILE_LOCKING=FALSE if none is "
-            "running."
+            "damaged: run the command again when the other one has ended, or set HDF5_USE_FILE_LOCKING=FALSE if none "
+            "is running."
         )
     if number is not None or not path.is_file():
         why = os.strerror(number) if number else "it is no longer there"
         return f"cannot be read now ({why}). Check the disk and its permissions, and run the command again."
-    advice = "Make it anew."
-    if (journal := path.with_name(path.name + ".journal.sqlite")).exists():
-        advice = (
-            f"Run the same mifuse query-lalm command with --force: the answers are in {journal.name}, so that only "
-            "what is missing there is asked."
-        )
-    return f"is no readable HDF5 file ({error}); it may be truncated. {advice}"
+    return f"is no readable HDF5 file ({error}); it may be truncated. {_anew(path)}"
+
+
+def _anew(path: Path) -> str:
+    """How to make an artifact anew; of answers that were paid for, from the journal."""
+    if not (journal := path.with_name(path.name + ".journal.sqlite")).exists():
+        return "Make it anew."
+    return (
+        f"Make it anew by the same mifuse query-lalm command with --force: the answers are in {journal.name}, so that "
+        "only what is missing there is asked."
+    )
 
 
 def _header(file: h5py.File, path: Path) -> tuple[str, Header]:

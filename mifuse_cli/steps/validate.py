@@ -73,7 +73,7 @@ def _examine(path: Path, progress: Progress | None) -> Finding:
 
 def _kind(path: Path) -> str:
     if path.is_file():
-        return {".csv": "manifest", ".h5": "artifact"}.get(path.suffix.lower(), "unknown")
+        return {".csv": "manifest", ".tsv": "manifest", ".h5": "artifact"}.get(path.suffix.lower(), "unknown")
     for kind, names in (
         ("checkpoint", ("train.h5", "config.json")),
         ("prepared", ("summary.json", "manifest.csv")),
@@ -90,7 +90,7 @@ _Check = Callable[[Path, dict[str, Any], Progress | None], Iterable[str]]
 
 def _unknown(path: Path, facts: dict[str, Any], progress: Progress | None) -> Iterator[str]:
     yield (
-        "is neither a manifest (.csv), an artifact (.h5), a checkpoint, a prepared corpus nor a Kaldi directory"
+        "is neither a manifest (.csv or .tsv), an artifact (.h5), a checkpoint, a prepared corpus nor a Kaldi directory"
         if path.exists()
         else "no such file or directory"
     )
