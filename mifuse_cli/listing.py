@@ -100,7 +100,7 @@ class Listing:
         """
         directory, where = self._table.path.parent, self._table.path
         for line, found in self._table:
-            values = found | {ours: found[theirs] for ours, theirs in self._names.items()}
+            values = self._ours(found)
             name = values["file"]
             if not name:
                 raise InputError(f"{where}, line {line}: the column {self._names['file']!r} is empty.")
@@ -108,6 +108,16 @@ class Listing:
             yield ListedClip(
                 line, directory, file, self.segments.bounds(values, f"{where}, line {line}"), values
             )
+
+    def malformed(self) -> list[str]:
+        """What is wrong with the bounds of clips, a sentence for every row."""
+        faults = []
+        for line, found in self._table if self.segments != Segments() else ():
+            try:
+                self.segments.bounds(self._ours(found), f"{self._table.path}, line {line}")
+            except InputError as error:
+                faults.append(str(error))
+        return faults
 
     def contradictions(self) -> list[str]:
         """What the columns tell of the audio files and their headers deny, in sentences.
@@ -134,6 +144,9 @@ class Listing:
     def hint(self) -> str:
         """A sentence about files that are named as on Windows, "" if none is."""
         return next(filter(None, (windows_hint(row.values["file"]) for row in self)), "")
+
+    def _ours(self, found: dict[str, str]) -> dict[str, str]:
+        return found | {ours: found[theirs] for ours, theirs in self._names.items()}
 
     def _differs(self, row: ListedClip) -> bool:
         """Whether the length that a row tells of its file is another than that of the file."""

@@ -23,7 +23,7 @@ import numpy as np
 
 from mifuse_cli import audio
 from mifuse_cli.audio import Excerpt
-from mifuse_cli.errors import InputError, some
+from mifuse_cli.errors import InputError, listed, some
 from mifuse_cli.labels import class_index
 from mifuse_cli.listing import ListedClip, Listing, file_row
 
@@ -103,6 +103,8 @@ class Clips:
         used = frozenset() if self._listed is None else self._listed.segments.used
         self._read = used | set(_COLUMNS)
         self._name = _given if "utt_id" in self.columns else _stem
+        if self._listed is not None and (faults := self._listed.malformed()):
+            raise InputError(listed(faults))
         hashes = self._check(need_audio and self._listed is not None)
         self._length = len(hashes)
         twice = _twice(hashes)

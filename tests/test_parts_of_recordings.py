@@ -1,5 +1,7 @@
 """Clips that are parts of recordings, in every step: cut on reading, told apart by audio and bounds."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import soundfile
@@ -13,6 +15,7 @@ from mifuse_cli import artifacts, kaldi, lineage
 from mifuse_cli.errors import InputError
 from mifuse_cli.manifest import Clips, digest, read_clips, read_labelled
 from mifuse_cli.model.features import pooled_features
+from mifuse_cli.steps.compare import planning
 
 PARTS = [(0.0, 0.5), (0.5, 1.0), (1.0, 1.75), (1.75, 2.0)]
 
@@ -111,8 +114,13 @@ class TestManifest:
         assert found("0", "1") == found("1", "2") == found("left", "R") == [("two_A", 0), ("two_B", 1)]
         assert found("2") == [("two_B", 1)] and found("") == [("two", None)]
         assert found("1", file="one") == found("0", file="one") == [("one_A", 0)]
-        with pytest.raises(InputError, match="from 0 as well as from 1, as for two_A. Write left and right"):
+        with pytest.raises(InputError, match=r"from 0 as well as from 1, as for two_A. Write left and right"):
             found("1")
+
+    def test_all_rows_with_bounds_that_make_no_sense_are_named(self, listed):
+        listed.write_text(listed.read_text() + "dialog.wav,1,0.5,s1,sad\ndialog.wav,soon,2,s1,sad\n")
+        with pytest.raises(InputError, match=r"line 6: .*ends at 0\.5 s.*line 7: start 'soon' is no time"):
+            read_clips(listed)
 
 
 class TestPrepare:
@@ -230,6 +238,20 @@ class TestHeardInTraining:
         )
         assert any("heard in training" in note for note in result.notes)
         assert artifacts.read_header(tmp_path / "s.h5")[1].parameters["seen_in_training"] == 1.0
+
+    def test_train_and_compare_say_so_too(self, model, listed, tmp_path):
+        out = tmp_path / "student"
+        result = m.train(
+            m.TrainConfig(
+                model=model, manifest=listed, out=out, method="shot", tune="head", epochs=1, device="cpu"
+            )
+        )
+        assert any("4 of 4 clips were heard in training" in note for note in result.notes)
+        target = SimpleNamespace(clips=read_clips(listed))
+        notes = list(planning._heard({("a", 1): model}, {"a": target, "b": target}))
+        assert len(notes) == 1 and notes[0].startswith(
+            "b: 4 of 4 clips were heard in training of the models of a"
+        )
 
     def test_models_of_before_go_by_ids(self, model, listed):
         training = artifacts.Training.load(model / "train.h5")

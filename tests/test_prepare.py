@@ -301,7 +301,7 @@ class TestAsPeopleHaveThem:
 
     def test_also_where_nothing_is_left(self, tmp_path):
         with pytest.raises(
-            InputError, match="none of 2 labelled clips.*--merge anger=angry,joy=happy takes them"
+            InputError, match=r"none of 2 labelled clips.*--merge anger=angry,joy=happy takes them"
         ):
             prepare(self.table(tmp_path, "anger", "joy"), tmp_path / "out", "generic")
 

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 
 from mifuse_cli.corpora import Corpus, Utterance
-from mifuse_cli.errors import InputError, UsageError
+from mifuse_cli.errors import InputError, UsageError, listed
 from mifuse_cli.listing import Listing, portable_id
 from mifuse_cli.manifest import audio_below
 
@@ -55,6 +55,8 @@ def read(root: Path, columns: Mapping[str, str] | None = None) -> Iterator[Utter
 def _listed(table: Path, columns: Mapping[str, str]) -> Iterator[Utterance]:
     hint = f"Name columns with --columns, as {','.join(f'{ours}=NAME' for ours in {'file': '', **columns})}."
     rows = Listing(table, columns, hint)
+    if faults := rows.malformed():
+        raise InputError(listed(faults))
     if faults := rows.contradictions():
         raise InputError(f"{table}: {' '.join(faults)}")
     found = list(rows)
