@@ -325,7 +325,7 @@ def test_streams_of_any_encoding(tmp_path, encoding):
     (tmp_path / os.fsdecode(b"b\xf6se")).mkdir()
     for number, name in enumerate((os.fsdecode(b"b\xf6se"), "stra\u00dfe \u2603")):
         (tmp_path / name).mkdir(exist_ok=True)
-        soundfile.write(tmp_path / name / "a.wav", np.sin(np.arange(8000) * 0.1), 16_000)
+        soundfile.write(os.fsencode(tmp_path / name / "a.wav"), np.sin(np.arange(8000) * 0.1), 16_000)
         command = [
             sys.executable,
             "-m",
