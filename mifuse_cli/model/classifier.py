@@ -18,6 +18,9 @@ from mifuse_cli.model.encoder import Encoder
 from mifuse_cli.model.linear import LinearPart
 from mifuse_cli.model.standard import Standard, Statistics, fit_standard, statistics
 
+_CELLS = 1 << 20
+"""Hidden units of dropout passes computed at a time: 4 MB in single precision."""
+
 
 class Head(nn.Module):
     """Softmax-weighted sum over layers, one hidden layer with dropout, class logits.
@@ -62,7 +65,11 @@ class Head(nn.Module):
 
     def classify(self, units: Tensor) -> Tensor:
         """Logits (B, K) of hidden units (B, H), after dropout, without those of the linear part."""
-        return self.out(self.dropout(units)) / self.temperature
+        return self.output(self.dropout(units))
+
+    def output(self, units: Tensor) -> Tensor:
+        """Logits (..., K) of hidden units (..., H), likewise, but without dropout."""
+        return self.out(units) / self.temperature
 
     def with_linear(self, logits: Tensor, features: Tensor) -> Tensor:
         """Logits (B, K) plus those of the linear part, if there is one, of standardised features (B, L, D)."""
@@ -193,7 +200,8 @@ def predict(model: Classifier, inputs: Features | Waveforms) -> np.ndarray:
 def sample(model: Classifier, inputs: Features | Waveforms, passes: int, seed: int) -> np.ndarray:
     """Probabilities (U, M, K) of M passes with the head's dropout active (MC dropout).
 
-    The encoder and the head's hidden layer run once, since dropout comes after them.
+    The encoder, the head's hidden layer and its linear part run once, since dropout comes after them or does not reach
+    them; what follows runs for many passes at a time.
 
     Args:
         model: the classifier.
@@ -206,13 +214,17 @@ def sample(model: Classifier, inputs: Features | Waveforms, passes: int, seed: i
     """
     head, features = model.head, inputs.everything(model)
     hidden = head.units(features)
+    at_once = max(1, _CELLS // hidden.numel())
     with seeded(seed), dropout_active(model):
-        drawn = torch.stack(
-            [head.with_linear(head.classify(hidden), features).softmax(dim=-1) for _ in range(passes)], dim=1
-        )
-    if any(torch.equal(a, b) for a, b in pairwise(drawn.unbind(dim=1))):
+        # Masks are drawn pass by pass, so that they do not depend on how many passes are computed at a time.
+        parts = [
+            head.output(torch.stack([head.dropout(hidden) for _ in part]))
+            for part in torch.arange(passes).split(at_once)
+        ]
+    drawn = head.with_linear(torch.cat(parts), features).softmax(dim=-1)
+    if any(torch.equal(a, b) for a, b in pairwise(drawn)):
         raise InputError(
             "two dropout passes are identical: the model has no active dropout, or all clips sound the same, so its "
             "uncertainty would be 0. Train the source model with --dropout above 0; look for copies of one file."
         )
-    return drawn.cpu().numpy()
+    return drawn.transpose(0, 1).contiguous().cpu().numpy()
