@@ -73,8 +73,8 @@ def command(name: str, example: str) -> Callable[[Callable[[Any], str]], None]:
                 with console.progress_bar(quiet, log_json) as progress:
                     result = step(config_type(**values), progress=progress)
             except MifuseError as error:
-                if is_first:
-                    console.error(str(error))
+                launcher.let_the_first_speak()
+                console.error(str(error))
                 raise typer.Exit(error.exit_code) from None
             except KeyboardInterrupt:
                 if is_first:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 
 _TOLD = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"}
+_PATIENCE_S = 30.0
 
 
 def started() -> int:
@@ -20,3 +22,9 @@ def number() -> int:
 def number_here() -> int:
     """Number of this process among those on this machine, from 0, which is that of its GPU."""
     return int(os.environ["LOCAL_RANK"]) if started() > 1 else 0
+
+
+def let_the_first_speak() -> None:
+    """Wait, unless this is the first process: if that one fails as well, the launcher ends this one meanwhile."""
+    if number():
+        time.sleep(_PATIENCE_S)
