@@ -157,11 +157,11 @@ class TestProcesses:
 
     @pytest.mark.parametrize("wrong", (0, 1))
     def test_an_error_in_one_ends_both(self, in_two, wrong):
-        def make():
+        def read():
             if launcher.number() == wrong:
                 raise InputError(f"clip of {wrong}")
 
-        for found in in_two(joined(lambda: processes.gathered(make))):
+        for found in in_two(joined(lambda: processes.gathered(read))):
             assert isinstance(found, InputError) and str(found) == f"clip of {wrong}"
 
     def test_an_error_of_the_first_ends_both(self, in_two):

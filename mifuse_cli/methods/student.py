@@ -97,6 +97,7 @@ def untrained_student(
         encoder = trainable_part(
             load_encoder(source.encoder_dir, source.shape.precision),
             tune,
+            device=device,
             gradient_checkpointing=gradient_checkpointing,
         )
         mode = effective_mode(normalize, source.shape.statistics_of)

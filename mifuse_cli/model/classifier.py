@@ -17,7 +17,7 @@ from mifuse_cli import audio, provenance
 from mifuse_cli.errors import InputError
 from mifuse_cli.manifest import Clip
 from mifuse_cli.model import processes
-from mifuse_cli.model.batches import alike, batch_seconds, padded_to
+from mifuse_cli.model.batches import MOST_PADDING, alike, batch_seconds, padded_to
 from mifuse_cli.model.encoder import Encoder
 from mifuse_cli.model.linear import LinearPart
 from mifuse_cli.model.standard import Standard, Statistics, fit_standard, statistics
@@ -182,7 +182,7 @@ class Waveforms:
         assert encoder is not None
         lengths = [self.seconds[one] for one in positions]
         most = (self.micro_batch_s if trains else 0.0) or batch_seconds(encoder.device)
-        micro_batches = alike(lengths, most)
+        micro_batches = alike(lengths, most, encoder.padding or MOST_PADDING)
         seed = int(torch.randint(2**62, ())) if trains else 0
         rows: dict[int, Tensor] = {}
 

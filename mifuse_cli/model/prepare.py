@@ -19,6 +19,9 @@ from mifuse_cli.model.encoder import Encoder
 from mifuse_cli.model.features import pooled_features
 from mifuse_cli.model.standard import fit_standard, statistics
 
+_PADDING_ON_A_GPU = 0.6
+"""Share of a micro-batch that may be padding: a GPU computes it sooner than it starts another micro-batch."""
+
 
 def frozen_inputs(
     checkpoint: Checkpoint,
@@ -90,13 +93,18 @@ def effective_mode(mode: str, statistics_of: str) -> str:
 
 
 def trainable_part(
-    checkpoint_encoder: Encoder, tune: str, *, gradient_checkpointing: bool = False
+    checkpoint_encoder: Encoder,
+    tune: str,
+    *,
+    device: torch.device,
+    gradient_checkpointing: bool = False,
 ) -> Encoder:
-    """The encoder with gradients for its last N blocks (``top-N``) or all of it (``all``).
+    """The encoder on a device, with gradients for its last N blocks (``top-N``) or all of it (``all``).
 
     Args:
         checkpoint_encoder: is changed.
         tune: see above.
+        device: where to train it.
         gradient_checkpointing: whether activations within a block are computed again for its gradients instead of
             being held.
 
@@ -115,7 +123,9 @@ def trainable_part(
         for block in blocks:
             # Not that of transformers, which wants the whole block in training mode.
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    return checkpoint_encoder
+    if checkpoint_encoder.padding and device.type == "cuda":
+        checkpoint_encoder.padding = _PADDING_ON_A_GPU
+    return checkpoint_encoder.to(device)
 
 
 def frozen_classifier(checkpoint: Checkpoint, device: torch.device) -> Classifier:

@@ -314,7 +314,9 @@ def _model_and_inputs(
     else:
         with seeded(config.seed, "train-source", "encoder"):
             whole = LogMelEncoder() if encoder_dir is None else load_encoder(encoder_dir)
-        encoder = trainable_part(whole, tune, gradient_checkpointing=config.gradient_checkpointing)
+        encoder = trainable_part(
+            whole, tune, device=device, gradient_checkpointing=config.gradient_checkpointing
+        )
         encoder.precision = config.precision
         count, width = encoder.layers, encoder.width
     layers = pick_layers(config.layers, count)
