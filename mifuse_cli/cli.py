@@ -21,6 +21,7 @@ from mifuse_cli import config as configs
 from mifuse_cli import console
 from mifuse_cli.errors import MifuseError
 from mifuse_cli.fusion import FORECAST_ERROR
+from mifuse_cli.model import launcher, processes
 
 _EPILOG = (
     "Every option can also be set by MIFUSE_OPTION or MIFUSE_COMMAND_OPTION in the environment, or in the YAML "
@@ -65,14 +66,19 @@ def command(name: str, example: str) -> Callable[[Callable[[Any], str]], None]:
         step = getattr(module, module_name)
 
         def run(json: bool, log_json: bool, quiet: bool, config: Path | None, **values: Any) -> None:
+            is_first = launcher.number() == 0
+            quiet, json = quiet or not is_first, json and is_first
             try:
+                processes.check_undivided(step, name)
                 with console.progress_bar(quiet, log_json) as progress:
                     result = step(config_type(**values), progress=progress)
             except MifuseError as error:
+                launcher.let_the_first_speak()
                 console.error(str(error))
                 raise typer.Exit(error.exit_code) from None
             except KeyboardInterrupt:
-                console.error("interrupted; run the same command again to go on")
+                if is_first:
+                    console.error("interrupted; run the same command again to go on")
                 raise typer.Exit(130) from None
             if not quiet:
                 for text in getattr(result, "notes", ()):

@@ -100,6 +100,30 @@ class EncodingConfig(StepConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuningConfig(EncodingConfig):
+    """Options of every step that can train an encoder."""
+
+    # Neither affects the result, apart from rounding and from which units of the encoder dropout hits, so that a run
+    # that ran out of memory can be continued with less.
+    micro_batch_seconds: float = option(
+        0.0,
+        "Where the encoder is trained: seconds of audio whose activations are held at a time, the rest being computed "
+        "again, so that a batch may be larger than memory; 0: those of the whole batch are held.",
+        settles=False,
+    )
+    gradient_checkpointing: bool = option(
+        False,
+        "Where the encoder is trained: hold no activations within its blocks, compute them again for the gradients.",
+        settles=False,
+    )
+
+    def problems(self) -> Iterable[str]:
+        """Values that make no sense."""
+        yield from at_least("--micro-batch-seconds", self.micro_batch_seconds, 0)
+        yield from super().problems()
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepResult:
     """Result of every step that makes something.
 

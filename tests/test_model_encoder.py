@@ -13,6 +13,7 @@ from mifuse_cli.model.encoder import LogMelEncoder, load_encoder
 from mifuse_cli.model.hub import find_encoder
 from mifuse_cli.model.prepare import trainable_part
 
+CPU = torch.device("cpu")
 FAMILIES = ("wav2vec2", "hubert", "wavlm", "whisper")
 
 
@@ -317,9 +318,9 @@ class TestEncoders:
             find_encoder(str(tmp_path / "nowhere"))
 
     def test_trainable_part(self, encoders):
-        encoder = trainable_part(load_encoder(encoders["wav2vec2"]), "top-1")
+        encoder = trainable_part(load_encoder(encoders["wav2vec2"]), "top-1", device=CPU)
         trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
         assert trained and all("encoder.layers.1." in name for name in trained)
-        assert all(p.requires_grad for p in trainable_part(encoder, "all").parameters())
+        assert all(p.requires_grad for p in trainable_part(encoder, "all", device=CPU).parameters())
         with pytest.raises(UsageError, match="2 blocks"):
-            trainable_part(encoder, "top-3")
+            trainable_part(encoder, "top-3", device=CPU)

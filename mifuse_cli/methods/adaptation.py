@@ -202,6 +202,7 @@ def adapt(
     import torch
 
     from mifuse_cli.methods import loop, resume, student
+    from mifuse_cli.model import processes
 
     method = _method(options, teachers, truth, classifier.head.out.out_features)
     names = loop.LoopOptions.__dataclass_fields__
@@ -214,7 +215,7 @@ def adapt(
 
     def after(state: State) -> None:
         if kept:
-            resume.keep(*kept, state, method)
+            processes.by_first(lambda: resume.keep(*kept, state, method))
         if after_epoch:
             after_epoch(state.epoch)
 

@@ -16,7 +16,7 @@ _CELLS = 1 << 24
 @torch.no_grad()
 def predicted(head: Head, units: Tensor) -> Tensor:
     """Probabilities (B, K) of hidden units (B, H) without dropout, whatever mode the head is in."""
-    return (head.out(units) / head.temperature).softmax(dim=-1)
+    return head.output(units).softmax(dim=-1)
 
 
 def nearest(bank: Tensor, index: Tensor, count: int) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mifuse_cli import provenance
 from mifuse_cli.errors import MifuseError
+from mifuse_cli.model import launcher, processes
 from mifuse_cli.model.classifier import Classifier, Features, Head, Waveforms, dropout_active, seeded
 
 
@@ -180,10 +181,23 @@ def _step(
         )
     state.optimizer.zero_grad()
     loss.backward()
+    if student.encoder is not None:
+        _add_gradients(student)
     state.optimizer.step()
     if state.teacher is not None:
         follow(state.teacher, state.student, ema)
     return {name: value.item() for name, value in terms.items()}
+
+
+def _add_gradients(student: Classifier) -> None:
+    """Give all processes the same gradients: of the encoder the sum of theirs, of the head those of the first.
+
+    Every process has the gradients of its clips for the encoder, and those of the whole batch for the head.
+    """
+    if launcher.number():
+        for parameter in student.head.parameters():
+            parameter.grad = None
+    processes.add_gradients([one for one in student.parameters() if one.requires_grad])
 
 
 @torch.no_grad()

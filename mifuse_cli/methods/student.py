@@ -66,6 +66,8 @@ def untrained_student(
     clips: Sequence[Clip],
     *,
     tune: str,
+    micro_batch_s: float,
+    gradient_checkpointing: bool,
     normalize: str,
     linear: bool,
     device: torch.device,
@@ -79,6 +81,8 @@ def untrained_student(
         source: the source model.
         clips: to adapt to.
         tune: ``head``, ``top-N`` or ``all``.
+        micro_batch_s: of `Waveforms`, if the encoder is trained.
+        gradient_checkpointing: of `trainable_part`, likewise.
         normalize: how the head's input is standardised.
         linear: whether the student has a linear part, as it has where the encoder is frozen.
         device: where to compute.
@@ -90,10 +94,15 @@ def untrained_student(
         the source model, with a linear part if the student has one; a classifier of its weights; and its inputs.
     """
     if tune != "head":
-        encoder = trainable_part(load_encoder(source.encoder_dir, source.shape.precision), tune)
+        encoder = trainable_part(
+            load_encoder(source.encoder_dir, source.shape.precision),
+            tune,
+            device=device,
+            gradient_checkpointing=gradient_checkpointing,
+        )
         mode = effective_mode(normalize, source.shape.statistics_of)
         student = Classifier(encoder, source.head, source.shape.layers).to(device)
-        return source, student, Waveforms(clips, mode, source.statistics)
+        return source, student, Waveforms(clips, mode, source.statistics, micro_batch_s)
     hidden = all_layers(source, clips, device=device, cache=cache, workers=workers, progress=progress)
     if linear:
         source = with_linear_part(source, hidden)

@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mifuse_cli import audio, provenance
 from mifuse_cli.errors import InputError
 from mifuse_cli.manifest import Clip
+from mifuse_cli.model import processes
+from mifuse_cli.model.batches import MOST_PADDING, alike, batch_seconds, padded_to
 from mifuse_cli.model.encoder import Encoder
 from mifuse_cli.model.linear import LinearPart
 from mifuse_cli.model.standard import Standard, Statistics, fit_standard, statistics
+
+_CELLS = 1 << 20
+"""Hidden units of dropout passes computed at a time: 4 MB in single precision."""
 
 
 class Head(nn.Module):
@@ -62,7 +69,11 @@ class Head(nn.Module):
 
     def classify(self, units: Tensor) -> Tensor:
         """Logits (B, K) of hidden units (B, H), after dropout, without those of the linear part."""
-        return self.out(self.dropout(units)) / self.temperature
+        return self.output(self.dropout(units))
+
+    def output(self, units: Tensor) -> Tensor:
+        """Logits (..., K) of hidden units (..., H), likewise, but without dropout."""
+        return self.out(units) / self.temperature
 
     def with_linear(self, logits: Tensor, features: Tensor) -> Tensor:
         """Logits (B, K) plus those of the linear part, if there is one, of standardised features (B, L, D)."""
@@ -114,18 +125,34 @@ class Features:
 class Waveforms:
     """U clips as audio, for an encoder that is trained: read, encoded and standardised on demand.
 
-    The statistics change with the encoder: `refresh` recomputes them once an epoch.
+    The statistics change with the encoder: `refresh` recomputes them once an epoch. A batch is encoded in micro-batches
+    of clips of nearly the same length, which several processes divide among them; dropout is drawn by micro-batch, so
+    that it does not depend on which process encodes it.
+
+    Args:
+        clips: U clips.
+        normalize: one of `config.NORMALIZATIONS`.
+        stored: statistics of the source, None while the source model is trained.
+        micro_batch_s: audio of a micro-batch, in seconds, whose activations alone are held: they are computed again for
+            the gradients, micro-batch by micro-batch. 0: those of the whole batch are held.
     """
 
     statistics: Statistics
     standard: Standard
 
-    def __init__(self, clips: Sequence[Clip], normalize: str, stored: Statistics | None) -> None:
+    def __init__(
+        self, clips: Sequence[Clip], normalize: str, stored: Statistics | None, micro_batch_s: float = 0.0
+    ) -> None:
         self.clips = clips
-        self.normalize, self.stored = normalize, stored
+        self.normalize, self.stored, self.micro_batch_s = normalize, stored, micro_batch_s
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    @cached_property
+    def seconds(self) -> list[float]:
+        """Length of every clip."""
+        return [audio.seconds(*clip.excerpt) for clip in self.clips]
 
     def refresh(self, model: Classifier) -> None:
         """Recompute the statistics of all clips with the current weights of the model's encoder."""
@@ -135,8 +162,11 @@ class Waveforms:
         self.standard = fit_standard(self.normalize, features, stored=self.stored, speakers=speakers)
 
     def batch(self, model: Classifier, index: Tensor) -> Tensor:
-        """Features (B, L, D) of the clips at positions ``index``, with gradients."""
-        return self.standard(self._encode(model, index), index)
+        """Features (B, L, D) of the clips at positions ``index``, with gradients.
+
+        Of several processes, each has the gradients of the clips that it encoded.
+        """
+        return self.standard(self._encode(model, index.tolist()), index)
 
     def everything(self, model: Classifier) -> Tensor:
         """Features (U, L, D) of all clips, without gradients."""
@@ -145,13 +175,56 @@ class Waveforms:
     @torch.no_grad()
     def _encode_all(self, model: Classifier) -> Tensor:
         model.eval()
-        return torch.cat([self._encode(model, index) for index in torch.arange(len(self)).split(64)])
+        return self._encode(model, list(range(len(self))))
 
-    def _encode(self, model: Classifier, index: Tensor) -> Tensor:
-        assert model.encoder is not None
-        clips = [torch.from_numpy(audio.read(*self.clips[i].excerpt)) for i in index.tolist()]
-        with model.encoder.autocast():
-            return model.encoder(clips)[:, model.layers]
+    def _encode(self, model: Classifier, positions: list[int]) -> Tensor:
+        encoder, trains = model.encoder, torch.is_grad_enabled()
+        assert encoder is not None
+        lengths = [self.seconds[one] for one in positions]
+        most = (self.micro_batch_s if trains else 0.0) or batch_seconds(encoder.device)
+        micro_batches = alike(lengths, most, encoder.padding or MOST_PADDING)
+        seed = int(torch.randint(2**62, ())) if trains else 0
+        rows: dict[int, Tensor] = {}
+
+        def encode_share() -> dict[int, Tensor]:
+            costs = [padded_to([lengths[one] for one in places]) for places in micro_batches]
+            with encoder.autocast():
+                for number in processes.own_share(costs):
+                    places = micro_batches[number]
+                    clips = [self.clips[positions[one]] for one in places]
+                    states = _states(
+                        encoder, clips, (seed, number) if trains else None, bool(self.micro_batch_s)
+                    )
+                    rows.update(zip(places, states[:, model.layers], strict=True))
+            return {} if processes.count() == 1 else {one: row.detach().cpu() for one, row in rows.items()}
+
+        for share in processes.gathered(encode_share):
+            for place, row in share.items():
+                rows.setdefault(place, row.to(encoder.device))
+        return torch.stack([rows[place] for place in range(len(positions))])
+
+
+def _states(
+    encoder: Encoder, clips: Sequence[Clip], drawn: tuple[int, int] | None, recomputed: bool
+) -> Tensor:
+    """Hidden states (B, L, D) of a micro-batch.
+
+    Args:
+        encoder: with dropout active or not.
+        clips: B clips.
+        drawn: seed and number of the micro-batch for dropout; None without gradients.
+        recomputed: whether activations are computed again for the gradients instead of being held.
+    """
+    waveforms = [torch.from_numpy(audio.read(*clip.excerpt)) for clip in clips]
+    if drawn is None:
+        return encoder(waveforms)
+
+    def encode() -> Tensor:
+        with seeded(*drawn):
+            return encoder(waveforms)
+
+    # Nothing has to be kept of the random numbers: the block above draws the same ones again.
+    return checkpoint(encode, use_reentrant=False, preserve_rng_state=False) if recomputed else encode()
 
 
 @contextmanager
@@ -193,7 +266,8 @@ def predict(model: Classifier, inputs: Features | Waveforms) -> np.ndarray:
 def sample(model: Classifier, inputs: Features | Waveforms, passes: int, seed: int) -> np.ndarray:
     """Probabilities (U, M, K) of M passes with the head's dropout active (MC dropout).
 
-    The encoder and the head's hidden layer run once, since dropout comes after them.
+    The encoder, the head's hidden layer and its linear part run once, since dropout comes after them or does not reach
+    them; what follows runs for many passes at a time.
 
     Args:
         model: the classifier.
@@ -206,13 +280,17 @@ def sample(model: Classifier, inputs: Features | Waveforms, passes: int, seed: i
     """
     head, features = model.head, inputs.everything(model)
     hidden = head.units(features)
+    at_once = max(1, _CELLS // hidden.numel())
     with seeded(seed), dropout_active(model):
-        drawn = torch.stack(
-            [head.with_linear(head.classify(hidden), features).softmax(dim=-1) for _ in range(passes)], dim=1
-        )
-    if any(torch.equal(a, b) for a, b in pairwise(drawn.unbind(dim=1))):
+        # Masks are drawn pass by pass, so that they do not depend on how many passes are computed at a time.
+        parts = [
+            head.output(torch.stack([head.dropout(hidden) for _ in part]))
+            for part in torch.arange(passes).split(at_once)
+        ]
+    drawn = head.with_linear(torch.cat(parts), features).softmax(dim=-1)
+    if any(torch.equal(a, b) for a, b in pairwise(drawn)):
         raise InputError(
             "two dropout passes are identical: the model has no active dropout, or all clips sound the same, so its "
             "uncertainty would be 0. Train the source model with --dropout above 0; look for copies of one file."
         )
-    return drawn.cpu().numpy()
+    return drawn.transpose(0, 1).contiguous().cpu().numpy()

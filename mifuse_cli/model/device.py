@@ -5,17 +5,24 @@ from __future__ import annotations
 import torch
 
 from mifuse_cli.errors import DependencyError, UsageError
+from mifuse_cli.model.launcher import number_here, started
 
 
 def find_device(name: str) -> torch.device:
     """The device called ``name``; ``auto`` is the first GPU if there is one, else the CPU.
 
+    Of several processes on a machine, ``auto`` and ``cuda`` give each a GPU of its own.
+
     Raises:
-        UsageError: no such kind of device.
+        UsageError: no such kind of device, or one GPU for several processes.
         DependencyError: the device is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if started() > 1 and name.startswith("cuda"):
+        if name != "cuda":
+            raise UsageError(f"--device {name}: each of {started()} processes needs its own GPU; give cuda.")
+        name = f"cuda:{number_here()}"
     try:
         device = torch.device(name)
     except RuntimeError:

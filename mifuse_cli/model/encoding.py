@@ -20,6 +20,7 @@ from mifuse_cli import audio
 from mifuse_cli.audio import Excerpt
 from mifuse_cli.cores import free_cores
 from mifuse_cli.model.batches import batch_seconds, batches, padded_to
+from mifuse_cli.model.processes import count
 from mifuse_cli.model.workers import spread
 
 
@@ -95,7 +96,9 @@ def encoded(
         for near, seconds in batches(excerpts, lambda one: audio.seconds(*one), batch_seconds(device))
     )
     on_cpu = device.type == "cpu"
-    split = partial(spread, found, len(excerpts), processes=workers or free_cores(), helps=on_cpu)
+    split = partial(
+        spread, found, len(excerpts), processes=workers or max(1, free_cores() // count()), helps=on_cpu
+    )
     with _one_thread() if on_cpu else nullcontext():
         made: Generator[tuple[_Batch, np.ndarray]] = (
             split(partial(_encode, loaded), partial(_encoder, network))

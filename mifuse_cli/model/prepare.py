@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from mifuse_cli.config import Progress
 from mifuse_cli.errors import UsageError
@@ -16,6 +18,9 @@ from mifuse_cli.model.classifier import Classifier, Features
 from mifuse_cli.model.encoder import Encoder
 from mifuse_cli.model.features import pooled_features
 from mifuse_cli.model.standard import fit_standard, statistics
+
+_PADDING_ON_A_GPU = 0.6
+"""Share of a micro-batch that may be padding: a GPU computes it sooner than it starts another micro-batch."""
 
 
 def frozen_inputs(
@@ -87,21 +92,40 @@ def effective_mode(mode: str, statistics_of: str) -> str:
     return "source" if mode == statistics_of == "target" else mode
 
 
-def trainable_part(checkpoint_encoder: Encoder, tune: str) -> Encoder:
-    """The encoder with gradients for its last N blocks (``top-N``) or all of it (``all``).
+def trainable_part(
+    checkpoint_encoder: Encoder,
+    tune: str,
+    *,
+    device: torch.device,
+    gradient_checkpointing: bool = False,
+) -> Encoder:
+    """The encoder on a device, with gradients for its last N blocks (``top-N``) or all of it (``all``).
+
+    Args:
+        checkpoint_encoder: is changed.
+        tune: see above.
+        device: where to train it.
+        gradient_checkpointing: whether activations within a block are computed again for its gradients instead of
+            being held.
 
     Raises:
         UsageError: N is more than the encoder has.
     """
-    if tune == "all":
-        return checkpoint_encoder.requires_grad_(True)
-    count = int(tune.removeprefix("top-"))
-    if count > len(checkpoint_encoder.blocks):
-        raise UsageError(f"--tune {tune}: the encoder has {len(checkpoint_encoder.blocks)} blocks")
-    checkpoint_encoder.requires_grad_(False)
-    for block in checkpoint_encoder.blocks[-count:]:
-        block.requires_grad_(True)
-    return checkpoint_encoder
+    blocks = checkpoint_encoder.blocks
+    if tune != "all":
+        count = int(tune.removeprefix("top-"))
+        if count > len(blocks):
+            raise UsageError(f"--tune {tune}: the encoder has {len(blocks)} blocks")
+        checkpoint_encoder.requires_grad_(False)
+        blocks = blocks[-count:]
+    (checkpoint_encoder if tune == "all" else blocks).requires_grad_(True)
+    if gradient_checkpointing:
+        for block in blocks:
+            # Not that of transformers, which wants the whole block in training mode.
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    if checkpoint_encoder.padding and device.type == "cuda":
+        checkpoint_encoder.padding = _PADDING_ON_A_GPU
+    return checkpoint_encoder.to(device)
 
 
 def frozen_classifier(checkpoint: Checkpoint, device: torch.device) -> Classifier:

@@ -222,12 +222,12 @@ def _work(parent: Connection, make: Callable[[], Callable[[Any], Any]]) -> None:
         except (EOFError, ConnectionError):
             raise
         except Exception as error:
-            parent.send((False, _portable(error)))
+            parent.send((False, portable(error)))
     except (EOFError, ConnectionError):
         return  # the parent is gone
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """An error that can be sent to another process, with the traceback of this one unless it was raised on purpose."""
     if not isinstance(error, MifuseError):
         error.add_note("".join(traceback.format_exception(error)))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mifuse_cli import fusion, lineage, provenance
-from mifuse_cli.artifacts import Source, Training
+from mifuse_cli.artifacts import Parent, Source, Training
 from mifuse_cli.config import (
     EncodingConfig,
     Progress,
@@ -17,9 +20,13 @@ from mifuse_cli.config import (
     option,
     target_problems,
 )
-from mifuse_cli.manifest import clips_of
+from mifuse_cli.manifest import Clip, clips_of
+from mifuse_cli.model import processes
 from mifuse_cli.model.hub import find_speaker_encoder
-from mifuse_cli.model.shape import read_shape
+from mifuse_cli.model.shape import Shape, read_shape
+
+if TYPE_CHECKING:
+    from mifuse_cli.model.checkpoint import Checkpoint
 
 _OF_THE_MODEL = ("method", "fusion", "refresh", "checkpoint")
 """Parameters of a sampled student that are copied to the artifact of its samples."""
@@ -83,6 +90,7 @@ class SampleSourceResult(StepResult):
     marginal: dict[str, float]
 
 
+@processes.divided
 def sample_source(config: SampleSourceConfig, *, progress: Progress | None = None) -> SampleSourceResult:
     """Draw M predictions with the head's dropout active, and one without, for every clip.
 
@@ -106,32 +114,44 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
     if lineage.is_current(config, config.out, parents):
         return _result(config.out, Source.load(config.out), up_to_date=True)
 
-    import numpy as np
-
     from mifuse_cli.model import checkpoint
-    from mifuse_cli.model.classifier import predict, sample
     from mifuse_cli.model.device import find_device
-    from mifuse_cli.model.prepare import all_layers, frozen_classifier, standardised_inputs
+    from mifuse_cli.model.prepare import all_layers
     from mifuse_cli.model.speaker_encoder import speaker_vectors
 
-    device = find_device(config.device)
     loaded = checkpoint.load(config.model)
+    how: dict[str, Any] = {
+        "device": find_device(config.device),
+        "cache": config.cache_dir,
+        "workers": config.workers,
+        "progress": progress,
+    }
+
+    def encoded(some: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray | None]:
+        voice = None if speaker_encoder is None else speaker_vectors(some, speaker_encoder, **how)
+        return all_layers(loaded, some, **how), voice
+
+    processes.in_shares(encoded, clips)
+    return processes.by_first(lambda: _sample(config, clips, shape, parents, loaded, *encoded(clips)))
+
+
+def _sample(
+    config: SampleSourceConfig,
+    clips: Sequence[Clip],
+    shape: Shape,
+    parents: Sequence[Parent],
+    loaded: Checkpoint,
+    hidden: np.ndarray,
+    voice: np.ndarray | None,
+) -> SampleSourceResult:
+    from mifuse_cli.model.classifier import predict, sample
+    from mifuse_cli.model.device import find_device
+    from mifuse_cli.model.prepare import frozen_classifier, standardised_inputs
+
+    device = find_device(config.device)
     if config.calibrate:
         loaded.calibrate()
     normalize = config.normalize or shape.normalize
-    voice = None
-    if speaker_encoder is not None:
-        voice = speaker_vectors(
-            clips,
-            speaker_encoder,
-            device=device,
-            cache=config.cache_dir,
-            workers=config.workers,
-            progress=progress,
-        )
-    hidden = all_layers(
-        loaded, clips, device=device, cache=config.cache_dir, workers=config.workers, progress=progress
-    )
     speakers = [clip.speaker for clip in clips]
     inputs = standardised_inputs(loaded, hidden, speakers, normalize=normalize, device=device)
     model = frozen_classifier(loaded, device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ import numpy as np
 from mifuse_cli import artifacts, lineage, provenance
 from mifuse_cli.artifacts import Fused, Parent, Predictions, Training
 from mifuse_cli.config import (
-    EncodingConfig,
     Progress,
     StepResult,
+    TuningConfig,
     above_zero,
     normalize_problems,
     option,
@@ -38,12 +38,13 @@ from mifuse_cli.methods.adaptation import (
     student_problems,
 )
 from mifuse_cli.methods.teachers import Teachers
+from mifuse_cli.model import processes
 from mifuse_cli.model.shape import Shape, read_shape
 from mifuse_cli.truth import labels_parent, read_labels
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(AdaptationConfig, EncodingConfig):
+class TrainConfig(AdaptationConfig, TuningConfig):
     """Train a student on unlabelled clips, with fused labels or by another method, starting from the source
     model.
     """
@@ -121,6 +122,7 @@ class TrainResult(StepResult):
     resumed_from: int = 0
 
 
+@processes.divided
 def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult:
     """Train the student; an interrupted run of the same configuration is continued.
 
@@ -154,6 +156,40 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
     if lineage.is_current(config, config.out, parents):
         return _result(config.out, up_to_date=True)
 
+    def work() -> TrainResult:
+        return _train(config, clips, options, fused, teachers, truth, parents, progress)
+
+    if config.tune != "head":
+        return work()
+
+    from mifuse_cli.model import checkpoint
+    from mifuse_cli.model.device import find_device
+    from mifuse_cli.model.prepare import all_layers
+
+    def encode(some: Sequence[Clip]) -> np.ndarray:
+        return all_layers(
+            checkpoint.load(config.model),
+            some,
+            device=find_device(config.device),
+            cache=config.cache_dir,
+            workers=config.workers,
+            progress=progress,
+        )
+
+    processes.in_shares(encode, clips)
+    return processes.by_first(work)
+
+
+def _train(
+    config: TrainConfig,
+    clips: list[Clip],
+    options: Options,
+    fused: Fused | None,
+    teachers: Teachers | None,
+    truth: np.ndarray | None,
+    parents: list[Parent],
+    progress: Progress | None,
+) -> TrainResult:
     from mifuse_cli.methods import resume
     from mifuse_cli.methods.student import untrained_student
     from mifuse_cli.model import checkpoint
@@ -171,6 +207,8 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
         source,
         clips,
         tune=config.tune,
+        micro_batch_s=config.micro_batch_seconds,
+        gradient_checkpointing=config.gradient_checkpointing,
         normalize=normalize,
         linear=has_linear_part(config.method, teachers),
         device=device,
@@ -227,8 +265,12 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
     )
     statistics = inputs.statistics if adapted else source.statistics
     predictions = Predictions(header=header, utt_id=utt_id, probs=predict(student, inputs), gold=gold)
-    checkpoint.save(config.out, shape, student, statistics, source.encoder_dir, training, predictions)
-    resume.forget(partial)
+
+    def save() -> None:
+        checkpoint.save(config.out, shape, student, statistics, source.encoder_dir, training, predictions)
+        resume.forget(partial)
+
+    processes.by_first(save)
     return _result(config.out, resumed_from=made.resumed_from)
 
 

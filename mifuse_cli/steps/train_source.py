@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +14,9 @@ from mifuse_cli import evaluation, lineage, provenance, splits
 from mifuse_cli.artifacts import Parent, Training
 from mifuse_cli.config import (
     NORMALIZATIONS,
-    EncodingConfig,
     Progress,
     StepResult,
+    TuningConfig,
     above_zero,
     at_least,
     between,
@@ -26,7 +26,8 @@ from mifuse_cli.config import (
 )
 from mifuse_cli.errors import InputError, UsageError
 from mifuse_cli.labels import CLASSES, parse_classes
-from mifuse_cli.manifest import LabelledClip, read_labelled
+from mifuse_cli.manifest import Clip, LabelledClip, read_labelled
+from mifuse_cli.model import processes
 from mifuse_cli.model.hub import LOGMEL, find_encoder
 from mifuse_cli.model.shape import PRECISIONS, Shape
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSourceConfig(EncodingConfig):
+class TrainSourceConfig(TuningConfig):
     """Train the source classifier on a labelled manifest."""
 
     manifest: Path = option(help="CSV of labelled source clips: file, emotion, and where known speaker.")
@@ -126,6 +127,7 @@ class TrainSourceResult(StepResult):
     temperature: float
 
 
+@processes.divided
 def train_source(config: TrainSourceConfig, *, progress: Progress | None = None) -> TrainSourceResult:
     """Train the source classifier and save it as a checkpoint directory.
 
@@ -165,7 +167,14 @@ def train_source(config: TrainSourceConfig, *, progress: Progress | None = None)
             )
         rng = provenance.rng(config.seed, "train-source", "validation")
         held_out, notes = splits.held_out_speakers([one.speaker for one in clips], config.validation, rng)
-    return _train(config, classes, labelled, encoder_dir, held_out, parents, notes, progress)
+
+    def work() -> TrainSourceResult:
+        return _train(config, classes, labelled, encoder_dir, held_out, parents, notes, progress)
+
+    if _tune(config, encoder_dir) != "head":
+        return work()
+    processes.in_shares(lambda some: _features(config, some, encoder_dir, progress), clips)
+    return processes.by_first(work)
 
 
 def _train(
@@ -243,8 +252,43 @@ def _train(
         audio_sha256=lineage.content([one.clip for one in labelled]),
     )
     shape = dataclasses.replace(shape, temperature=temperature)
-    checkpoint.save(config.out, shape, model, inputs.statistics, encoder_dir or Path(), training)
+    processes.by_first(
+        lambda: checkpoint.save(config.out, shape, model, inputs.statistics, encoder_dir or Path(), training)
+    )
     return _result(config.out, notes=notes)
+
+
+def _tune(config: TrainSourceConfig, encoder_dir: Path | None) -> str:
+    """What to train: head, top-N or all.
+
+    Raises:
+        UsageError: not all of an encoder without weights to start from.
+    """
+    if config.tune == "auto":
+        return "all" if encoder_dir is None else "head"
+    if encoder_dir is None and config.tune != "all":
+        raise UsageError("--encoder logmel is trained from scratch: use --tune all")
+    return config.tune
+
+
+def _features(
+    config: TrainSourceConfig, clips: Sequence[Clip], encoder_dir: Path | None, progress: Progress | None
+) -> np.ndarray:
+    """Features (U, L, D) of clips from the frozen encoder."""
+    from mifuse_cli.model.device import find_device
+    from mifuse_cli.model.features import pooled_features
+
+    assert encoder_dir is not None
+    return pooled_features(
+        clips,
+        encoder_dir,
+        lineage.digest(encoder_dir),
+        precision=config.precision,
+        device=find_device(config.device),
+        cache=config.cache_dir,
+        workers=config.workers,
+        progress=progress,
+    )
 
 
 def _model_and_inputs(
@@ -260,32 +304,20 @@ def _model_and_inputs(
     from mifuse_cli.model import checkpoint
     from mifuse_cli.model.classifier import Classifier, Features, Waveforms, seeded
     from mifuse_cli.model.encoder import LogMelEncoder, load_encoder
-    from mifuse_cli.model.features import pooled_features
     from mifuse_cli.model.prepare import trainable_part
     from mifuse_cli.model.standard import fit_standard, statistics
 
     clips = [one.clip for one in labelled]
-    tune = config.tune if config.tune != "auto" else ("all" if encoder_dir is None else "head")
-    if encoder_dir is None and tune != "all":
-        raise UsageError("--encoder logmel is trained from scratch: use --tune all")
-    encoder = None
+    tune, encoder = _tune(config, encoder_dir), None
     if tune == "head":
-        assert encoder_dir is not None
-        found = pooled_features(
-            clips,
-            encoder_dir,
-            lineage.digest(encoder_dir),
-            precision=config.precision,
-            device=device,
-            cache=config.cache_dir,
-            workers=config.workers,
-            progress=progress,
-        )
+        found = _features(config, clips, encoder_dir, progress)
         count, width = found.shape[1:]
     else:
         with seeded(config.seed, "train-source", "encoder"):
             whole = LogMelEncoder() if encoder_dir is None else load_encoder(encoder_dir)
-        encoder = trainable_part(whole, tune)
+        encoder = trainable_part(
+            whole, tune, device=device, gradient_checkpointing=config.gradient_checkpointing
+        )
         encoder.precision = config.precision
         count, width = encoder.layers, encoder.width
     layers = pick_layers(config.layers, count)
@@ -306,7 +338,7 @@ def _model_and_inputs(
         model = Classifier(encoder, checkpoint.new_head(shape), layers).to(device)
     speakers = [clip.speaker for clip in clips]
     if encoder is not None:
-        return model, Waveforms(clips, config.normalize, None), shape
+        return model, Waveforms(clips, config.normalize, None, config.micro_batch_seconds), shape
     features = torch.from_numpy(found[:, list(layers)]).to(device)
     standard = fit_standard(config.normalize, features, stored=None, speakers=speakers)
     return model, Features(standard(features, torch.arange(len(clips))), statistics(features)), shape
