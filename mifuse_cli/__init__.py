@@ -48,6 +48,9 @@ if TYPE_CHECKING:  # The same names for type checkers; a test compares both.
     from mifuse_cli.steps.fuse import FuseConfig as FuseConfig
     from mifuse_cli.steps.fuse import FuseResult as FuseResult
     from mifuse_cli.steps.fuse import fuse as fuse
+    from mifuse_cli.steps.merge import MergeConfig as MergeConfig
+    from mifuse_cli.steps.merge import MergeResult as MergeResult
+    from mifuse_cli.steps.merge import merge as merge
     from mifuse_cli.steps.prepare import PrepareConfig as PrepareConfig
     from mifuse_cli.steps.prepare import PrepareResult as PrepareResult
     from mifuse_cli.steps.prepare import prepare as prepare
@@ -94,6 +97,7 @@ _HOME = {
     "steps.compare_worlds": ("CompareWorldsConfig", "CompareWorldsResult", "compare_worlds"),
     "steps.evaluate": ("EvaluateConfig", "EvaluateResult", "evaluate"),
     "steps.fuse": ("FuseConfig", "FuseResult", "fuse"),
+    "steps.merge": ("MergeConfig", "MergeResult", "merge"),
     "steps.prepare": ("PrepareConfig", "PrepareResult", "prepare"),
     "steps.query_lalm": ("QueryLalmConfig", "QueryLalmResult", "query_lalm"),
     "steps.sample_source": ("SampleSourceConfig", "SampleSourceResult", "sample_source"),

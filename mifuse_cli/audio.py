@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ _CROSSINGS, _ROLLOFF = 6, 0.99
 """Torchaudio's filter: zero crossings of the sinc on either side; cut-off as a share of the lower Nyquist rate."""
 _CHUNK = 1 << 14
 """Samples that are resampled at a time where weights are made as they are needed."""
+_PIECE = 4096
+"""Bytes in the middle of a file by which it is told from others of the same size."""
 
 
 def read(path: Path) -> np.ndarray:
@@ -140,6 +143,22 @@ def file_sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+def fingerprint(path: Path) -> int:
+    """A number below 2**64 that copies of a file share and other files hardly ever; it takes no reading of all of it.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - _PIECE) // 2)
+            text = b"%d " % size + file.read(_PIECE)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
 def _whole_samples(seconds: float) -> int:

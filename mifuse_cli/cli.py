@@ -251,6 +251,19 @@ def _(result: Any) -> str:
     )
 
 
+@command("merge", "mifuse merge lalm-1.h5 lalm-2.h5 lalm-3.h5 --out lalm.h5")
+def _(result: Any) -> str:
+    several = f", {result.repeated} of them in several parts" if result.repeated else ""
+    return console.describe(
+        {
+            "artifact": result.out,
+            "kind": f"{result.kind}, of {result.parts} parts",
+            "clips": f"{result.clips}{several}",
+            **({k: v for k, v in _answers(result.summary).items() if k != "clips"} if result.summary else {}),
+        }
+    )
+
+
 @command("fuse", "mifuse fuse --lalm lalm.h5 --source source.h5 --out fused.h5")
 def _(result: Any) -> str:
     several = len(result.without_answer) > 1

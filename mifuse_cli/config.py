@@ -192,6 +192,24 @@ def target_problems(manifest: Path | None, wav_dir: Path | None) -> Iterable[str
         yield "expected one of --manifest and --wav-dir" + (", not both" if manifest else "")
 
 
+def shard_option(panel: str = "") -> Any:
+    """The option ``--shard`` of the steps whose artifacts ``merge`` joins."""
+    return option(
+        "",
+        "I/N: only part I of N equal parts of the clips, for merge to join. The audio alone settles which part a clip "
+        "is in; all parts need the same list of clips.",
+        settles=False,  # its clips are compared, as a parent
+        panel=panel,
+    )
+
+
+def shard_problems(value: str) -> Iterable[str]:
+    """A problem sentence unless the value is empty, or I/N with I from 1 to N."""
+    found = re.fullmatch(r"([1-9]\d{0,8})/([1-9]\d{0,8})", value)
+    if value and not (found and int(found[1]) <= int(found[2])):
+        yield f"--shard {value!r}: expected I/N with I from 1 to N, such as 2/8"
+
+
 def tune_problems(value: str, others: tuple[str, ...] = ()) -> Iterable[str]:
     """A problem sentence unless ``value`` is head, all, top-N with N of at least 1, or one of ``others``."""
     if value not in ("head", "all", *others) and not re.fullmatch(r"top-[1-9]\d*", value):

@@ -28,7 +28,7 @@ FLOORS = [
     {"kaldi"},
     {"corpora"},
     {"lineage", "fusion", "evaluation"},
-    {"truth"},
+    {"truth", "tally"},
     {"lalm", "model"},
     {"methods"},
     {"steps", "notebook"},

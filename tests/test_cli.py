@@ -18,6 +18,7 @@ COMMANDS = (
     "train-source",
     "query-lalm",
     "sample-source",
+    "merge",
     "fuse",
     "train",
     "evaluate",

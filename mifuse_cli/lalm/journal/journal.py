@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mifuse_cli.lalm.answers.response import MOST_TOKENS, Response, decode
@@ -27,6 +28,11 @@ _COLUMNS = ("utt_id", "sha256", "duration", "sr", "bytes", "path", "file_sha256"
 _CLIP = f"{', '.join(_COLUMNS)}, pieces, twin"
 _PAIRS_AT_A_TIME = 5000
 _COUNTED = ("prompt", "completion", "total")  # in the column usage
+
+
+def journal_path(out: Path) -> Path:
+    """Where the answers behind the artifact ``out`` are kept."""
+    return out.with_name(out.name + ".journal.sqlite")
 
 
 class StoredAnswer(NamedTuple):
