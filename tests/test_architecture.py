@@ -28,7 +28,7 @@ FLOORS = [
     {"kaldi"},
     {"corpora"},
     {"lineage", "fusion", "evaluation"},
-    {"truth", "tally"},
+    {"truth", "answer_counts"},
     {"lalm", "model"},
     {"methods"},
     {"steps", "notebook"},

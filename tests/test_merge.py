@@ -28,7 +28,7 @@ class TestShard:
     def test_parts_are_disjoint_and_about_equal(self, corpora):
         whole = [clip.utt_id for clip in clips_of(corpora.target, None)[0]]
         parts = [[clip.utt_id for clip in clips_of(corpora.target, None, shard=shard)[0]] for shard in PARTS]
-        assert sorted(sum(parts, [])) == whole and set(map(len, parts)) == {8}
+        assert sorted(one for part in parts for one in part) == whole and set(map(len, parts)) == {8}
         assert len(Clips(None, corpora.wav_dir, shard="1/3")) == 8
 
     def test_order_and_names_do_not_matter(self, corpora, tmp_path):
@@ -130,12 +130,14 @@ class TestAnswers:
     def test_unfinished_parts(self, parts, corpora):
         """What a part has no answer to is asked once, wherever."""
         out = parts[0].with_name("short.h5")
-        parts.server.reply = lambda digest: (400, {"error": {"message": "bad audio"}}) if digest < "5" else None
+        parts.server.reply = lambda digest: (
+            (400, {"error": {"message": "bad audio"}}) if digest < "5" else None
+        )
         Query(corpora.target, out)(parts.server.url, shard="1/3", n_samples=2)
         parts.server.reply = None
         missing = (Lalm.load(out).probs[..., 0] != Lalm.load(out).probs[..., 0]).sum()
         result = m.merge(m.MergeConfig(parts=[out, *parts[1:]], out=parts.whole.out))
-        assert 0 < missing < 16 and not result.summary["statuses"].get("ok") == 48
+        assert 0 < missing < 16 and result.summary["statuses"].get("ok") != 48
         asked = parts.whole.found(parts.server.url)["asked"]
         assert asked == missing and Lalm.load(parts.whole.out).header.parameters["complete"]
 

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mifuse_cli import artifacts, lalm, lineage, manifest, provenance
+from mifuse_cli.answer_counts import AnswerCounts
 from mifuse_cli.artifacts import Artifact, Header, Lalm, Parent, Source, Training
 from mifuse_cli.config import Progress, StepConfig, StepResult, option
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError, some
 from mifuse_cli.files import check_place
 from mifuse_cli.manifest import Clip
-from mifuse_cli.tally import Tally
 
 _Kind = TypeVar("_Kind", Lalm, Source)
 _OF_A_PART = ("summary", "complete", "answered_by", "flags", "probe", "seen_in_training")
@@ -245,11 +245,11 @@ def _merged_answers(config: MergeConfig, made: Sequence[Lalm], digests: Sequence
         }
         accounts = journal.accounts()
     first = made[0].header
-    tally = Tally()
+    answers = AnswerCounts()
     arrays = {name: _rows(made, name, rows) for name in ("audio_sha256", "probs", "status", "order", "usage")}
-    tally.add(arrays["probs"], arrays["status"], arrays["usage"])
+    answers.add(arrays["probs"], arrays["status"], arrays["usage"])
     summaries = [one.header.parameters["summary"] for one in made]
-    summary = tally.summary(
+    summary = answers.summary(
         arrays["status"].shape[1],
         accounts,
         priced=all(one["spent_usd"] is not None for one in summaries),

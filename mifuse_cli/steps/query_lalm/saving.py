@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from mifuse_cli import artifacts, lalm, lineage, manifest
+from mifuse_cli.answer_counts import AnswerCounts
 from mifuse_cli.artifacts import Lalm, Parent
 from mifuse_cli.steps.query_lalm.config import QueryLalmConfig, QueryLalmResult
-from mifuse_cli.tally import Tally
 
 _CLIPS_AT_A_TIME = 2000
 
@@ -62,7 +62,7 @@ def save_artifact(
         price: of the model, if known.
     """
     options, journal = questions.options, questions.journal
-    classes, sums = options.classes, Tally()
+    classes, sums = options.classes, AnswerCounts()
     flags, models = Counter[str](), Counter[str]()
     end, rejections = 0, ""
     with _no_collection(), artifacts.writing(config.out, Lalm, classes) as writer:
@@ -118,7 +118,7 @@ def summary_of(out: Path) -> QueryLalmResult:
 
 
 def _notes(
-    sums: Tally,
+    sums: AnswerCounts,
     models: Counter[str],
     unresolved: Sequence[tuple[str, float]],
     rejection: str,

@@ -11,7 +11,7 @@ import numpy as np
 from mifuse_cli import fusion
 
 
-class Tally:
+class AnswerCounts:
     """Counts, tokens and mutual information of answers, summed up block by block."""
 
     def __init__(self) -> None:
