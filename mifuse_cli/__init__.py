@@ -36,6 +36,9 @@ if TYPE_CHECKING:  # The same names for type checkers; a test compares both.
     from mifuse_cli.notebook import predict_clips as predict_clips
     from mifuse_cli.notebook import score_predictions as score_predictions
     from mifuse_cli.notebook import train_head as train_head
+    from mifuse_cli.steps.cache import CacheConfig as CacheConfig
+    from mifuse_cli.steps.cache import CacheResult as CacheResult
+    from mifuse_cli.steps.cache import cache as cache
     from mifuse_cli.steps.compare import CompareConfig as CompareConfig
     from mifuse_cli.steps.compare import CompareResult as CompareResult
     from mifuse_cli.steps.compare import compare as compare
@@ -93,6 +96,7 @@ _HOME = {
     "evaluation": ("Score",),
     "fusion": ("Fusion", "FusionSettings"),
     "lalm": ("Parsed", "parse_answer"),
+    "steps.cache": ("CacheConfig", "CacheResult", "cache"),
     "steps.compare": ("CompareConfig", "CompareResult", "compare"),
     "steps.compare_worlds": ("CompareWorldsConfig", "CompareWorldsResult", "compare_worlds"),
     "steps.evaluate": ("EvaluateConfig", "EvaluateResult", "evaluate"),

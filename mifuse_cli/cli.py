@@ -427,6 +427,28 @@ def _(result: Any) -> str:
     return "\n\n".join(parts)
 
 
+@command("cache", "mifuse cache --cache-limit 20GB")
+def _(result: Any) -> str:
+    general = console.describe(
+        {
+            "directory": result.directory,
+            "size": f"{result.size / 1e6:,.1f} MB",
+            **({"removed now": f"features of {result.removed} clips"} if result.removed else {}),
+        }
+    )
+    rows = [
+        [
+            one.path.name,
+            "-" if one.clips is None else str(one.clips),
+            f"{one.size / 1e6:,.1f}",
+            one.last_used or "-",
+        ]
+        for one in result.files
+    ]
+    parts = [general, *([console.table(["file", "clips", "MB", "last used"], rows)] if rows else [])]
+    return "\n\n".join([*parts, *(f"{one.path}: {one.problem}" for one in result.files if one.problem)])
+
+
 @command("validate", "mifuse validate data/iemocap lalm.h5 exp/source")
 def _(result: Any) -> str:
     lines = []

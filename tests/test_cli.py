@@ -25,6 +25,7 @@ COMMANDS = (
     "compare",
     "compare-worlds",
     "show",
+    "cache",
     "validate",
 )
 

@@ -22,6 +22,8 @@ from mifuse_cli.manifest import Clip
 _Kind = TypeVar("_Kind", Lalm, Source)
 _OF_A_PART = ("summary", "complete", "answered_by", "flags", "probe", "seen_in_training")
 """Parameters that tell of the clips of a part, and may differ from part to part."""
+_OF_ANSWERS = ("audio_sha256", "probs", "status", "order", "usage")
+"""Datasets of answers, but for their texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +184,7 @@ def _same(one: Artifact, at: int, other: Artifact, there: int) -> bool:
     if isinstance(one, Lalm) and isinstance(other, Lalm):
         rows = all(
             np.array_equal(getattr(one, name)[at], getattr(other, name)[there], equal_nan=name == "probs")
-            for name in ("audio_sha256", "probs", "status", "order", "usage")
+            for name in _OF_ANSWERS
         )
         samples = range(one.status.shape[1])
         return rows and all(one.raw_answer(at, n) == other.raw_answer(there, n) for n in samples)
@@ -246,7 +248,7 @@ def _merged_answers(config: MergeConfig, made: Sequence[Lalm], digests: Sequence
         accounts = journal.accounts()
     first = made[0].header
     answers = AnswerCounts()
-    arrays = {name: _rows(made, name, rows) for name in ("audio_sha256", "probs", "status", "order", "usage")}
+    arrays: dict[str, Any] = {name: _rows(made, name, rows) for name in _OF_ANSWERS}
     answers.add(arrays["probs"], arrays["status"], arrays["usage"])
     summaries = [one.header.parameters["summary"] for one in made]
     summary = answers.summary(

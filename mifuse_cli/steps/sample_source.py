@@ -130,13 +130,10 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
             clips,
             speaker_encoder,
             device=device,
-            cache=config.cache_dir,
-            workers=config.workers,
+            encoding=config.encoding,
             progress=progress,
         )
-    hidden = all_layers(
-        loaded, clips, device=device, cache=config.cache_dir, workers=config.workers, progress=progress
-    )
+    hidden = all_layers(loaded, clips, device=device, encoding=config.encoding, progress=progress)
     speakers = [clip.speaker for clip in clips]
     probs, point = sampled(
         loaded,

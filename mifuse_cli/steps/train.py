@@ -174,8 +174,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
         normalize=normalize,
         linear=has_linear_part(config.method, teachers),
         device=device,
-        cache=config.cache_dir,
-        workers=config.workers,
+        encoding=config.encoding,
         progress=progress,
     )
     partial = config.out.with_name(config.out.name + ".partial")

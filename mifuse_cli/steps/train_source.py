@@ -276,8 +276,7 @@ def _model_and_inputs(
             lineage.digest(encoder_dir),
             precision=config.precision,
             device=device,
-            cache=config.cache_dir,
-            workers=config.workers,
+            encoding=config.encoding,
             progress=progress,
         )
         count, width = found.shape[1:]
