@@ -56,7 +56,8 @@ def cached(
     with opened(directory, name, encoding.cache_dtype) as store:
         wanted = {key: clip.path for key, clip in zip(keys, clips, strict=True)}
         known = store.keys()
-        todo = {path: key for key, path in wanted.items() if key not in known}
+        # Other processes and machines may be in another directory.
+        todo = {path.absolute(): key for key, path in wanted.items() if key not in known}
         if todo:
             _encode(todo, network, store, device, encoding, partial(progress, work) if progress else None)
         made = np.stack([store.matrix(key) for key in keys])
@@ -81,7 +82,9 @@ def _encode(
         store.put(made)
         made.clear()
 
-    batches = encoded(list(todo), network, device, workers=encoding.workers, padding=padding)
+    batches = encoded(
+        list(todo), network, device, workers=encoding.workers, padding=padding, engine=encoding.engine
+    )
     try:
         with closing(batches):  # and with them the processes that make them
             for paths, matrices in batches:

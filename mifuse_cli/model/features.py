@@ -67,7 +67,7 @@ def pooled_features(
     return cached(
         clips,
         f"features-v{_CACHE_VERSION}-{encoder_digest[:32]}{kind}",
-        FrozenEncoder(encoder_dir, precision),
+        FrozenEncoder(encoder_dir.absolute(), precision),
         work="encoding",
         device=device,
         encoding=encoding,

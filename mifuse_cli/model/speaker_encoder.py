@@ -223,7 +223,7 @@ def speaker_vectors(
     return cached(
         clips,
         f"voices-v{_CACHE_VERSION}-{lineage.digest(directory)[:32]}",
-        FrozenSpeakerEncoder(directory),
+        FrozenSpeakerEncoder(directory.absolute()),
         work="encoding voices",
         device=device,
         encoding=encoding,

@@ -204,7 +204,7 @@ def _there(source: Source, name: str) -> np.ndarray:
 
 def _rows(made: Sequence[_Kind], name: str, rows: np.ndarray) -> np.ndarray:
     """Some rows of a dataset of all parts laid end to end."""
-    arrays = [getattr(one, name) for one in made]
+    arrays: list[np.ndarray] = [getattr(one, name) for one in made]
     found = np.empty((len(rows), *arrays[0].shape[1:]), dtype=np.result_type(*arrays))
     start = 0
     for array in arrays:
