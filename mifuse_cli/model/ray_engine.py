@@ -110,8 +110,8 @@ def connected() -> Iterator[Cluster]:
         ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise DependencyError(
-            f"--engine ray: no cluster can be reached at {address or 'this machine'} ({error}). Start one with 'ray start', set "
-            "RAY_ADDRESS to its address, or leave RAY_ADDRESS out for this machine alone."
+            f"--engine ray: no cluster can be reached at {address or 'this machine'} ({error}). Start one with "
+            "'ray start', set RAY_ADDRESS to its address, or leave RAY_ADDRESS out for this machine alone."
         ) from None
     try:
         yield Cluster()
