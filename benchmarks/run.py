@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from mifuse_cli import audio
-from mifuse_cli.lalm import Journal, OpenQuestions, QuestionOptions
+from mifuse_cli.encoding_settings import Encoding
+from mifuse_cli.lalm import Journal, OpenQuestions, QuestionOptions, journal_path
 from mifuse_cli.lalm.answers.response import decode
 from mifuse_cli.lalm.questions.clips import AskedClip
 from mifuse_cli.lalm.questions.plan import first_questions
@@ -24,7 +25,7 @@ from mifuse_cli.model.classifier import Classifier, Features, Head, predict, sam
 from mifuse_cli.model.encoder import LogMelEncoder
 from mifuse_cli.model.features import pooled_features
 from mifuse_cli.model.standard import statistics as feature_statistics
-from mifuse_cli.steps.query_lalm import QueryLalmConfig, journal_path
+from mifuse_cli.steps.query_lalm import QueryLalmConfig
 from mifuse_cli.steps.query_lalm.saving import save_artifact
 
 REPEATS = 5
@@ -54,10 +55,13 @@ def feature_cache(directory: Path) -> float:
     places = iter(range(REPEATS))
 
     def fresh() -> None:
-        pooled_features(clips, encoder, key, device=cpu, cache=directory / str(next(places)))
+        pooled_features(
+            clips, encoder, key, device=cpu, encoding=Encoding(cache_dir=directory / str(next(places)))
+        )
 
     cold = seconds(fresh)
-    warm = seconds(lambda: pooled_features(clips, encoder, key, device=cpu, cache=directory / "0"))
+    filled = Encoding(cache_dir=directory / "0")
+    warm = seconds(lambda: pooled_features(clips, encoder, key, device=cpu, encoding=filled))
     return cold / warm
 
 

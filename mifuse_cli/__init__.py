@@ -36,6 +36,9 @@ if TYPE_CHECKING:  # The same names for type checkers; a test compares both.
     from mifuse_cli.notebook import predict_clips as predict_clips
     from mifuse_cli.notebook import score_predictions as score_predictions
     from mifuse_cli.notebook import train_head as train_head
+    from mifuse_cli.steps.cache import CacheConfig as CacheConfig
+    from mifuse_cli.steps.cache import CacheResult as CacheResult
+    from mifuse_cli.steps.cache import cache as cache
     from mifuse_cli.steps.compare import CompareConfig as CompareConfig
     from mifuse_cli.steps.compare import CompareResult as CompareResult
     from mifuse_cli.steps.compare import compare as compare
@@ -48,6 +51,9 @@ if TYPE_CHECKING:  # The same names for type checkers; a test compares both.
     from mifuse_cli.steps.fuse import FuseConfig as FuseConfig
     from mifuse_cli.steps.fuse import FuseResult as FuseResult
     from mifuse_cli.steps.fuse import fuse as fuse
+    from mifuse_cli.steps.merge import MergeConfig as MergeConfig
+    from mifuse_cli.steps.merge import MergeResult as MergeResult
+    from mifuse_cli.steps.merge import merge as merge
     from mifuse_cli.steps.prepare import PrepareConfig as PrepareConfig
     from mifuse_cli.steps.prepare import PrepareResult as PrepareResult
     from mifuse_cli.steps.prepare import prepare as prepare
@@ -90,10 +96,12 @@ _HOME = {
     "evaluation": ("Score",),
     "fusion": ("Fusion", "FusionSettings"),
     "lalm": ("Parsed", "parse_answer"),
+    "steps.cache": ("CacheConfig", "CacheResult", "cache"),
     "steps.compare": ("CompareConfig", "CompareResult", "compare"),
     "steps.compare_worlds": ("CompareWorldsConfig", "CompareWorldsResult", "compare_worlds"),
     "steps.evaluate": ("EvaluateConfig", "EvaluateResult", "evaluate"),
     "steps.fuse": ("FuseConfig", "FuseResult", "fuse"),
+    "steps.merge": ("MergeConfig", "MergeResult", "merge"),
     "steps.prepare": ("PrepareConfig", "PrepareResult", "prepare"),
     "steps.query_lalm": ("QueryLalmConfig", "QueryLalmResult", "query_lalm"),
     "steps.sample_source": ("SampleSourceConfig", "SampleSourceResult", "sample_source"),

@@ -67,6 +67,8 @@ _CROSSINGS, _ROLLOFF = 6, 0.99
 """Torchaudio's filter: zero crossings of the sinc on either side; cut-off as a share of the lower Nyquist rate."""
 _CHUNK = 1 << 14
 """Samples that are resampled at a time where weights are made as they are needed."""
+_PIECE = 4096
+"""Bytes in the middle of a file by which it is told from others of the same size."""
 
 
 class Excerpt(NamedTuple):
@@ -225,6 +227,22 @@ def file_sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+def fingerprint(path: Path, start: float = 0.0, end: float | None = None, channel: int | None = None) -> int:
+    """A number below 2**64 that copies of a clip share and other clips hardly ever; it takes no reading of all of it.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - _PIECE) // 2)
+            text = f"{size} {start:.6f} {end} {channel} ".encode() + file.read(_PIECE)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
 def _whole_samples(seconds: float) -> int:

@@ -261,6 +261,19 @@ def _(result: Any) -> str:
     )
 
 
+@command("merge", "mifuse merge exp/lalm-1.h5 exp/lalm-2.h5 exp/lalm-3.h5 --out exp/lalm.h5")
+def _(result: Any) -> str:
+    several = f", {result.repeated} of them in several parts" if result.repeated else ""
+    return console.describe(
+        {
+            "artifact": result.out,
+            "kind": f"{result.kind}, of {result.parts} parts",
+            "clips": f"{result.clips}{several}",
+            **({k: v for k, v in _answers(result.summary).items() if k != "clips"} if result.summary else {}),
+        }
+    )
+
+
 @command("fuse", "mifuse fuse --lalm exp/lalm.h5 --source exp/source.h5 --out exp/fused.h5")
 def _(result: Any) -> str:
     several = len(result.without_answer) > 1
@@ -424,6 +437,28 @@ def _(result: Any) -> str:
     if result.config:
         parts.append("configuration\n" + _indented(result.config))
     return "\n\n".join(parts)
+
+
+@command("cache", "mifuse cache --cache-limit 20GB")
+def _(result: Any) -> str:
+    general = console.describe(
+        {
+            "directory": result.directory,
+            "size": f"{result.size / 1e6:,.1f} MB",
+            **({"removed now": f"features of {result.removed} clips"} if result.removed else {}),
+        }
+    )
+    rows = [
+        [
+            one.path.name,
+            "-" if one.clips is None else str(one.clips),
+            f"{one.size / 1e6:,.1f}",
+            one.last_used or "-",
+        ]
+        for one in result.files
+    ]
+    parts = [general, *([console.table(["file", "clips", "MB", "last used"], rows)] if rows else [])]
+    return "\n\n".join([*parts, *(f"{one.path}: {one.problem}" for one in result.files if one.problem)])
 
 
 @command("validate", "mifuse validate exp/demo/target/manifest.csv exp/lalm.h5 exp/source")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from mifuse_cli.encoding_settings import CACHE_DTYPES, ENGINES, Encoding, byte_count, size_problems
 from mifuse_cli.errors import MifuseError, UsageError, did_you_mean
 
 _Engine = TypeVar("_Engine")
@@ -87,15 +88,48 @@ class EncodingConfig(StepConfig):
     cache_dir: Path | None = option(
         None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache.", settles=False
     )
+    # Of the result it changes the last digits, as another device does.
+    cache_dtype: str = option(
+        "float32",
+        "Numbers in the feature cache: float32, or float16, which takes half the room and rounds to 11 bits (relative "
+        "error up to 0.05 %).",
+        settles=False,
+    )
+    cache_limit: str = option(
+        "",
+        "Most room that the whole feature cache may take after the step, such as 20GB; what was not used for longest "
+        "is removed. Default: no limit.",
+        settles=False,
+    )
     workers: int = option(
         0,
         "Processes that read and encode audio with a frozen encoder; 0: one for each free core. On a GPU they read.",
         settles=False,
     )
+    engine: str = option(
+        "local",
+        "What encodes audio with a frozen encoder: local, this machine; or ray, the cluster of RAY_ADDRESS, whose "
+        "nodes all find the audio and the encoder at the same paths.",
+        settles=False,
+    )
+
+    @property
+    def encoding(self) -> Encoding:
+        """The options of encoding in one."""
+        return Encoding(
+            cache_dir=self.cache_dir,
+            cache_dtype=self.cache_dtype,
+            cache_limit=byte_count(self.cache_limit) if self.cache_limit else None,
+            workers=self.workers,
+            engine=self.engine,
+        )
 
     def problems(self) -> Iterable[str]:
         """Values that make no sense."""
+        yield from one_of("--cache-dtype", self.cache_dtype, CACHE_DTYPES)
+        yield from size_problems("--cache-limit", self.cache_limit)
         yield from at_least("--workers", self.workers, 0)
+        yield from one_of("--engine", self.engine, ENGINES)
         yield from super().problems()
 
 
@@ -214,6 +248,24 @@ def target_problems(manifest: Path | None, wav_dir: Path | None) -> Iterable[str
     """A problem sentence unless exactly one source of clips is given."""
     if (manifest is None) == (wav_dir is None):
         yield "expected one of --manifest and --wav-dir" + (", not both" if manifest else "")
+
+
+def shard_option(panel: str = "") -> Any:
+    """The option ``--shard`` of the steps whose artifacts ``merge`` joins."""
+    return option(
+        "",
+        "I/N: only part I of N equal parts of the clips, for merge to join. The audio alone settles which part a clip "
+        "is in; all parts need the same list of clips.",
+        settles=False,  # its clips are compared, as a parent
+        panel=panel,
+    )
+
+
+def shard_problems(value: str) -> Iterable[str]:
+    """A problem sentence unless the value is empty, or I/N with I from 1 to N."""
+    found = re.fullmatch(r"([1-9]\d{0,8})/([1-9]\d{0,8})", value)
+    if value and not (found and int(found[1]) <= int(found[2])):
+        yield f"--shard {value!r}: expected I/N with I from 1 to N, such as 2/8"
 
 
 def tune_problems(value: str, others: tuple[str, ...] = ()) -> Iterable[str]:

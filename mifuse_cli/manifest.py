@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mifuse_cli import audio
+from mifuse_cli import audio, splits
 from mifuse_cli.audio import Excerpt
 from mifuse_cli.errors import InputError, listed, some
 from mifuse_cli.labels import class_index
@@ -68,31 +68,37 @@ class LabelledClip:
 
 
 class Clips:
-    """Clips of a manifest or of a directory, read one at a time and in unspecified order.
+    """Clips of a manifest or of a directory, or one part of them, read one at a time and in unspecified order.
 
-    The constructor checks the whole corpus, using 8 bytes of memory a clip; iterating reads the corpus again.
-    Ids are the column ``utt_id`` of the manifest if it has one, else file stems where those
-    are unique (so that a manifest and a directory agree), else paths without suffix; parts of recordings have their
-    bounds behind. Accents in ids are composed (NFC); bytes that are not UTF-8 stand as ``\\xfc``.
+    The constructor checks the whole corpus, using 8 bytes of memory a clip, and of a part the ids of its clips;
+    iterating reads the corpus again. Ids are the column ``utt_id`` of the manifest if it has one, else file stems
+    where those are unique (so that a manifest and a directory agree), else paths without suffix; clips that are parts
+    of recordings have their bounds behind. In a part of the clips they are those of the whole corpus. Accents in ids
+    are composed (NFC); bytes that are not UTF-8 stand as ``\\xfc``.
 
     Attributes:
         where: the manifest or the directory.
         columns: columns of the manifest, none for a directory.
     """
 
-    def __init__(self, manifest: Path | None, wav_dir: Path | None, *, need_audio: bool = True) -> None:
+    def __init__(
+        self, manifest: Path | None, wav_dir: Path | None, *, need_audio: bool = True, shard: str = ""
+    ) -> None:
         """Check every clip of whichever of the two is given.
 
         Args:
             manifest: a table; an ``emotion`` column is never looked at.
             wav_dir: a directory, searched for audio files at every depth.
             need_audio: whether the files that a manifest names have to be there.
+            shard: the part "I/N" to hold, see `splits.shard`; "" for all.
 
         Raises:
             InputError: unreadable or empty CSV, no ``file`` column, a row or value that is malformed,
-                repeated ids, missing audio files, `contradictions`; no such directory, or no audio in it.
+                repeated ids, missing audio files, `contradictions`; no such directory, or no audio in it; a part
+                without clips.
         """
         self._listed: Listing | None = None
+        self._part: frozenset[str] | None = None
         if manifest is not None and wav_dir is None:
             self.where, self._listed = manifest, _rows_of(manifest)
             self.columns = self._listed.columns
@@ -119,6 +125,9 @@ class Clips:
             raise InputError(f"{self.where}: {' '.join(faults)}")
         if self._listed is None and (others := passed_over(self.where)):
             _log.info("passed over in %s: %s", self.where, described(others))
+        if shard:
+            self._part = self._in_shard(shard)
+            self._length = len(self._part)
 
     def contradictions(self) -> list[str]:
         """What a manifest tells of the audio files and their headers deny, see `Listing.contradictions`."""
@@ -132,11 +141,25 @@ class Clips:
         return self._length
 
     def __iter__(self) -> Iterator[Clip]:
-        return map(self._clip, self._rows())
+        clips = (self._clip(row) for row in self._rows())
+        return clips if self._part is None else (clip for clip in clips if clip.utt_id in self._part)
 
     def labelled(self) -> Iterator[tuple[Clip, str]]:
         """Every clip with what its column ``emotion`` says, "" where that is empty."""
         return ((self._clip(row), row.values["emotion"]) for row in self._rows())
+
+    def _in_shard(self, shard: str) -> frozenset[str]:
+        """Ids of the clips of a part."""
+        found = splits.shard(
+            np.array([audio.fingerprint(*clip.excerpt) for clip in self], dtype=np.uint64), shard
+        )
+        part = frozenset(clip.utt_id for clip, here in zip(self, found, strict=True) if here)
+        if not part:
+            raise InputError(
+                f"{self.where}: there is nothing in part {shard}, since its {len(self)} clips are fewer than the "
+                "parts, or copies of each other. Make fewer parts with --shard."
+            )
+        return part
 
     def _check(self, need_audio: bool) -> array[int]:
         """Check every clip; the hash of every id."""
@@ -251,12 +274,14 @@ def scan(wav_dir: Path) -> list[Clip]:
     return sorted(Clips(None, wav_dir), key=lambda clip: clip.utt_id)
 
 
-def clips_of(manifest: Path | None, wav_dir: Path | None) -> tuple[list[Clip], Path]:
-    """Clips of whichever of the two was given, and its path."""
-    if manifest is not None:
-        return read_clips(manifest), manifest
-    assert wav_dir is not None
-    return scan(wav_dir), wav_dir
+def clips_of(manifest: Path | None, wav_dir: Path | None, *, shard: str = "") -> tuple[list[Clip], Path]:
+    """Clips of whichever of the two was given, or a part of them, sorted by utterance id, and its path.
+
+    Raises:
+        InputError: as `Clips`.
+    """
+    clips = Clips(manifest, wav_dir, shard=shard)
+    return sorted(clips, key=lambda clip: clip.utt_id), clips.where
 
 
 def speakers_of(clips: Sequence[Clip]) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""Ways to split clips into parts: by whole speakers, or the few whose class is given."""
+"""Ways to split clips into parts: by whole speakers, the few whose class is given, or for several machines."""
 
 from __future__ import annotations
 
@@ -68,3 +68,13 @@ def held_out_speakers(
         f"{unknown} of {len(speakers)} clips have no known speaker: they stay in training when speakers are held "
         "out for validation, and some may be of a held-out speaker",
     )
+
+
+def shard(fingerprints: np.ndarray, text: str) -> np.ndarray:
+    """Which clips (U,) bool are in the part ``I/N`` of N; clips of the same fingerprint (U,) are in the same part.
+
+    No clip is in two parts, and parts differ in the number of their fingerprints by one at most.
+    """
+    number, of = map(int, text.split("/"))
+    _, rank = np.unique(fingerprints, return_inverse=True)
+    return rank % of == number - 1

@@ -25,6 +25,7 @@ device=auto
 cmd=local
 nj=1
 ngpu=
+shards=1
 slurm_options=
 stage=1
 stop_stage=7
@@ -57,12 +58,13 @@ help_message="Usage: bash recipes/run_all_transfers.sh --preset paper|free --COR
   --cmd local|slurm    where jobs run; --slurm-options O: of sbatch, in quotes         [$cmd]
   --nj J               at most J jobs at the same time                                 [$nj]
   --ngpu G             GPUs to share out; slurm: 1 or more gives one to every job
+  --shards S           query-lalm and sample-source work on S parts of a corpus, a job for each  [$shards]
   --device D           auto, cpu, cuda, ...                                            [$device]
   --dry-run            print the commands and what the LALM will cost; write nothing
 
   stage 1  prepare        a job for every corpus (none with --corpora)
   stage 2  train-source   a job for every corpus: the source models of all seeds
-  stage 3  query-lalm     once a target corpus, for all transfers and seeds; always here, one after another
+  stage 3  query-lalm     once a target corpus, for all transfers and seeds; here, one after another, without --shards
   stage 4  sample-source, fuse                         4 to 6: a job for every
   stage 5  train: LALM-SFUDA, MI-Fuse, cross-fit       transfer and seed
   stage 6  evaluate
@@ -104,6 +106,7 @@ distinct --names "$names"
 check_places $names
 check_options 1 7
 [[ $nj =~ ^[1-9][0-9]*$ ]] || usage_error "--nj $nj: expected 1 or more"
+[[ $shards =~ ^[1-9][0-9]*$ ]] || usage_error "--shards $shards: expected 1 or more"
 [[ $ngpu =~ ^[0-9]*$ ]] || usage_error "--ngpu $ngpu: expected a number"
 [[ $expdir != *JOB* ]] || usage_error "--expdir $expdir: JOB in it stands for the number of a job; choose another name"
 . "$recipes/cmd.sh"
@@ -144,14 +147,36 @@ if at_stage 2; then
 fi
 
 if at_stage 3; then
+  if [ "$shards" -gt 1 ]; then
+    begin 3-parts "parts of the LALM answers"
+    for name in $names; do
+      if ! asked_in_parts "$name"; then continue; fi
+      for shard in $(numbered "$shards"); do
+        job part_of_answers "$name" "$data/$(as_target "$name")" "$shard"
+      done
+    done
+    run_jobs "${query_parts_cmd[@]}"
+  fi
   begin 3 "LALM answers"
   for name in $names; do
     part=$(as_target "$name")
-    job lalm_answers "$name" "$data/$part"
+    if asked_in_parts "$name"; then job joined "$expdir/lalm/$name.h5"
+    else job lalm_answers "$name" "$data/$part"; fi
     if $dry_run && [ -n "$corpora" ]; then cost "$name" "$data/$part"; fi
     if $dry_run && [ -z "$corpora" ]; then preparing "$name" "$part"; cost "$name" "$data/$part" "${command[@]}"; fi
   done
   run_jobs "${query_cmd[@]}"
+fi
+
+if at_stage 4 && [ "$shards" -gt 1 ]; then
+  begin 4-parts "parts of the source models' predictions"
+  for seed in $seeds; do for source in $names; do for target in $names; do
+    if [ "$source" = "$target" ]; then continue; fi
+    for shard in $(numbered "$shards"); do
+      job source_samples "$source" "$target" "$data/$(as_target "$target")" "$seed" "$shard"
+    done
+  done; done; done
+  run_jobs "${transfer_cmd[@]}"
 fi
 
 if at_stage 4 || at_stage 5 || at_stage 6; then

@@ -22,14 +22,14 @@ FLOORS = [
     # From the ground up. A room may import from floors below, and within itself.
     {"mifuse_cli"},  # the package itself: its version, and names that it finds when asked
     {"errors"},
-    {"labels"},
+    {"labels", "encoding_settings"},
     {"files", "config", "provenance", "audio", "splits", "cores", "segments", "tables"},
     {"listing"},
     {"manifest", "artifacts"},
     {"kaldi"},
     {"corpora"},
     {"lineage", "fusion", "evaluation"},
-    {"truth"},
+    {"truth", "answer_counts"},
     {"lalm", "model"},
     {"methods"},
     {"steps", "notebook"},

@@ -1,5 +1,6 @@
 """The feature cache: rows are kept as they are made, writers share it, and one that cannot be used is named."""
 
+import json
 import multiprocessing
 import os
 import sqlite3
@@ -11,9 +12,11 @@ import pytest
 import torch
 from conftest import mifuse, refused
 
+from mifuse_cli.encoding_settings import Encoding
 from mifuse_cli.errors import InputError
 from mifuse_cli.manifest import read_clips
 from mifuse_cli.model import cache as caches
+from mifuse_cli.model import store as stores
 from mifuse_cli.model.cache import cached
 
 CPU = torch.device("cpu")
@@ -44,10 +47,16 @@ def clips(corpora):
 def levels(clips, tmp_path):
     """Levels of the clips, and how many were made anew."""
 
-    def levels(clips=clips, cache=tmp_path / "cache", progress=None):
+    def levels(clips=clips, cache=tmp_path / "cache", progress=None, **changes):
         network = Level()
         found = cached(
-            clips, "levels", network, work="x", device=CPU, cache=cache, workers=1, progress=progress
+            clips,
+            "levels",
+            network,
+            work="x",
+            device=CPU,
+            encoding=Encoding(cache_dir=cache, workers=1, **changes),
+            progress=progress,
         )
         return found, network.made
 
@@ -137,7 +146,7 @@ class TestReadOnly:
         """As a file without the permission to write, which does not hold for root."""
         real = sqlite3.connect
         monkeypatch.setattr(
-            caches.sqlite3, "connect", lambda path, **how: real(f"file:{path}?mode=ro", uri=True, **how)
+            stores.sqlite3, "connect", lambda path, **how: real(f"file:{path}?mode=ro", uri=True, **how)
         )
 
     def test_what_it_holds_is_read(self, levels, locked_up):
@@ -158,7 +167,7 @@ class TestReadOnly:
 
 class TestWriters:
     def test_one_that_never_ends(self, levels, file, corpora, monkeypatch):
-        monkeypatch.setattr(caches, "_LOCKED_S", 0.1)
+        monkeypatch.setattr(stores, "_LOCKED_S", 0.1)
         with closing(sqlite3.connect(file)) as other:
             other.execute("BEGIN EXCLUSIVE")
             told(levels, str(file), "another process has been writing", "when that one has ended")
@@ -206,9 +215,100 @@ class TestWriters:
         assert 0 < levels()[1] < 8
 
 
+class TestFloat16:
+    def test_half_the_room_and_eleven_bits(self, levels, clips, tmp_path):
+        exact, _ = levels()
+        rounded, made = levels(cache_dtype="float16")
+        assert made == 8 and rounded.dtype == np.float32  # of a file of its own
+        np.testing.assert_allclose(rounded, exact, rtol=2**-11)
+        assert (rounded != exact).any()
+        again, made = levels(cache_dtype="float16")
+        assert made == 0 and (again == rounded).all() and (levels()[0] == exact).all()
+        sizes = {}
+        for name in ("levels", "levels-float16"):
+            with closing(sqlite3.connect(tmp_path / "cache" / f"{name}.sqlite")) as store:
+                (sizes[name],) = store.execute("SELECT sum(length(data)) FROM feature").fetchone()
+        assert sizes["levels"] == 2 * sizes["levels-float16"]
+
+    def test_what_it_cannot_hold_is_refused(self, clips, tmp_path, monkeypatch):
+        monkeypatch.setattr(Level, "__call__", lambda self, some: torch.full((len(some), 1, 1), 7e4))
+        place = Encoding(cache_dir=tmp_path, cache_dtype="float16", workers=1)
+        with pytest.raises(InputError, match="--cache-dtype float16: cannot hold 70000"):
+            cached(clips, "levels", Level(), work="x", device=CPU, encoding=place, progress=None)
+
+
+class Wide(Level):
+    """Makes 10,000 numbers of a clip."""
+
+    def __call__(self, clips):
+        return super().__call__(clips).expand(-1, 10, 1000)
+
+
+class TestLimit:
+    """Rows of 40 kB; what was not used for longest goes first, whichever network it is from."""
+
+    @pytest.fixture
+    def wide(self, corpora, tmp_path, monkeypatch):
+        day = [20_000]
+        monkeypatch.setattr(stores.time, "time", lambda: day[0] * 86_400.0)
+
+        def wide(first, last, name="wide", limit=None):
+            network = Wide()
+            place = Encoding(cache_dir=tmp_path, workers=1, cache_limit=limit)
+            some = read_clips(corpora.target)[first:last]
+            cached(some, name, network, work="x", device=CPU, encoding=place, progress=None)
+            day[0] += 1
+            return network.made
+
+        wide.directory = tmp_path
+        return wide
+
+    def test_the_oldest_go_first(self, wide):
+        assert wide(0, 8) == 8 and wide(8, 16, "other") == 8 and wide(0, 4) == 0
+        assert wide(16, 20, limit=500_000) == 4  # of 20 rows, 11 fit into nine tenths of it
+        assert sum(file.stat().st_size for file in wide.directory.glob("*.sqlite")) <= 500_000
+        assert wide(16, 20) == 0 and wide(0, 4) == 0
+        assert wide(4, 8) == 4  # used on the first day alone
+        assert 0 < wide(8, 16, "other") < 8
+
+    def test_below_the_limit_nothing_goes(self, wide):
+        wide(0, 8, limit=1_000_000)
+        assert wide(0, 8) == 0
+
+    def test_the_command(self, wide, monkeypatch):
+        wide(0, 8)
+        wide(0, 8, "other")
+        (wide.directory / "broken.sqlite").write_bytes(b"x" * 5000)
+        monkeypatch.undo()
+        found = mifuse("cache", "--cache-dir", wide.directory)
+        assert found.exit_code == 0 and "wide.sqlite" in found.stdout and "2024-10-04" in found.stdout
+        assert "broken.sqlite: file is not a database" in found.stdout
+        found = mifuse("cache", "--cache-dir", wide.directory, "--cache-limit", "0B", "--json")
+        told = json.loads(found.stdout)
+        assert told["removed"] == 16 and {one["clips"] for one in told["files"]} == {0, None}
+        assert told["size"] < 60_000
+        assert mifuse("cache", "--cache-dir", wide.directory / "none").exit_code == 0
+
+    def test_a_cache_in_which_another_process_writes_stays(self, wide):
+        wide(0, 8)
+        with closing(sqlite3.connect(wide.directory / "wide.sqlite")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert stores.trim(wide.directory, 0) == 0
+            other.rollback()
+        assert stores.trim(wide.directory, 0) == 8
+
+
 def _write(clips, place):
     caches._WRITE_EVERY_S = 0.0
-    cached(clips, "levels", Level(), work="x", device=CPU, cache=place, workers=1, progress=None)
+    cached(
+        clips,
+        "levels",
+        Level(),
+        work="x",
+        device=CPU,
+        encoding=Encoding(cache_dir=place, workers=1),
+        progress=None,
+    )
 
 
 def test_the_command_says_it_in_one_line(pipeline, corpora, tmp_path):

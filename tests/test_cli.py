@@ -20,12 +20,14 @@ COMMANDS = (
     "train-source",
     "query-lalm",
     "sample-source",
+    "merge",
     "fuse",
     "train",
     "evaluate",
     "compare",
     "compare-worlds",
     "show",
+    "cache",
     "validate",
 )
 

@@ -4,7 +4,17 @@ from pathlib import Path
 import pytest
 
 import mifuse_cli
-from mifuse_cli.config import StepConfig, above_zero, as_dict, at_least, one_of, option, read_yaml, settings
+from mifuse_cli.config import (
+    Encoding,
+    StepConfig,
+    above_zero,
+    as_dict,
+    at_least,
+    one_of,
+    option,
+    read_yaml,
+    settings,
+)
 from mifuse_cli.errors import UsageError
 
 
@@ -119,6 +129,8 @@ VALID = {
     "CompareConfig": {"data": "d", "models": "m", "lalm": "l", "out": "o"},
     "CompareWorldsConfig": {"worlds": ("a", "b"), "out": "o"},
     "ShowConfig": {"file": "o.h5"},
+    "MergeConfig": {"parts": ("a.h5", "b.h5"), "out": "o.h5"},
+    "CacheConfig": {},
     "ValidateConfig": {"paths": ("o.h5",)},
 }
 BOTH = {"wav_dir": "w"}
@@ -200,6 +212,15 @@ WRONG = [
     ("CompareConfig", {"n_samples": 1}, "--n-samples"),
     ("CompareConfig", {"resamples": 10}, "--resamples"),
     ("CompareWorldsConfig", {"resamples": 10}, "--resamples"),
+    ("MergeConfig", {"parts": ()}, "artifacts of the parts"),
+    ("MergeConfig", {"parts": ("a.h5", "a.h5")}, "a.h5: given 2 times"),
+    ("QueryLalmConfig", {"shard": "3/2"}, "--shard '3/2': expected I/N"),
+    ("SampleSourceConfig", {"shard": "0/2"}, "--shard '0/2': expected I/N"),
+    ("SampleSourceConfig", {"shard": "1/2", "no_hidden_states": True}, "--no-hidden-states"),
+    ("CacheConfig", {"cache_limit": "20"}, "--cache-limit '20': expected a size such as 500MB"),
+    ("TrainConfig", {"cache_limit": "20GiB"}, "--cache-limit"),
+    ("TrainConfig", {"cache_dtype": "float61"}, "did you mean 'float16'"),
+    ("TrainConfig", {"engine": "rai"}, "did you mean 'ray'"),
     ("CompareConfig", {"jobs": -1}, "--jobs"),
     ("CompareConfig", {"ema": 1.0}, "--ema"),
     ("EvaluateConfig", {"predictions": "p.h5"}, "--model and --predictions, not both"),
@@ -257,9 +278,19 @@ ENCODING = {
 @pytest.mark.parametrize("name", ENCODING)
 def test_who_encodes_and_where_it_is_kept_settle_nothing(name):
     made = getattr(mifuse_cli, name)
-    plain, other = made(**ENCODING[name]), made(**ENCODING[name], workers=3, cache_dir="elsewhere")
+    others = {
+        "workers": 3,
+        "cache_dir": "elsewhere",
+        "cache_dtype": "float16",
+        "cache_limit": "2 GB",
+        "engine": "ray",
+    }
+    plain, other = made(**ENCODING[name]), made(**ENCODING[name], **others)
     assert (plain.workers, plain.cache_dir) == (0, None) and other.cache_dir == Path("elsewhere")
     assert settings(plain) == settings(other)
+    assert plain.encoding == Encoding()
+    assert other.encoding == Encoding(cache_dir=Path("elsewhere"), cache_dtype="float16", cache_limit=2 * 10**9,
+                                      workers=3, engine="ray")  # fmt: skip
     with pytest.raises(UsageError, match="--workers -1: expected 0 or more"):
         made(**ENCODING[name], workers=-1)
 

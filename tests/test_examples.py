@@ -13,8 +13,8 @@ from mifuse_cli.demo.corpora import make_corpora
 from mifuse_cli.demo.standin import StandIn
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-ELSEWHERE = {"prepare", "compare", "compare-worlds"}
-"""Their examples need corpora or hours, and are run by tests of their own."""
+ELSEWHERE = {"prepare", "compare", "compare-worlds", "merge"}
+"""Their examples need corpora, hours or parts, and are run by tests of their own."""
 
 
 def workflow() -> list[list[str]]:

@@ -10,6 +10,7 @@ from conftest import clip, rewrite, save_encoder
 from torch import nn
 
 from mifuse_cli.artifacts import Header, Training
+from mifuse_cli.encoding_settings import Encoding
 from mifuse_cli.errors import ArtifactError, DependencyError, InputError, UsageError
 from mifuse_cli.lineage import digest
 from mifuse_cli.manifest import read_clips
@@ -41,8 +42,8 @@ class TestFeatures:
         def pooled(clips=None, family="wav2vec2", directory=None, **options):
             directory = directory or encoders[family]
             clips = read_clips(corpora.target)[:6] if clips is None else clips
-            cache = tmp_path / "cache"
-            return pooled_features(clips, directory, digest(directory), device=CPU, cache=cache, **options)
+            place = Encoding(cache_dir=tmp_path / "cache")
+            return pooled_features(clips, directory, digest(directory), device=CPU, encoding=place, **options)
 
         pooled.clips = read_clips(corpora.target)[:6]
         return pooled

@@ -17,7 +17,7 @@ import mifuse_cli as m
 from mifuse_cli import console, lalm
 from mifuse_cli.artifacts import Lalm
 from mifuse_cli.errors import InputError
-from mifuse_cli.steps.query_lalm import journal_path
+from mifuse_cli.lalm import journal_path
 
 CLIPS = 24
 BATCH = ["--transport", "batch", "--poll-seconds", 0.01]

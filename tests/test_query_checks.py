@@ -11,10 +11,10 @@ from scripted import completion
 from mifuse_cli import lalm
 from mifuse_cli.artifacts import Lalm
 from mifuse_cli.errors import RemoteError, UsageError
+from mifuse_cli.lalm import journal_path
 from mifuse_cli.lalm.journal.journal import Journal
 from mifuse_cli.lalm.service.run_state import RunState
 from mifuse_cli.lalm.service.service_options import check_address, host_of
-from mifuse_cli.steps.query_lalm import journal_path
 
 ADDRESSES = {
     "http://localhost:8000/v1": "localhost:8000",

@@ -14,10 +14,10 @@ from querying import GOOD, Query, heard, seconds_of
 from scripted import completion, error
 
 from mifuse_cli.artifacts import Lalm
+from mifuse_cli.lalm import journal_path
 from mifuse_cli.lalm.answers.response import decode
 from mifuse_cli.lalm.cost.prices import cost_of, read_prices
 from mifuse_cli.lalm.journal.journal import Journal
-from mifuse_cli.steps.query_lalm import journal_path
 
 CLIPS = 24
 PRICES = "m: {text_in: 2, audio_in: 20, out: 10, audio_tokens_per_second: 25, date: 2026-01-31}\n"

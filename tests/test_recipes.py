@@ -64,6 +64,7 @@ def value(line: list[str], flag: str) -> str | None:
         ("--preset paper --iemocap A --msp-podcast B", "--lalm-url is missing"),
         ("--preset paper --iemocap A --msp-podcast B --lalm-url U", "--lalm-model is missing"),
         ("--corpora c --names 'a b' --lalm-url U --cmd pbs", "--cmd pbs: expected local or slurm"),
+        ("--corpora c --names 'a b' --lalm-url U --shards 0", "--shards 0: expected 1 or more"),
         ("--corpora c --names 'a b' --lalm-url U --stage 8", "--stage and --stop-stage are numbers from 1 to 7"),
         ("--corpora c --names 'a b' --lalm-url U --expdir JOBS", "JOB in it stands for the number of a job"),
         ("--corpora c --names 'a b' --lalm-url U --stage 5 --stop-stage 4", "--stage 5: is above --stop-stage 4"),
@@ -329,6 +330,40 @@ class TestRun:
             ("stage4-6", "1-12%3", "gpu:1"),
         ]
         assert done.stderr.count(" made ") == sum(COUNTS.values())
+
+    def test_parts_are_jobs_and_are_joined(self, stub, slurm):
+        options = ["--cmd", "slurm", "--nj", "8", "--shards", "2", "--seeds", "0"]
+        done = stub.run(*options)
+        assert done.returncode == 0, done.stderr
+        calls = stub.calls
+        expected = {"train-source": 3, "query-lalm": 6, "merge": 9, "sample-source": 12}
+        assert {name: counts(calls)[name] for name in expected} == expected
+        jobs = [
+            (one["job_name"].rsplit(f"-{os.uname().nodename}-")[0], one["array"]) for one in slurm.submitted
+        ]
+        assert jobs == [
+            ("stage2", "1-3%8"), ("stage3-parts", "1-6%8"), ("stage4-parts", "1-12%8"), ("stage4-6", "1-6%8"),
+        ]  # fmt: skip
+        made = {value(call, "--out"): call for call in calls}
+        for out in ("exp/lalm/a.h5", "exp/b-c/seed0/source.h5"):
+            parts = [part for part in made[out] if part.endswith(".h5") and "/parts/" in part]
+            assert [value(made[part], "--shard") for part in parts] == ["1/2", "2/2"]
+            assert made[out][0] == "merge" and {made[part][0] for part in parts} <= {
+                "query-lalm",
+                "sample-source",
+            }
+        assert " made " not in stub.run(*options).stderr
+
+    def test_answers_that_were_got_at_once_are_not_asked_for_in_parts(self, stub):
+        (stub.root / "exp/lalm").mkdir(parents=True)
+        (stub.root / "exp/lalm/b.h5.journal.sqlite").touch()
+        stub.run("--stage", "3", "--stop-stage", "3", "--shards", "2")
+        calls = [
+            call
+            for call in stub.calls
+            if value(call, "--out").startswith("exp/lalm/b") or "/b." in value(call, "--out")
+        ]
+        assert [(call[0], value(call, "--shard")) for call in calls] == [("query-lalm", None)]
 
     REMOTE = "--stage 3 --stop-stage 3 --lalm-url https://lalm.invalid/v1"
 

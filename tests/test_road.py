@@ -15,6 +15,7 @@ from teachers import ask_another
 import mifuse_cli as m
 from mifuse_cli import provenance
 from mifuse_cli.artifacts import Fused, Lalm, Predictions, Source
+from mifuse_cli.encoding_settings import Encoding
 from mifuse_cli.errors import InputError, UsageError
 from mifuse_cli.fusion import fuse_samples
 from mifuse_cli.manifest import read_clips
@@ -277,14 +278,12 @@ class TestHiddenStates:
         loaded, clips = checkpoint.load(copy.model), read_clips(corpora.target)
         if options.get("calibrate"):
             loaded.calibrate()
-        device, cache = torch.device("cpu"), copy.root / "cache"
+        device, here = torch.device("cpu"), Encoding(cache_dir=copy.root / "cache", workers=1)
         normalize = options.get("normalize", "source")
         structure = structure_of(
-            all_layers(loaded, clips, device=device, cache=cache, workers=1, progress=None),
+            all_layers(loaded, clips, device=device, encoding=here, progress=None),
             frozen_classifier(loaded, device),
-            frozen_inputs(
-                loaded, clips, normalize=normalize, device=device, cache=cache, workers=1, progress=None
-            ),
+            frozen_inputs(loaded, clips, normalize=normalize, device=device, encoding=here, progress=None),
             speakers=[clip.speaker for clip in clips] if by_speaker else None,
             passes=config.n_samples,
             seed=3,

@@ -16,6 +16,7 @@ from conftest import clip, mifuse, refused, rewrite, save_encoder
 import mifuse_cli as m
 from mifuse_cli import audio
 from mifuse_cli.artifacts import Source
+from mifuse_cli.encoding_settings import Encoding
 from mifuse_cli.errors import InputError, UsageError
 from mifuse_cli.manifest import Clip, read_clips
 from mifuse_cli.model import speaker_encoder
@@ -91,7 +92,9 @@ class TestVectors:
         clips = read_clips(corpora.target)[:6]
 
         def found(clips, name):
-            return speaker_vectors(clips, voices[kind], device=CPU, cache=tmp_path / name)
+            return speaker_vectors(
+                clips, voices[kind], device=CPU, encoding=Encoding(cache_dir=tmp_path / name)
+            )
 
         together = found(clips, "a")
         assert together.shape == (6, 10 if kind == "d-vector" else 12) and together.dtype == np.float32
@@ -127,7 +130,9 @@ class TestVectors:
             def tell(*what):
                 told.append(what)
 
-            return speaker_vectors(clips, directory, device=CPU, cache=tmp_path / "cache", progress=tell)
+            return speaker_vectors(
+                clips, directory, device=CPU, encoding=Encoding(cache_dir=tmp_path / "cache"), progress=tell
+            )
 
         first = found()
         assert {what[0] for what in told} == {"encoding voices"} and told[-1][1:] == (4, 4, {"padding": 0.0})
@@ -163,7 +168,12 @@ class TestVectors:
         rewrite(spoilt / "model.safetensors", damage)
         for _ in range(2):
             with pytest.raises(InputError, match="gives a vector with NaN or infinity"):
-                speaker_vectors(read_clips(corpora.target)[:2], spoilt, device=CPU, cache=tmp_path / "cache")
+                speaker_vectors(
+                    read_clips(corpora.target)[:2],
+                    spoilt,
+                    device=CPU,
+                    encoding=Encoding(cache_dir=tmp_path / "cache"),
+                )
 
 
 class TestXVectors:

@@ -8,9 +8,9 @@ from conftest import KEY, train_config
 import mifuse_cli as m
 from mifuse_cli.artifacts import Fused, Lalm
 from mifuse_cli.errors import ArtifactError, RemoteError
+from mifuse_cli.lalm import journal_path
 from mifuse_cli.lalm.answers.parsing import Status
 from mifuse_cli.lalm.journal.journal import Journal
-from mifuse_cli.steps.query_lalm import journal_path
 
 
 class TestQueryLalm:

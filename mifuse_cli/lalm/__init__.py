@@ -19,7 +19,8 @@ from mifuse_cli.lalm.answers.parsing import PARSER_VERSION, Parsed, Status, pars
 from mifuse_cli.lalm.arrays import USAGE, answer_arrays, observations
 from mifuse_cli.lalm.cost.estimate import Estimate, Volume, calibrated, estimate
 from mifuse_cli.lalm.cost.prices import Price, price_of, read_prices
-from mifuse_cli.lalm.journal.journal import CLIPS_AT_A_TIME, Journal
+from mifuse_cli.lalm.journal.journal import CLIPS_AT_A_TIME, Journal, journal_path
+from mifuse_cli.lalm.journal.merging import take_in
 from mifuse_cli.lalm.journal.open_questions import OpenQuestions
 from mifuse_cli.lalm.questions.clips import LONG_CLIPS, AudioOptions
 from mifuse_cli.lalm.questions.dialect import AUDIO_PARTS, TOKEN_LIMITS
@@ -70,6 +71,7 @@ __all__ = [
     "header_problems",
     "host_of",
     "is_local",
+    "journal_path",
     "observations",
     "parse_answer",
     "price_of",
@@ -79,4 +81,5 @@ __all__ = [
     "read_wording",
     "resolver",
     "run",
+    "take_in",
 ]

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from mifuse_cli.config import Progress
+from mifuse_cli.encoding_settings import Encoding
 from mifuse_cli.manifest import Clip
 from mifuse_cli.methods.structure import structure_layers
 from mifuse_cli.model.checkpoint import Checkpoint, new_head
@@ -71,8 +71,7 @@ def untrained_student(
     normalize: str,
     linear: bool,
     device: torch.device,
-    cache: Path | None,
-    workers: int,
+    encoding: Encoding,
     progress: Progress | None,
 ) -> tuple[Checkpoint, Classifier, Features | Waveforms]:
     """What the training of a student by any method starts from.
@@ -86,8 +85,7 @@ def untrained_student(
         normalize: how the head's input is standardised.
         linear: whether the student has a linear part, as it has where the encoder is frozen.
         device: where to compute.
-        cache: directory of the feature cache, None for the default.
-        workers: processes that read and encode for a frozen encoder; 0: one for each free core.
+        encoding: by what, and where it is kept.
         progress: called as clips are encoded.
 
     Returns:
@@ -103,7 +101,7 @@ def untrained_student(
         mode = effective_mode(normalize, source.shape.statistics_of)
         student = Classifier(encoder, source.head, source.shape.layers).to(device)
         return source, student, Waveforms(clips, mode, source.statistics, micro_batch_s)
-    hidden = all_layers(source, clips, device=device, cache=cache, workers=workers, progress=progress)
+    hidden = all_layers(source, clips, device=device, encoding=encoding, progress=progress)
     if linear:
         source = with_linear_part(source, hidden)
     speakers = [clip.speaker for clip in clips]

@@ -1,7 +1,8 @@
 """Clips read, resampled and encoded by a frozen network, in batches of nearly the same length.
 
 On a CPU, every process reads and encodes batches on one thread. On a GPU, the other processes read, and this one feeds
-the GPU, which computes while the next batch is on its way.
+the GPU, which computes while the next batch is on its way. With the engine ``ray`` it is the machines of a cluster that
+read and encode.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ def encoded(
     *,
     workers: int,
     padding: Padding,
+    engine: str = "local",
 ) -> Generator[tuple[tuple[Excerpt, ...], np.ndarray]]:
     """Clips and their matrices (B, L, D) float32, batch by batch as they are made.
 
@@ -85,65 +87,106 @@ def encoded(
         device: where it is in this process.
         workers: processes that read and encode, this one included; 0: as many as there are free cores.
         padding: is added to.
+        engine: one of `encoding_settings.ENGINES`; with Ray, device and workers are those of the cluster.
 
     Raises:
         InputError: audio that cannot be read, or a network that cannot be loaded.
+        DependencyError: there is no Ray, or no cluster of it.
         MifuseError: a process was ended from outside.
     """
+    found = _by_ray(excerpts, network) if engine == "ray" else _locally(excerpts, network, device, workers)
+    with closing(found):
+        for batch, (matrices, padded) in found:
+            lengths = batch.seconds
+            padding.clips += sum(lengths)
+            padding.encoded += padded_to(lengths) if padded else sum(lengths)
+            yield batch.excerpts, matrices
+
+
+_Made = Generator[tuple[_Batch, tuple[np.ndarray, bool]]]
+"""Batches, their matrices, and whether clips were padded."""
+
+
+def _locally(
+    excerpts: Sequence[Excerpt], network: FrozenNetwork, device: torch.device, workers: int
+) -> _Made:
     loaded = network.load(device)
-    found = (
-        _Batch(tuple(near), tuple(seconds))
-        for near, seconds in batches(excerpts, lambda one: audio.seconds(*one), batch_seconds(device))
-    )
     on_cpu = device.type == "cpu"
     split = partial(
-        spread, found, len(excerpts), processes=workers or max(1, free_cores() // count()), helps=on_cpu
+        spread,
+        _found(excerpts, device),
+        len(excerpts),
+        processes=workers or max(1, free_cores() // count()),
+        helps=on_cpu,
     )
     with _one_thread() if on_cpu else nullcontext():
-        made: Generator[tuple[_Batch, np.ndarray]] = (
-            split(partial(_encode, loaded), partial(_encoder, network))
-            if on_cpu
-            else _fed(loaded, split(_read, _reader))
-        )
+        if on_cpu:
+            made: _Made = split(partial(_encode, loaded), partial(_encoder, network))
+        else:
+            made = _fed(loaded, split(_read, _reader))
         with closing(made):
-            for batch, matrices in made:
-                lengths = batch.seconds
-                padding.clips += sum(lengths)
-                padding.encoded += padded_to(lengths) if loaded.padding else sum(lengths)
-                yield batch.excerpts, matrices
+            yield from made
+
+
+def _by_ray(excerpts: Sequence[Excerpt], network: FrozenNetwork) -> _Made:
+    from mifuse_cli.model.ray_engine import connected
+
+    with connected() as cluster:
+        device, batches = cluster.device, _found(excerpts, cluster.device)
+        if device.type == "cpu":
+            made: _Made = cluster.spread(batches, partial(_encoder, network))
+        else:
+            made = cluster.spread(batches, partial(_computer, network, device), read=_read)
+        with closing(made):
+            yield from made
+
+
+def _found(excerpts: Sequence[Excerpt], device: torch.device) -> Iterator[_Batch]:
+    for near, seconds in batches(excerpts, lambda one: audio.seconds(*one), batch_seconds(device)):
+        yield _Batch(tuple(near), tuple(seconds))
 
 
 def _read(batch: _Batch) -> list[np.ndarray]:
     return [audio.read(*one) for one in batch.excerpts]
 
 
-def _encode(network: LoadedNetwork, batch: _Batch) -> np.ndarray:
+def _encode(network: LoadedNetwork, batch: _Batch) -> tuple[np.ndarray, bool]:
+    return _compute(network, _read(batch))
+
+
+def _compute(network: LoadedNetwork, waveforms: list[np.ndarray]) -> tuple[np.ndarray, bool]:
     with torch.inference_mode():
-        return network(list(map(torch.from_numpy, _read(batch)))).numpy()
+        return network(list(map(torch.from_numpy, waveforms))).cpu().numpy(), network.padding > 0
 
 
 def _reader() -> Callable[[_Batch], list[np.ndarray]]:
     return _read
 
 
-def _encoder(network: FrozenNetwork) -> Callable[[_Batch], np.ndarray]:
+def _encoder(network: FrozenNetwork) -> Callable[[_Batch], tuple[np.ndarray, bool]]:
+    torch.set_num_threads(1)
     return partial(_encode, network.load(torch.device("cpu")))
 
 
-def _fed(
-    network: LoadedNetwork, read: Generator[tuple[_Batch, list[np.ndarray]]]
-) -> Generator[tuple[_Batch, np.ndarray]]:
+def _computer(
+    network: FrozenNetwork, device: torch.device
+) -> Callable[[list[np.ndarray]], tuple[np.ndarray, bool]]:
+    return partial(_compute, network.load(device))
+
+
+def _fed(network: LoadedNetwork, read: Generator[tuple[_Batch, list[np.ndarray]]]) -> _Made:
     """Matrices of batches that were read; each is fetched when the next is on its way."""
     before: tuple[_Batch, Tensor] | None = None
+    padded = network.padding > 0
     with closing(read):
         for batch, waveforms in read:
             with torch.inference_mode():
                 under_way = network(list(map(torch.from_numpy, waveforms)))
             if before is not None:
-                yield before[0], before[1].cpu().numpy()
+                yield before[0], (before[1].cpu().numpy(), padded)
             before = batch, under_way
         if before is not None:
-            yield before[0], before[1].cpu().numpy()
+            yield before[0], (before[1].cpu().numpy(), padded)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from mifuse_cli.config import Progress
+from mifuse_cli.encoding_settings import Encoding
 from mifuse_cli.manifest import Clip
 from mifuse_cli.model.cache import cached
 from mifuse_cli.model.encoder import Encoder, load_encoder
@@ -43,8 +44,7 @@ def pooled_features(
     *,
     precision: str = "fp32",
     device: torch.device,
-    cache: Path | None = None,
-    workers: int = 0,
+    encoding: Encoding = Encoding(),
     progress: Progress | None = None,
 ) -> np.ndarray:
     """Mean over time of every hidden layer of every clip, (U, L, D) float32.
@@ -57,8 +57,7 @@ def pooled_features(
         encoder_digest: its content hash.
         precision: of the encoder, one of `shape.PRECISIONS`.
         device: where to run it.
-        cache: directory of the cache, `cache.default_cache` if None.
-        workers: processes that read and encode; 0: one for each free core.
+        encoding: by what, and where it is kept.
         progress: called as features are made.
 
     Raises:
@@ -68,10 +67,9 @@ def pooled_features(
     return cached(
         clips,
         f"features-v{_CACHE_VERSION}-{encoder_digest[:32]}{kind}",
-        FrozenEncoder(encoder_dir, precision),
+        FrozenEncoder(encoder_dir.absolute(), precision),
         work="encoding",
         device=device,
-        cache=cache,
-        workers=workers,
+        encoding=encoding,
         progress=progress,
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from mifuse_cli.config import Progress
+from mifuse_cli.encoding_settings import Encoding
 from mifuse_cli.errors import UsageError
 from mifuse_cli.manifest import Clip
 from mifuse_cli.model.checkpoint import Checkpoint
@@ -29,8 +29,7 @@ def frozen_inputs(
     *,
     normalize: str,
     device: torch.device,
-    cache: Path | None,
-    workers: int,
+    encoding: Encoding,
     progress: Progress | None,
 ) -> Features:
     """Standardised features of clips from a checkpoint's frozen encoder.
@@ -40,11 +39,10 @@ def frozen_inputs(
         clips: U clips.
         normalize: one of `config.NORMALIZATIONS`, or "" for the checkpoint's own.
         device: where to compute and hold them.
-        cache: directory of the feature cache, None for the default.
-        workers: processes that read and encode; 0: one for each free core.
+        encoding: by what, and where it is kept.
         progress: called as clips are encoded.
     """
-    hidden = all_layers(checkpoint, clips, device=device, cache=cache, workers=workers, progress=progress)
+    hidden = all_layers(checkpoint, clips, device=device, encoding=encoding, progress=progress)
     speakers = [clip.speaker for clip in clips]
     return standardised_inputs(checkpoint, hidden, speakers, normalize=normalize, device=device)
 
@@ -70,8 +68,7 @@ def all_layers(
     clips: Sequence[Clip],
     *,
     device: torch.device,
-    cache: Path | None,
-    workers: int,
+    encoding: Encoding,
     progress: Progress | None,
 ) -> np.ndarray:
     """Features (U, L, D) of clips in every hidden state of a checkpoint's encoder, not standardised."""
@@ -81,8 +78,7 @@ def all_layers(
         checkpoint.encoder_digest(),
         precision=checkpoint.shape.precision,
         device=device,
-        cache=cache,
-        workers=workers,
+        encoding=encoding,
         progress=progress,
     )
 

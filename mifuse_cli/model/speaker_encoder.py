@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mifuse_cli import lineage
 from mifuse_cli.audio import RATE
 from mifuse_cli.config import Progress
+from mifuse_cli.encoding_settings import Encoding
 from mifuse_cli.errors import InputError
 from mifuse_cli.manifest import Clip
 from mifuse_cli.model.batches import batch_seconds, in_batches
@@ -202,8 +203,7 @@ def speaker_vectors(
     directory: Path,
     *,
     device: torch.device,
-    cache: Path | None = None,
-    workers: int = 0,
+    encoding: Encoding = Encoding(),
     progress: Progress | None = None,
 ) -> np.ndarray:
     """A vector of length 1 for the voice in every clip, (U, V) float32.
@@ -214,8 +214,7 @@ def speaker_vectors(
         clips: U clips.
         directory: of the speaker encoder.
         device: where to run it.
-        cache: directory of the cache, `cache.default_cache` if None.
-        workers: processes that read and encode; 0: one for each free core.
+        encoding: by what, and where it is kept.
         progress: called as vectors are made.
 
     Raises:
@@ -224,11 +223,10 @@ def speaker_vectors(
     return cached(
         clips,
         f"voices-v{_CACHE_VERSION}-{lineage.digest(directory)[:32]}",
-        FrozenSpeakerEncoder(directory),
+        FrozenSpeakerEncoder(directory.absolute()),
         work="encoding voices",
         device=device,
-        cache=cache,
-        workers=workers,
+        encoding=encoding,
         progress=progress,
     )[:, 0]
 

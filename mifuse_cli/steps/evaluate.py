@@ -189,8 +189,7 @@ def _predict(config: EvaluateConfig, clips: list[manifest.Clip], progress: Progr
         clips,
         normalize=config.normalize,
         device=device,
-        cache=config.cache_dir,
-        workers=config.workers,
+        encoding=config.encoding,
         progress=progress,
     )
     model = frozen_classifier(loaded, device)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mifuse_cli import fusion, lineage, provenance
+from mifuse_cli import audio, fusion, lineage, provenance
 from mifuse_cli.artifacts import Parent, Source, Training
 from mifuse_cli.config import (
     EncodingConfig,
@@ -18,6 +18,8 @@ from mifuse_cli.config import (
     at_least,
     normalize_problems,
     option,
+    shard_option,
+    shard_problems,
     target_problems,
 )
 from mifuse_cli.manifest import Clip, clips_of
@@ -39,6 +41,7 @@ class SampleSourceConfig(EncodingConfig):
     model: Path = option(help="Checkpoint directory of the source classifier.")
     manifest: Path | None = option(None, "CSV of target clips; labels in it are not read.")
     wav_dir: Path | None = option(None, "Directory of target clips, instead of --manifest.")
+    shard: str = shard_option()
     out: Path = option(help="Artifact to write.")
     n_samples: int = option(10, "Dropout passes.")
     normalize: str = option(
@@ -65,6 +68,9 @@ class SampleSourceConfig(EncodingConfig):
         yield from target_problems(self.manifest, self.wav_dir)
         yield from at_least("--n-samples", self.n_samples, 2)
         yield from normalize_problems(self.normalize)
+        yield from shard_problems(self.shard)
+        if self.shard and self.no_hidden_states:
+            yield "--shard: merge draws the predictions from the hidden states that --no-hidden-states leaves out"
         if self.speaker_encoder and self.no_hidden_states:
             yield (
                 "--speaker-encoder: its vectors are for fuse --weighting cross-fit, which needs the hidden states that "
@@ -101,7 +107,7 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
         DependencyError: the speaker encoder is not on the hub, or the hub cannot be reached.
     """
     lineage.refuse_overwrite(config, config.out)
-    clips, where = clips_of(config.manifest, config.wav_dir)
+    clips, where = clips_of(config.manifest, config.wav_dir, shard=config.shard)
     shape = read_shape(config.model)
     parents = [
         lineage.parent("model", config.model, config.out),
@@ -122,8 +128,7 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
     loaded = checkpoint.load(config.model)
     how: dict[str, Any] = {
         "device": find_device(config.device),
-        "cache": config.cache_dir,
-        "workers": config.workers,
+        "encoding": config.encoding,
         "progress": progress,
     }
 
@@ -144,18 +149,21 @@ def _sample(
     hidden: np.ndarray,
     voice: np.ndarray | None,
 ) -> SampleSourceResult:
-    from mifuse_cli.model.classifier import predict, sample
     from mifuse_cli.model.device import find_device
-    from mifuse_cli.model.prepare import frozen_classifier, standardised_inputs
+    from mifuse_cli.model.sampling import sampled
 
-    device = find_device(config.device)
-    if config.calibrate:
-        loaded.calibrate()
     normalize = config.normalize or shape.normalize
     speakers = [clip.speaker for clip in clips]
-    inputs = standardised_inputs(loaded, hidden, speakers, normalize=normalize, device=device)
-    model = frozen_classifier(loaded, device)
-    seed = provenance.named_seed(config.seed, "sample-source")
+    probs, point = sampled(
+        loaded,
+        hidden,
+        speakers,
+        normalize=normalize,
+        calibrate=config.calibrate,
+        passes=config.n_samples,
+        seed=provenance.named_seed(config.seed, "sample-source"),
+        device=find_device(config.device),
+    )
     ids = np.array([clip.utt_id for clip in clips])
     trained = Training.load(config.model / "train.h5")
     artifact = Source(
@@ -169,12 +177,13 @@ def _sample(
             **{name: value for name, value in trained.header.parameters.items() if name in _OF_THE_MODEL},
         ),
         utt_id=ids,
-        probs=sample(model, inputs, config.n_samples, seed),
-        point=predict(model, inputs),
+        probs=probs,
+        point=point,
         hidden=None if config.no_hidden_states else hidden,
         speaker=np.array([speaker or "" for speaker in speakers]),
         voice=voice,
         gold=trained.gold,
+        file_sha256=np.array([audio.key(*clip.excerpt) for clip in clips]) if config.shard else None,
     )
     artifact.save(config.out)
     return _result(config.out, artifact)

@@ -171,8 +171,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
             checkpoint.load(config.model),
             some,
             device=find_device(config.device),
-            cache=config.cache_dir,
-            workers=config.workers,
+            encoding=config.encoding,
             progress=progress,
         )
 
@@ -212,8 +211,7 @@ def _train(
         normalize=normalize,
         linear=has_linear_part(config.method, teachers),
         device=device,
-        cache=config.cache_dir,
-        workers=config.workers,
+        encoding=config.encoding,
         progress=progress,
     )
     partial = config.out.with_name(config.out.name + ".partial")

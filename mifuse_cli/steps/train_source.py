@@ -285,8 +285,7 @@ def _features(
         lineage.digest(encoder_dir),
         precision=config.precision,
         device=find_device(config.device),
-        cache=config.cache_dir,
-        workers=config.workers,
+        encoding=config.encoding,
         progress=progress,
     )
 

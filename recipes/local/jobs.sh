@@ -28,7 +28,7 @@ job() {
 }
 
 run_jobs() {
-  if $dry_run; then return; fi
+  if $dry_run || [ "$count" -eq 0 ]; then return; fi
   attend "$@" "JOB=1:$count" "$expdir/logs/$array.JOB.log" bash "$expdir/jobs/$array.JOB.sh" || exit $?
 }
 

@@ -5,8 +5,10 @@
 # What a job has to be told to run a step by itself.
 # shellcheck disable=SC2034
 settings="conf expdir encoder speaker_encoder layers normalize weighting lalm_url lalm_model n_samples lalm_options device
-  dry_run"
+  shards dry_run"
 corpora_known="iemocap msp-improv msp-podcast crema-d ravdess emodb nemo"
+
+shards=${shards:-1}
 
 . "$(dirname "${BASH_SOURCE[0]}")/../utils/attend.sh"
 
@@ -112,14 +114,48 @@ lalm_answers() {
   step "$out" query-lalm query-lalm "${arguments[@]}"
 }
 
-# fused_labels SOURCE TARGET DIR SEED: weighed as in the paper, and cross-fitted; also the source model's distributions
-# that go into them.
-fused_labels() {
-  local out=$expdir/$1-$2/seed$4 manifest arguments
+# numbered N: 1/N 2/N ... N/N. place_of_part OUT I/N: where that part of OUT is.
+numbered() { local number; for ((number = 1; number <= $1; number++)); do echo "$number/$1"; done; }
+place_of_part() { echo "$(dirname "$1")/parts/$(basename "$1" .h5).${2/\//-of-}.h5"; }
+
+# joined OUT: of its parts.
+joined() {
+  local part parts=()
+  for part in $(numbered "$shards"); do parts+=("$(place_of_part "$1" "$part")"); done
+  step "$1" merge merge "${parts[@]}" --device "$device" --out "$1"
+}
+
+# asked_in_parts TARGET: whether its answers are got in parts; those that were got at once stay as they are.
+asked_in_parts() {
+  local out=$expdir/lalm/$1.h5
+  [ "$shards" -gt 1 ] && { [ -e "$(place_of_part "$out" "1/$shards")" ] || ! [ -e "$out.journal.sqlite" ]; }
+}
+
+# part_of_answers TARGET DIR I/N
+part_of_answers() {
+  local out manifest arguments
+  out=$(place_of_part "$expdir/lalm/$1.h5" "$3")
+  manifest=$(clips_of "$2")
+  query_arguments "$manifest" "$out"
+  step "$out" query-lalm query-lalm "${arguments[@]}" --shard "$3"
+}
+
+# source_samples SOURCE TARGET DIR SEED [I/N]: the source model's distributions, or a part of them.
+source_samples() {
+  local out=$expdir/$1-$2/seed$4/source.h5 manifest arguments
   manifest=$(clips_of "$3")
   arguments=(--model "$expdir/models/$1/seed$4" --manifest "$manifest" --seed "$4" --device "$device")
   given --speaker-encoder "$speaker_encoder"
-  step "$out/source.h5" sample-source sample-source "${arguments[@]}" --out "$out/source.h5"
+  given --shard "${5:-}"
+  if [ -n "${5:-}" ]; then out=$(place_of_part "$out" "$5"); fi
+  step "$out" sample-source sample-source "${arguments[@]}" --out "$out"
+}
+
+# fused_labels SOURCE TARGET DIR SEED: weighed as in the paper, and cross-fitted; also the source model's distributions
+# that go into them.
+fused_labels() {
+  local out=$expdir/$1-$2/seed$4 arguments
+  if [ "$shards" -gt 1 ]; then joined "$out/source.h5"; else source_samples "$@"; fi
   arguments=(--lalm "$expdir/lalm/$2.h5" --source "$out/source.h5" --out "$out/fused.h5")
   # The paper's, unless told otherwise: without a weighting, fuse takes its own default.
   if ! grep -qs '^weighting:' "$conf/fuse.yaml"; then weighting=${weighting:-mi}; fi

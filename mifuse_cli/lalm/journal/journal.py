@@ -32,6 +32,11 @@ _PAIRS_AT_A_TIME = 5000
 _COUNTED = ("prompt", "completion", "total")  # in the column usage
 
 
+def journal_path(out: Path) -> Path:
+    """Where the answers behind the artifact ``out`` are kept."""
+    return out.with_name(out.name + ".journal.sqlite")
+
+
 class StoredAnswer(NamedTuple):
     """An answer in the journal.
 

@@ -104,8 +104,7 @@ def _encode(config: CompareConfig, planned: Plan, progress: Progress | None) -> 
                 task.clips,
                 task.speaker_encoder,
                 device=device,
-                cache=config.cache_dir,
-                workers=config.workers,
+                encoding=config.encoding,
                 progress=progress,
             )
             heard.add(target)
@@ -117,8 +116,7 @@ def _encode(config: CompareConfig, planned: Plan, progress: Progress | None) -> 
                 source,
                 task.clips,
                 device=device,
-                cache=config.cache_dir,
-                workers=config.workers,
+                encoding=config.encoding,
                 progress=progress,
             )
             seen.add(key)

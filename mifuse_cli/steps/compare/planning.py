@@ -314,7 +314,7 @@ def _task(
         folds=folds,
         options=options,
         device=config.device,
-        cache=config.cache_dir,
+        encoding=config.encoding,
     )
     shared = [
         fusion.VERSION, adaptation.VERSION, normalize, config.n_answers, config.n_samples, folds, options,

@@ -14,6 +14,7 @@ import torch
 
 from mifuse_cli import fusion, provenance, splits
 from mifuse_cli.artifacts import Compared, Header, Lalm
+from mifuse_cli.encoding_settings import Encoding
 from mifuse_cli.manifest import Clip
 from mifuse_cli.methods.adaptation import WITHOUT_LALM, Options, adapt, has_linear_part, predict_clips
 from mifuse_cli.methods.structure import structure_of
@@ -49,7 +50,7 @@ class Task:
             the others.
         options: of the adaptation; a system may override them.
         device: as of every step.
-        cache: directory of the feature cache, None for the default.
+        encoding: how the clips' features were made, and where they are kept.
     """
 
     out: Path
@@ -69,7 +70,7 @@ class Task:
     folds: int
     options: Options
     device: str
-    cache: Path | None
+    encoding: Encoding
 
 
 def run(task: Task) -> int:
@@ -94,14 +95,11 @@ class _World:
         self.task = task
         self.device = find_device(task.device)
         self.source = checkpoint.load(task.model)
-        self.features = all_layers(
-            self.source, task.clips, device=self.device, cache=task.cache, workers=1, progress=None
-        )
+        here = replace(task.encoding, workers=1, engine="local", cache_limit=None)
+        self.features = all_layers(self.source, task.clips, device=self.device, encoding=here, progress=None)
         self.voice: np.ndarray | None = None
         if task.speaker_encoder is not None:
-            self.voice = speaker_vectors(
-                task.clips, task.speaker_encoder, device=self.device, cache=task.cache, workers=1
-            )
+            self.voice = speaker_vectors(task.clips, task.speaker_encoder, device=self.device, encoding=here)
         self.lalm = Lalm.load(task.lalm).probs.astype(float)
         self.speakers = [clip.speaker for clip in task.clips]
         self.fused: dict[tuple[Any, ...], Teachers] = {}

@@ -21,13 +21,12 @@ from mifuse_cli.steps.query_lalm.config import QueryLalmConfig, QueryLalmResult
 from mifuse_cli.steps.query_lalm.reading import context_of, dry_run, priced, read_clips, volume_of
 from mifuse_cli.steps.query_lalm.saving import (
     batch_directory,
-    journal_path,
     parents_of,
     save_artifact,
     summary_of,
 )
 
-__all__ = ["QueryLalmConfig", "QueryLalmResult", "journal_path", "query_lalm"]
+__all__ = ["QueryLalmConfig", "QueryLalmResult", "query_lalm"]
 
 _log = logging.getLogger("mifuse")
 
@@ -57,7 +56,7 @@ def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> 
     base_url = address(config, profile)
     lalm.check_address(base_url)
     config = replace(config, base_url=base_url)
-    clips = Clips(config.manifest, config.wav_dir)
+    clips = Clips(config.manifest, config.wav_dir, shard=config.shard)
     if config.context_column and config.context_column not in clips.columns:
         raise InputError(
             f"{clips.where}: has no column {config.context_column!r} (found: {', '.join(clips.columns)}). "
@@ -91,14 +90,14 @@ def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> 
     check_place(config.out)
     if config.out.exists() and not config.force:
         _refuse_to_replace(config.out, options.spec(), update=config.update)
-    if not config.reparse and not journal_path(config.out).exists():
+    if not config.reparse and not lalm.journal_path(config.out).exists():
         # Everything is to be asked, so what would stop that later can stop it before clips are decoded.
         if not as_files:
             api_key(config, profile)
             lalm.check_environment()
         if not _agreed(config):
             raise _refusal(config, _amount(config, volume_of(config, clips, options)))
-    with lalm.Journal(journal_path(config.out)) as journal:
+    with lalm.Journal(lalm.journal_path(config.out)) as journal:
         remove_leftovers(config.out)
         journal.settle_unread()
         journal.add_spec(options.spec())
@@ -221,7 +220,7 @@ def _unreadable(config: QueryLalmConfig, result: QueryLalmResult) -> RemoteError
     what = _UNREADABLE_ADVICE.get(most, "Check the prompt and the model.")
     return RemoteError(
         f"{config.out}: holds {sum(got.values())} answers, and no distribution can be read from any ({said}). "
-        f"{what} The answers are kept in {journal_path(config.out).name}; --reparse reads them again."
+        f"{what} The answers are kept in {lalm.journal_path(config.out).name}; --reparse reads them again."
     )
 
 

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from mifuse_cli import lalm
-from mifuse_cli.config import StepConfig, StepResult, above_zero, at_least, one_of, option, target_problems
+from mifuse_cli.config import (
+    StepConfig,
+    StepResult,
+    above_zero,
+    at_least,
+    one_of,
+    option,
+    shard_option,
+    shard_problems,
+    target_problems,
+)
 from mifuse_cli.errors import UsageError
 from mifuse_cli.labels import CLASSES, parse_classes
 
@@ -38,6 +48,7 @@ class QueryLalmConfig(StepConfig):
         panel=_CLIPS,
     )
     upload: str = option("wav", "Send audio as wav or mp3.", panel=_CLIPS)
+    shard: str = shard_option(_CLIPS)
     out: Path = option(help="Artifact to write.")
 
     n_samples: int = option(5, "How many times to ask about every clip.", panel=_QUESTIONS)
@@ -204,6 +215,7 @@ class QueryLalmConfig(StepConfig):
     def problems(self) -> Iterable[str]:
         """Values that make no sense."""
         yield from target_problems(self.manifest, self.wav_dir)
+        yield from shard_problems(self.shard)
         try:
             parse_classes(self.classes)
         except UsageError as error:

@@ -12,7 +12,6 @@ from mifuse_cli.config import Progress
 from mifuse_cli.errors import InputError, listed
 from mifuse_cli.manifest import Clip, Clips
 from mifuse_cli.steps.query_lalm.config import QueryLalmConfig, QueryLalmResult
-from mifuse_cli.steps.query_lalm.saving import journal_path
 
 
 def _blocks(clips: Iterable[Clip]) -> Iterator[list[Clip]]:
@@ -127,7 +126,7 @@ def dry_run(
     config: QueryLalmConfig, clips: Clips, options: lalm.QuestionOptions, price: lalm.Price | None
 ) -> QueryLalmResult:
     """Estimate a run from durations alone."""
-    path, notes = journal_path(config.out), [priced(config.model, price)]
+    path, notes = lalm.journal_path(config.out), [priced(config.model, price)]
     journal: AbstractContextManager[lalm.Journal | None] = nullcontext()
     if path.exists():
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,55 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from mifuse_cli import artifacts, fusion, lalm, lineage, manifest
+from mifuse_cli import artifacts, lalm, lineage, manifest
+from mifuse_cli.answer_counts import AnswerCounts
 from mifuse_cli.artifacts import Lalm, Parent
 from mifuse_cli.steps.query_lalm.config import QueryLalmConfig, QueryLalmResult
 
 _CLIPS_AT_A_TIME = 2000
 
 
-def journal_path(out: Path) -> Path:
-    """Where the answers behind the artifact ``out`` are kept."""
-    return out.with_name(out.name + ".journal.sqlite")
-
-
 def batch_directory(out: Path) -> Path:
     """Where the questions behind the artifact ``out`` wait for ``vllm run-batch``."""
     return out.with_name(out.name + ".vllm-batch")
-
-
-class _Sums:
-    """What a result says of answers, summed up block by block."""
-
-    def __init__(self) -> None:
-        self.clips = self.without_answer = 0
-        self.mi = 0.0
-        self.statuses: Counter[int] = Counter()
-        self.tokens = np.zeros(2, dtype=np.int64)
-
-    def add(self, probs: np.ndarray, status: np.ndarray, usage: np.ndarray) -> None:
-        _, mi = fusion.mean_and_mi(probs.astype(float))
-        self.clips += len(probs)
-        self.without_answer += int(np.isnan(mi).sum())
-        self.mi += float(np.nansum(mi))
-        self.statuses.update(status.ravel().tolist())
-        self.tokens += np.where(usage[..., :2] > 0, usage[..., :2], 0).sum(axis=(0, 1))
-
-    def summary(self, samples: int, accounts: Mapping[str, float], priced: bool) -> dict[str, Any]:
-        """Fields of a result, fit for JSON; they are stored in the artifact."""
-        answered = self.clips - self.without_answer
-        sent = {name: int(number) for name, number in accounts.items() if name != "spent"}
-        return {
-            "clips": self.clips,
-            "samples": samples,
-            "complete": not self.statuses[lalm.Status.MISSING],
-            "statuses": {lalm.Status(code).name.lower(): n for code, n in sorted(self.statuses.items())},
-            "without_answer": self.without_answer,
-            "mean_mi": self.mi / answered if answered else None,
-            "tokens": dict(zip(lalm.USAGE, self.tokens.tolist(), strict=False)),
-            "requests": sent,
-            "spent_usd": accounts["spent"] if priced else None,
-        }
 
 
 def parents_of(
@@ -105,7 +67,7 @@ def save_artifact(
         price: of the model, if known.
     """
     options, journal = questions.options, questions.journal
-    classes, sums = options.classes, _Sums()
+    classes, sums = options.classes, AnswerCounts()
     flags, models = Counter[str](), Counter[str]()
     end, rejections = 0, ""
     with _no_collection(), artifacts.writing(config.out, Lalm, classes) as writer:
@@ -129,14 +91,17 @@ def save_artifact(
                 raw=np.frombuffer(raw, dtype=np.uint8),
                 raw_end=ends,
             )
-        summary = sums.summary(options.n_samples, journal.accounts(), price is not None)
+        codes = {status.name.lower(): int(status) for status in lalm.Status}
+        summary = sums.summary(
+            options.n_samples, journal.accounts(), priced=price is not None, codes=codes, usage=lalm.USAGE
+        )
         parameters: dict[str, Any] = {
             "model": config.model,
             "host": options.host,
             "spec": options.spec(),
             "spec_hash": options.spec_hash,
             "parser_version": lalm.PARSER_VERSION,
-            "status_codes": {status.name.lower(): int(status) for status in lalm.Status},
+            "status_codes": codes,
             "usage_columns": list(lalm.USAGE),
             "complete": summary["complete"],
             "summary": summary,
@@ -158,7 +123,7 @@ def summary_of(out: Path) -> QueryLalmResult:
 
 
 def _notes(
-    sums: _Sums,
+    sums: AnswerCounts,
     models: Counter[str],
     unresolved: Sequence[tuple[str, float]],
     rejection: str,

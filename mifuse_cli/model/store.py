@@ -1,0 +1,238 @@
+"""What a frozen network made of clips, in SQLite files that any number of processes may read and write.
+
+A directory of caches holds one file for a network, with one row a clip, keyed by the hash of its audio file. A second
+table tells on which day a row was used last, so that the oldest can be removed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from mifuse_cli.errors import InputError
+
+_LOCKED_S = 120.0
+"""How long to wait for another process that writes; it holds the lock for milliseconds."""
+_TRIMMED_TO = 0.9
+"""Share of the limit to which a cache is trimmed, so that this, which writes what is left anew, is seldom needed."""
+_DAY_S = 86_400
+_ELSEWHERE = "give another --cache-dir (or MIFUSE_CACHE_DIR)"
+_log = logging.getLogger("mifuse")
+
+
+def default_cache() -> Path:
+    """``$MIFUSE_CACHE_DIR``, else ``mifuse`` in the user's cache directory."""
+    if named := os.environ.get("MIFUSE_CACHE_DIR"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mifuse"
+
+
+class Store:
+    """The cache of a network, open; `opened` makes one.
+
+    Args:
+        rows: connection to the file.
+        dtype: of the numbers in it, one of `config.CACHE_DTYPES`.
+    """
+
+    def __init__(self, rows: sqlite3.Connection, dtype: str) -> None:
+        self._rows, self._dtype = rows, np.dtype(dtype).newbyteorder("<")
+
+    def keys(self) -> set[str]:
+        """Hashes of all audio files of which there is a row."""
+        return {key for (key,) in self._rows.execute("SELECT audio FROM feature")}
+
+    def put(self, matrices: Mapping[str, np.ndarray]) -> None:
+        """Keep matrices (L, D) by the hash of their audio file.
+
+        Raises:
+            InputError: a number that the type cannot hold.
+        """
+        rows = []
+        for key, matrix in matrices.items():
+            with np.errstate(over="ignore"):
+                kept = np.ascontiguousarray(matrix, self._dtype)
+            if not np.isfinite(kept).all() and np.isfinite(matrix).all():
+                raise InputError(
+                    f"--cache-dtype {self._dtype.name}: cannot hold {np.abs(matrix).max():g}, which the encoder gives. "
+                    "Leave it out."
+                )
+            rows.append((key, *matrix.shape, kept.tobytes()))
+        # One transaction for all rows: until it is committed, no other process can write.
+        with self._rows:
+            self._rows.executemany("INSERT OR REPLACE INTO feature VALUES (?, ?, ?, ?)", rows)
+
+    def matrix(self, key: str) -> np.ndarray:
+        """Matrix (L, D) float32 of the audio file with a hash.
+
+        Raises:
+            sqlite3.DatabaseError: the row is not there, or not whole.
+        """
+        row = self._rows.execute("SELECT layers, width, data FROM feature WHERE audio=?", (key,)).fetchone()
+        try:
+            layers, width, data = row
+            return np.frombuffer(data, self._dtype).reshape(layers, width).astype(np.float32, copy=False)
+        except (TypeError, ValueError):
+            raise sqlite3.DatabaseError(f"row {key[:12]} is lost or cut off") from None
+
+    def used(self, keys: Iterable[str]) -> None:
+        """Note that rows were used today; a file that cannot be written stays as it is."""
+        today = int(time.time() // _DAY_S)
+        with suppress(sqlite3.OperationalError), self._rows:
+            self._rows.execute(
+                "CREATE TABLE IF NOT EXISTS use(audio TEXT PRIMARY KEY, day INT) WITHOUT ROWID"
+            )
+            known = {key for (key,) in self._rows.execute("SELECT audio FROM use WHERE day >= ?", (today,))}
+            news = [(key, today) for key in keys if key not in known]
+            self._rows.executemany("INSERT OR REPLACE INTO use VALUES (?, ?)", news)
+
+
+@contextmanager
+def opened(directory: Path, name: str, dtype: str = "float32") -> Iterator[Store]:
+    """The cache of a network, made if it is not there.
+
+    Args:
+        directory: of the caches.
+        name: of the network.
+        dtype: of the numbers, one of `config.CACHE_DTYPES`; each has a file of its own, so that what is read does not
+            depend on what was written before.
+
+    Raises:
+        InputError: it cannot be made, opened, read or written, now or within the block.
+    """
+    file = directory / f"{name}{'' if dtype == 'float32' else f'-{dtype}'}.sqlite"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{directory}: cannot be made the directory of a cache ({error.strerror}); {_ELSEWHERE}."
+        ) from None
+    try:
+        with closing(sqlite3.connect(file, timeout=_LOCKED_S)) as rows:
+            rows.execute(
+                "CREATE TABLE IF NOT EXISTS feature(audio TEXT PRIMARY KEY, layers INT, width INT, data BLOB)"
+            )
+            yield Store(rows, dtype)
+    except sqlite3.Error as error:
+        raise InputError(f"{file}: {_what_to_do(file, error)}") from None
+
+
+def _what_to_do(file: Path, error: sqlite3.Error) -> str:
+    if "locked" in str(error):
+        return (
+            f"another process has been writing to this cache for {_LOCKED_S:.0f} s. Run the command again when that "
+            f"one has ended, or {_ELSEWHERE}."
+        )
+    if file.is_dir() or isinstance(error, sqlite3.OperationalError):
+        found = "it is a directory" if file.is_dir() else error
+        return f"cannot be used as a cache ({found}). Make it a file that can be written, or {_ELSEWHERE}."
+    return f"is damaged, or no cache ({error}). Delete it, so that what it held is computed anew, or {_ELSEWHERE}."
+
+
+# The directory of all caches
+
+
+@dataclass(frozen=True)
+class CacheFile:
+    """The cache of one network.
+
+    Attributes:
+        path: of its file.
+        size: in bytes.
+        clips: number of rows; None if they cannot be read.
+        last_used: day of the last use, ISO 8601; "" if it is not known.
+        problem: why it cannot be read, "" if it can.
+    """
+
+    path: Path
+    size: int
+    clips: int | None = None
+    last_used: str = ""
+    problem: str = ""
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """What is known of a file."""
+        size = path.stat().st_size
+        try:
+            with closing(sqlite3.connect(path, timeout=1.0)) as rows:
+                days = _days(rows)
+        except sqlite3.Error as error:
+            return cls(path, size, problem=str(error))
+        last = max((day for day, *_ in days), default=0)
+        day = time.strftime("%Y-%m-%d", time.gmtime(last * _DAY_S)) if last else ""
+        return cls(path, size, sum(clips for _, clips, _ in days), day)
+
+
+def cache_files(directory: Path) -> list[CacheFile]:
+    """All caches in a directory, the largest first."""
+    return sorted(map(CacheFile.of, directory.glob("*.sqlite")), key=lambda one: -one.size)
+
+
+def trim(directory: Path, limit: int) -> int:
+    """Remove rows, those that were not used for longest first, until all caches take less than a limit.
+
+    Files in which another process writes, and damaged ones, are left as they are.
+
+    Args:
+        directory: of the caches.
+        limit: in bytes. Nothing is done below it; else there is some room in the end.
+
+    Returns:
+        number of rows that were removed.
+    """
+    files = [path for path in directory.glob("*.sqlite") if path.is_file()]
+    total = sum(path.stat().st_size for path in files)
+    if total <= limit:
+        return 0
+    spare = total - _TRIMMED_TO * limit
+    found: list[tuple[int, Path, int, int]] = []
+    for path in files:
+        with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=1.0)) as rows:
+            found += [(day, path, clips, size) for day, clips, size in _days(rows)]
+    gone: dict[Path, list[tuple[int, int]]] = {}
+    for day, path, clips, size in sorted(found):
+        if spare <= 0:
+            break
+        number = clips if size <= spare else -(-int(spare) * clips // size)
+        gone.setdefault(path, []).append((day, number))
+        spare -= size * number / clips
+    return sum(_remove(path, rows) for path, rows in gone.items())
+
+
+def _days(rows: sqlite3.Connection) -> list[tuple[int, int, int]]:
+    """Days of last use since 1970 (0: not known), with the number of rows and their size in bytes."""
+    has_days = rows.execute("SELECT 1 FROM sqlite_master WHERE name = 'use'").fetchone()
+    day, join = ("ifnull(use.day, 0)", "LEFT JOIN use USING (audio)") if has_days else ("0", "")
+    return rows.execute(
+        f"SELECT {day}, count(*), sum(ifnull(length(data), 0) + 100) FROM feature {join} GROUP BY 1"
+    ).fetchall()
+
+
+def _remove(path: Path, days: Iterable[tuple[int, int]]) -> int:
+    """Remove so many rows of each day, and give the room back to the file system."""
+    removed = 0
+    try:
+        with closing(sqlite3.connect(path, timeout=1.0)) as rows:
+            with rows:
+                rows.execute("CREATE TABLE IF NOT EXISTS use(audio TEXT PRIMARY KEY, day INT) WITHOUT ROWID")
+                for day, number in days:
+                    removed += rows.execute(
+                        "DELETE FROM feature WHERE audio IN (SELECT audio FROM feature LEFT JOIN use USING (audio) "
+                        "WHERE ifnull(use.day, 0) = ? ORDER BY feature.rowid LIMIT ?)",
+                        (day, number),
+                    ).rowcount
+                rows.execute("DELETE FROM use WHERE audio NOT IN (SELECT audio FROM feature)")
+            rows.execute("VACUUM")
+    except sqlite3.Error as error:
+        _log.warning("%s: could not be made smaller (%s)", path, error)
+    return removed
