@@ -48,6 +48,9 @@ if TYPE_CHECKING:  # The same names for type checkers; a test compares both.
     from mifuse_cli.steps.fuse import FuseConfig as FuseConfig
     from mifuse_cli.steps.fuse import FuseResult as FuseResult
     from mifuse_cli.steps.fuse import fuse as fuse
+    from mifuse_cli.steps.predict import PredictConfig as PredictConfig
+    from mifuse_cli.steps.predict import PredictResult as PredictResult
+    from mifuse_cli.steps.predict import predict as predict
     from mifuse_cli.steps.prepare import PrepareConfig as PrepareConfig
     from mifuse_cli.steps.prepare import PrepareResult as PrepareResult
     from mifuse_cli.steps.prepare import prepare as prepare
@@ -94,6 +97,7 @@ _HOME = {
     "steps.compare_worlds": ("CompareWorldsConfig", "CompareWorldsResult", "compare_worlds"),
     "steps.evaluate": ("EvaluateConfig", "EvaluateResult", "evaluate"),
     "steps.fuse": ("FuseConfig", "FuseResult", "fuse"),
+    "steps.predict": ("PredictConfig", "PredictResult", "predict"),
     "steps.prepare": ("PrepareConfig", "PrepareResult", "prepare"),
     "steps.query_lalm": ("QueryLalmConfig", "QueryLalmResult", "query_lalm"),
     "steps.sample_source": ("SampleSourceConfig", "SampleSourceResult", "sample_source"),

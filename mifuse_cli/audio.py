@@ -9,6 +9,7 @@ import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,17 +28,36 @@ _CHUNK = 1 << 14
 """Samples that are resampled at a time where weights are made as they are needed."""
 
 
-def read(path: Path) -> np.ndarray:
-    """Samples (S,) float32 of one clip, channels averaged, at 16 kHz.
+class Excerpt(NamedTuple):
+    """A recording, or the part of it that is one clip; `read` and `seconds` take its fields.
+
+    Attributes:
+        path: the file.
+        start, end: in seconds; None for the end of the file.
+        channel: counted from 0; None for the mean of all.
+    """
+
+    path: Path
+    start: float = 0.0
+    end: float | None = None
+    channel: int | None = None
+
+
+def read(path: Path, start: float = 0.0, end: float | None = None, channel: int | None = None) -> np.ndarray:
+    """Samples (S,) float32 of one clip at 16 kHz, channels averaged unless one is chosen.
 
     Raises:
         InputError: the file cannot be decoded, is empty, or holds NaN or infinity.
     """
     import soundfile
 
-    with _decoding(path):
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    mono = samples.mean(axis=1)
+    with _decoding(path), soundfile.SoundFile(path) as file:
+        rate = file.samplerate
+        first = round(start * rate)
+        file.seek(min(first, file.frames))
+        frames = -1 if end is None else max(0, round(end * rate) - first)
+        samples = file.read(frames, dtype="float32", always_2d=True)
+    mono = samples.mean(axis=1) if channel is None else samples[:, channel]
     if mono.size == 0:
         raise _empty(path)
     if not np.isfinite(mono).all():
@@ -72,7 +92,7 @@ def resampled(samples: np.ndarray, rate: int) -> np.ndarray:
     return found
 
 
-def seconds(path: Path) -> float:
+def seconds(path: Path, start: float = 0.0, end: float | None = None, channel: int | None = None) -> float:
     """Duration of one clip by its header, in seconds; the samples are not decoded.
 
     Raises:
@@ -84,7 +104,8 @@ def seconds(path: Path) -> float:
         header = soundfile.info(path)
     if header.frames == 0:
         raise _empty(path)
-    return header.frames / header.samplerate
+    last = header.frames / header.samplerate
+    return (last if end is None else min(end, last)) - start
 
 
 def crop(samples: np.ndarray, seconds: float) -> np.ndarray:

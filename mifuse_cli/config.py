@@ -80,6 +80,10 @@ class StepConfig(Config):
     )
 
 
+WORKERS = "Processes that read and encode audio with a frozen encoder; 0: one for each free core. On a GPU they read."
+"""Help of ``--workers``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncodingConfig(StepConfig):
     """Options of every step that encodes audio."""
@@ -87,11 +91,7 @@ class EncodingConfig(StepConfig):
     cache_dir: Path | None = option(
         None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache.", settles=False
     )
-    workers: int = option(
-        0,
-        "Processes that read and encode audio with a frozen encoder; 0: one for each free core. On a GPU they read.",
-        settles=False,
-    )
+    workers: int = option(0, WORKERS, settles=False)
 
     def problems(self) -> Iterable[str]:
         """Values that make no sense."""

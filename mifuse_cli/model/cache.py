@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from mifuse_cli import audio
+from mifuse_cli.audio import Excerpt
 from mifuse_cli.config import Progress
 from mifuse_cli.errors import InputError
 from mifuse_cli.manifest import Clip
@@ -90,17 +91,19 @@ def _encode(
             store.executemany("INSERT OR REPLACE INTO feature VALUES (?, ?, ?, ?)", made)
         made.clear()
 
-    batches = encoded(list(todo), network, device, workers=workers, padding=padding)
+    batches = encoded(list(map(Excerpt, todo)), network, device, workers=workers, padding=padding)
     try:
         with closing(batches):  # and with them the processes that make them
-            for paths, matrices in batches:
+            for clips, matrices in batches:
                 _, layers, width = matrices.shape
-                for path, matrix in zip(paths, matrices, strict=True):
-                    made.append((todo[path], layers, width, np.ascontiguousarray(matrix, "<f4").tobytes()))
+                for clip, matrix in zip(clips, matrices, strict=True):
+                    made.append(
+                        (todo[clip.path], layers, width, np.ascontiguousarray(matrix, "<f4").tobytes())
+                    )
                 if time.monotonic() > written + _WRITE_EVERY_S:
                     write()
                     written = time.monotonic()
-                done += len(paths)
+                done += len(clips)
                 if progress:
                     progress(done, len(todo), {"padding": padding.share})
     finally:

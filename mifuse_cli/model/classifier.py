@@ -189,11 +189,8 @@ def predict(model: Classifier, inputs: Features | Waveforms) -> np.ndarray:
     return model.head(inputs.everything(model)).softmax(dim=-1).cpu().numpy()
 
 
-@torch.no_grad()
 def sample(model: Classifier, inputs: Features | Waveforms, passes: int, seed: int) -> np.ndarray:
     """Probabilities (U, M, K) of M passes with the head's dropout active (MC dropout).
-
-    The encoder and the head's hidden layer run once, since dropout comes after them.
 
     Args:
         model: the classifier.
@@ -204,15 +201,24 @@ def sample(model: Classifier, inputs: Features | Waveforms, passes: int, seed: i
     Raises:
         InputError: two passes are identical, so the model has no active dropout.
     """
-    head, features = model.head, inputs.everything(model)
-    hidden = head.units(features)
-    with seeded(seed), dropout_active(model):
-        drawn = torch.stack(
-            [head.with_linear(head.classify(hidden), features).softmax(dim=-1) for _ in range(passes)], dim=1
-        )
+    drawn = draw(model, inputs.everything(model), passes, seed)
     if any(torch.equal(a, b) for a, b in pairwise(drawn.unbind(dim=1))):
         raise InputError(
             "two dropout passes are identical: the model has no active dropout, or all clips sound the same, so its "
             "uncertainty would be 0. Train the source model with --dropout above 0; look for copies of one file."
         )
     return drawn.cpu().numpy()
+
+
+@torch.no_grad()
+def draw(model: Classifier, features: Tensor, passes: int, seed: int) -> Tensor:
+    """Probabilities (U, M, K) of M dropout passes over standardised features (U, L, D).
+
+    The encoder and the head's hidden layer run once, since dropout comes after them.
+    """
+    head = model.head
+    hidden = head.units(features)
+    with seeded(seed), dropout_active(model):
+        return torch.stack(
+            [head.with_linear(head.classify(hidden), features).softmax(dim=-1) for _ in range(passes)], dim=1
+        )

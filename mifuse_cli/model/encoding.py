@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +17,9 @@ import torch
 from torch import Tensor
 
 from mifuse_cli import audio
+from mifuse_cli.audio import Excerpt
 from mifuse_cli.cores import free_cores
+from mifuse_cli.errors import InputError
 from mifuse_cli.model.batches import batch_seconds, batches, padded_to
 from mifuse_cli.model.workers import spread
 
@@ -59,26 +60,37 @@ class Padding:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Paths of clips of nearly the same length, and these lengths in seconds."""
+    """Clips of nearly the same length, and these lengths in seconds; 0 of a file that cannot be read."""
 
-    paths: tuple[Path, ...]
+    clips: tuple[Excerpt, ...]
     seconds: tuple[float, ...] = field(repr=False)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.clips)
+
+
+_Unreadable = dict[int, InputError]
+"""What is wrong with clips that cannot be read, by position in their batch."""
 
 
 def encoded(
-    paths: Sequence[Path], network: FrozenNetwork, device: torch.device, *, workers: int, padding: Padding
-) -> Generator[tuple[tuple[Path, ...], np.ndarray]]:
-    """Paths of audio files and their matrices (B, L, D) float32, batch by batch as they are made.
+    clips: Sequence[Excerpt],
+    network: FrozenNetwork,
+    device: torch.device,
+    *,
+    workers: int,
+    padding: Padding,
+    unreadable: Callable[[Excerpt, InputError], None] | None = None,
+) -> Generator[tuple[tuple[Excerpt, ...], np.ndarray]]:
+    """Clips and their matrices (B, L, D) float32, batch by batch as they are made.
 
     Args:
-        paths: of all files; each is read once.
+        clips: all of them; each is read once.
         network: makes the matrices.
         device: where it is in this process.
         workers: processes that read and encode, this one included; 0: as many as there are free cores.
         padding: is added to.
+        unreadable: called with every clip that cannot be read and the reason, which is left out; None: it is raised.
 
     Raises:
         InputError: audio that cannot be read, or a network that cannot be loaded.
@@ -87,55 +99,80 @@ def encoded(
     loaded = network.load(device)
     found = (
         _Batch(tuple(near), tuple(seconds))
-        for near, seconds in batches(paths, audio.seconds, batch_seconds(device))
+        for near, seconds in batches(clips, _seconds, batch_seconds(device))
     )
     on_cpu = device.type == "cpu"
-    split = partial(spread, found, len(paths), processes=workers or free_cores(), helps=on_cpu)
+    split = partial(spread, found, len(clips), processes=workers or free_cores(), helps=on_cpu)
     with _one_thread() if on_cpu else nullcontext():
-        made: Generator[tuple[_Batch, np.ndarray]] = (
+        made: Generator[tuple[_Batch, tuple[np.ndarray, _Unreadable]]] = (
             split(partial(_encode, loaded), partial(_encoder, network))
             if on_cpu
             else _fed(loaded, split(_read, _reader))
         )
         with closing(made):
-            for batch, matrices in made:
-                lengths = batch.seconds
-                padding.clips += sum(lengths)
-                padding.encoded += padded_to(lengths) if loaded.padding else sum(lengths)
-                yield batch.paths, matrices
+            for batch, (matrices, faults) in made:
+                for position, fault in faults.items():
+                    if unreadable is None:
+                        raise fault
+                    unreadable(batch.clips[position], fault)
+                kept = [position for position in range(len(batch)) if position not in faults]
+                if kept:
+                    lengths = [batch.seconds[position] for position in kept]
+                    padding.clips += sum(lengths)
+                    padding.encoded += padded_to(lengths) if loaded.padding else sum(lengths)
+                    yield tuple(batch.clips[position] for position in kept), matrices
 
 
-def _read(batch: _Batch) -> list[np.ndarray]:
-    return [audio.read(path) for path in batch.paths]
+def _seconds(clip: Excerpt) -> float:
+    try:
+        return audio.seconds(*clip)
+    except InputError:
+        return 0.0  # told by whoever reads it
 
 
-def _encode(network: LoadedNetwork, batch: _Batch) -> np.ndarray:
+def _read(batch: _Batch) -> tuple[list[np.ndarray], _Unreadable]:
+    found, faults = [], _Unreadable()
+    for position, clip in enumerate(batch.clips):
+        try:
+            found.append(audio.read(*clip))
+        except InputError as fault:
+            faults[position] = fault
+    return found, faults
+
+
+def _encode(network: LoadedNetwork, batch: _Batch) -> tuple[np.ndarray, _Unreadable]:
+    waveforms, faults = _read(batch)
+    if not waveforms:
+        return np.zeros(0, np.float32), faults
     with torch.inference_mode():
-        return network(list(map(torch.from_numpy, _read(batch)))).numpy()
+        return network(list(map(torch.from_numpy, waveforms))).numpy(), faults
 
 
-def _reader() -> Callable[[_Batch], list[np.ndarray]]:
+def _reader() -> Callable[[_Batch], tuple[list[np.ndarray], _Unreadable]]:
     return _read
 
 
-def _encoder(network: FrozenNetwork) -> Callable[[_Batch], np.ndarray]:
+def _encoder(network: FrozenNetwork) -> Callable[[_Batch], tuple[np.ndarray, _Unreadable]]:
     return partial(_encode, network.load(torch.device("cpu")))
 
 
 def _fed(
-    network: LoadedNetwork, read: Generator[tuple[_Batch, list[np.ndarray]]]
-) -> Generator[tuple[_Batch, np.ndarray]]:
+    network: LoadedNetwork, read: Generator[tuple[_Batch, tuple[list[np.ndarray], _Unreadable]]]
+) -> Generator[tuple[_Batch, tuple[np.ndarray, _Unreadable]]]:
     """Matrices of batches that were read; each is fetched when the next is on its way."""
-    before: tuple[_Batch, Tensor] | None = None
+    before: tuple[_Batch, Tensor, _Unreadable] | None = None
     with closing(read):
-        for batch, waveforms in read:
+        for batch, (waveforms, faults) in read:
+            if not waveforms:
+                yield batch, (np.zeros(0, np.float32), faults)
+                continue
             with torch.inference_mode():
                 under_way = network(list(map(torch.from_numpy, waveforms)))
             if before is not None:
-                yield before[0], before[1].cpu().numpy()
-            before = batch, under_way
+                yield before[0], (before[1].cpu().numpy(), before[2])
+            before = batch, under_way, faults
         if before is not None:
-            yield before[0], before[1].cpu().numpy()
+            yield before[0], (before[1].cpu().numpy(), before[2])
 
 
 @contextmanager

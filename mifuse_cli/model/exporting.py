@@ -16,7 +16,13 @@ from mifuse_cli.audio import RATE
 from mifuse_cli.errors import DependencyError
 from mifuse_cli.model import portable
 from mifuse_cli.model.checkpoint import Checkpoint
-from mifuse_cli.model.encoder import Encoder, LogMelEncoder, SelfSupervisedEncoder, WhisperEncoder, load_encoder
+from mifuse_cli.model.encoder import (
+    Encoder,
+    LogMelEncoder,
+    SelfSupervisedEncoder,
+    WhisperEncoder,
+    load_encoder,
+)
 from mifuse_cli.model.portable import SHORTEST, EmotionClassifier, EmotionConfig
 
 CODE = "modeling_mifuse.py"

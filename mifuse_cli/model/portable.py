@@ -1,9 +1,10 @@
 """A speech emotion classifier made by mifuse, as a transformers model that needs nothing of mifuse.
 
-It takes raw waveforms at 16 kHz. Every clip is encoded at its own length; every hidden state that the classifier looks
-at is averaged over time and standardised with stored statistics; their weighted sum goes through one hidden layer. Where
-the classifier has a linear part, its logits, of all these hidden states, are added. No audio-classification class of
-transformers has a nonlinear layer after the mean over time, which is why this file comes with the weights.
+It takes raw waveforms at 16 kHz. Every clip is encoded at its own length; every hidden state that the classifier
+looks at is averaged over time and standardised with stored statistics; their weighted sum goes through one hidden
+layer. Where the classifier has a linear part, its logits, of all these hidden states, are added. No class of
+transformers for audio classification has a nonlinear layer after the mean over time, nor statistics of each layer,
+which is why this file comes with the weights.
 
     from transformers import pipeline
 
@@ -235,6 +236,4 @@ class EmotionClassifier(PreTrainedModel):
         rows = list(input_values)
         if attention_mask is not None:
             rows = [row[: int(mask.sum())] for row, mask in zip(rows, attention_mask, strict=True)]
-        return SequenceClassifierOutput(
-            logits=self.head(torch.stack([self.features(row) for row in rows]))
-        )
+        return SequenceClassifierOutput(logits=self.head(torch.stack([self.features(row) for row in rows])))
