@@ -45,6 +45,9 @@ if TYPE_CHECKING:  # The same names for type checkers; a test compares both.
     from mifuse_cli.steps.evaluate import EvaluateConfig as EvaluateConfig
     from mifuse_cli.steps.evaluate import EvaluateResult as EvaluateResult
     from mifuse_cli.steps.evaluate import evaluate as evaluate
+    from mifuse_cli.steps.export import ExportConfig as ExportConfig
+    from mifuse_cli.steps.export import ExportResult as ExportResult
+    from mifuse_cli.steps.export import export as export
     from mifuse_cli.steps.fuse import FuseConfig as FuseConfig
     from mifuse_cli.steps.fuse import FuseResult as FuseResult
     from mifuse_cli.steps.fuse import fuse as fuse
@@ -96,6 +99,7 @@ _HOME = {
     "steps.compare": ("CompareConfig", "CompareResult", "compare"),
     "steps.compare_worlds": ("CompareWorldsConfig", "CompareWorldsResult", "compare_worlds"),
     "steps.evaluate": ("EvaluateConfig", "EvaluateResult", "evaluate"),
+    "steps.export": ("ExportConfig", "ExportResult", "export"),
     "steps.fuse": ("FuseConfig", "FuseResult", "fuse"),
     "steps.predict": ("PredictConfig", "PredictResult", "predict"),
     "steps.prepare": ("PrepareConfig", "PrepareResult", "prepare"),

@@ -375,6 +375,18 @@ def _(result: Any) -> str:
     return f"{console.table(header, rows)}\n\n{general}"
 
 
+@command("export", "mifuse export --model exp/student --to hub-folder --evaluation eval.h5 --out exp/shared")
+def _(result: Any) -> str:
+    return console.describe(
+        {
+            "directory": result.out,
+            "for": result.to,
+            "files": ", ".join(f"{name} ({size / 1e6:.3g} MB)" for name, size in result.files.items()),
+            "checked": f"probabilities differ by at most {result.difference:.1g}",
+        }
+    )
+
+
 @command("compare", "mifuse compare --data exp/data --models exp/models --lalm exp/lalm --out exp/compare")
 def _(result: Any) -> str:
     found = result.results

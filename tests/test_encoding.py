@@ -88,7 +88,7 @@ def at_once(monkeypatch):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_equal_to_one_clip_at_a_time(paths, masked, tmp_path, monkeypatch, at_once, device, processes):
     read, here = encoding._read, []
-    monkeypatch.setattr(encoding, "_read", lambda batch: here.extend(batch.clips) or read(batch))
+    monkeypatch.setattr(encoding, "_read", lambda batch: here.extend(batch.excerpts) or read(batch))
     expected = one_by_one(paths, masked)
     found = together(paths, Net(masked, tmp_path), device, processes)
     assert found.keys() == expected.keys()

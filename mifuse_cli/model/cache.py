@@ -94,16 +94,16 @@ def _encode(
     batches = encoded(list(map(Excerpt, todo)), network, device, workers=workers, padding=padding)
     try:
         with closing(batches):  # and with them the processes that make them
-            for clips, matrices in batches:
+            for excerpts, matrices in batches:
                 _, layers, width = matrices.shape
-                for clip, matrix in zip(clips, matrices, strict=True):
+                for excerpt, matrix in zip(excerpts, matrices, strict=True):
                     made.append(
-                        (todo[clip.path], layers, width, np.ascontiguousarray(matrix, "<f4").tobytes())
+                        (todo[excerpt.path], layers, width, np.ascontiguousarray(matrix, "<f4").tobytes())
                     )
                 if time.monotonic() > written + _WRITE_EVERY_S:
                     write()
                     written = time.monotonic()
-                done += len(clips)
+                done += len(excerpts)
                 if progress:
                     progress(done, len(todo), {"padding": padding.share})
     finally:

@@ -62,11 +62,11 @@ class Padding:
 class _Batch:
     """Clips of nearly the same length, and these lengths in seconds; 0 of a file that cannot be read."""
 
-    clips: tuple[Excerpt, ...]
+    excerpts: tuple[Excerpt, ...]
     seconds: tuple[float, ...] = field(repr=False)
 
     def __len__(self) -> int:
-        return len(self.clips)
+        return len(self.excerpts)
 
 
 _Unreadable = dict[int, InputError]
@@ -74,7 +74,7 @@ _Unreadable = dict[int, InputError]
 
 
 def encoded(
-    clips: Sequence[Excerpt],
+    excerpts: Sequence[Excerpt],
     network: FrozenNetwork,
     device: torch.device,
     *,
@@ -85,7 +85,7 @@ def encoded(
     """Clips and their matrices (B, L, D) float32, batch by batch as they are made.
 
     Args:
-        clips: all of them; each is read once.
+        excerpts: files or parts of files; each is read once.
         network: makes the matrices.
         device: where it is in this process.
         workers: processes that read and encode, this one included; 0: as many as there are free cores.
@@ -99,10 +99,10 @@ def encoded(
     loaded = network.load(device)
     found = (
         _Batch(tuple(near), tuple(seconds))
-        for near, seconds in batches(clips, _seconds, batch_seconds(device))
+        for near, seconds in batches(excerpts, _seconds, batch_seconds(device))
     )
     on_cpu = device.type == "cpu"
-    split = partial(spread, found, len(clips), processes=workers or free_cores(), helps=on_cpu)
+    split = partial(spread, found, len(excerpts), processes=workers or free_cores(), helps=on_cpu)
     with _one_thread() if on_cpu else nullcontext():
         made: Generator[tuple[_Batch, tuple[np.ndarray, _Unreadable]]] = (
             split(partial(_encode, loaded), partial(_encoder, network))
@@ -114,27 +114,27 @@ def encoded(
                 for position, fault in faults.items():
                     if unreadable is None:
                         raise fault
-                    unreadable(batch.clips[position], fault)
+                    unreadable(batch.excerpts[position], fault)
                 kept = [position for position in range(len(batch)) if position not in faults]
                 if kept:
                     lengths = [batch.seconds[position] for position in kept]
                     padding.clips += sum(lengths)
                     padding.encoded += padded_to(lengths) if loaded.padding else sum(lengths)
-                    yield tuple(batch.clips[position] for position in kept), matrices
+                    yield tuple(batch.excerpts[position] for position in kept), matrices
 
 
-def _seconds(clip: Excerpt) -> float:
+def _seconds(excerpt: Excerpt) -> float:
     try:
-        return audio.seconds(*clip)
+        return audio.seconds(*excerpt)
     except InputError:
         return 0.0  # told by whoever reads it
 
 
 def _read(batch: _Batch) -> tuple[list[np.ndarray], _Unreadable]:
     found, faults = [], _Unreadable()
-    for position, clip in enumerate(batch.clips):
+    for position, excerpt in enumerate(batch.excerpts):
         try:
-            found.append(audio.read(*clip))
+            found.append(audio.read(*excerpt))
         except InputError as fault:
             faults[position] = fault
     return found, faults

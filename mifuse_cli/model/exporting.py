@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mifuse_cli.audio import RATE
-from mifuse_cli.errors import DependencyError
+from mifuse_cli.errors import DependencyError, MifuseError
 from mifuse_cli.model import portable
 from mifuse_cli.model.checkpoint import Checkpoint
 from mifuse_cli.model.encoder import (
@@ -28,6 +29,10 @@ from mifuse_cli.model.portable import SHORTEST, EmotionClassifier, EmotionConfig
 CODE = "modeling_mifuse.py"
 """Name of `portable` in a directory that transformers loads."""
 MODEL = "model.onnx"
+TOLERANCE = 1e-4
+"""By how much a probability may differ."""
+_LOG_TOLERANCE = 1e-2
+"""By how much the logarithm of one may differ, however small it is."""
 INPUT, OUTPUT = "waveform", "probabilities"
 """Names of the input (1, S) and the output (1, K) of the ONNX model."""
 
@@ -135,19 +140,22 @@ class _Probabilities(nn.Module):
         return self.head(features[None]).softmax(dim=-1)
 
 
+def check_onnx() -> None:
+    """Refuse to go on without the packages for ONNX.
+
+    Raises:
+        DependencyError: naming those that are missing.
+    """
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise DependencyError(f"ONNX needs the packages {', '.join(missing)}: pip install 'mifuse[onnx]'.")
+
+
 def save_onnx(model: EmotionClassifier, directory: Path) -> None:
     """Write ``model.onnx``: a waveform (1, S) at 16 kHz of any length that the encoder takes in, probabilities out.
 
-    Raises:
-        DependencyError: the packages for ONNX are not installed.
+    The packages of `check_onnx` have to be there.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError:
-        raise DependencyError(
-            "ONNX needs the packages onnx and onnxscript: pip install 'mifuse[onnx]'."
-        ) from None
     samples = torch.export.Dim("samples", min=SHORTEST, max=model.states.longest)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -163,3 +171,54 @@ def save_onnx(model: EmotionClassifier, directory: Path) -> None:
             external_data=False,
             verbose=False,
         )
+
+
+@torch.no_grad()
+def difference(checkpoint: Checkpoint, model: EmotionClassifier) -> float:
+    """Largest difference of a probability between a checkpoint and its portable model, on clips of noise.
+
+    Raises:
+        MifuseError: it is above `TOLERANCE`.
+    """
+    encoder, statistics = load_encoder(checkpoint.encoder_dir), checkpoint.statistics
+    features = encoder(_noise())[:, list(checkpoint.shape.layers)]
+    expected = checkpoint.head((features - statistics.mean) / statistics.std).softmax(dim=-1)
+    return _checked(expected, torch.cat([_probabilities(model, one) for one in _noise()]), "transformers")
+
+
+@torch.no_grad()
+def onnx_difference(model: EmotionClassifier, directory: Path) -> float:
+    """Largest difference of a probability between a portable model and its ``model.onnx``, on clips of noise.
+
+    Raises:
+        MifuseError: it is above `TOLERANCE`.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(directory / MODEL), providers=["CPUExecutionProvider"])
+    found = [torch.from_numpy(session.run(None, {INPUT: one[None].numpy()})[0]) for one in _noise()]
+    expected = torch.cat([_probabilities(model, one) for one in _noise()])
+    return _checked(expected, torch.cat(found), "ONNX")
+
+
+def _noise() -> list[Tensor]:
+    """Clips (S,) of 0.5 and 1.3 s that get louder."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return [torch.randn(size) * torch.linspace(0.01, 0.2, size) for size in (RATE // 2, 13 * RATE // 10)]
+
+
+def _probabilities(model: EmotionClassifier, waveform: Tensor) -> Tensor:
+    return model(waveform[None]).logits.softmax(dim=-1)
+
+
+def _checked(expected: Tensor, found: Tensor, what: str) -> float:
+    most = float((expected - found).abs().max())
+    # Probabilities of noise are often near 0 and 1, where only their logarithms tell of a mistake.
+    logarithms = [one.clamp_min(1e-30).log() for one in (expected, found)]
+    if not (most <= TOLERANCE and torch.dist(*logarithms, p=torch.inf) <= _LOG_TOLERANCE):
+        raise MifuseError(
+            f"{what}: what was exported gives other probabilities than the model, by {most:.2g}; nothing was written. "
+            "Report this with the versions of torch and transformers."
+        )
+    return most
