@@ -346,7 +346,9 @@ def _with_interval(metrics: Mapping[str, Any], name: str) -> str:
     return f"{value:.2f} %  [{low:.2f}, {high:.2f}] 95 % bootstrap over {metrics['interval']}"
 
 
-@command("predict", "mifuse predict --model exp/student --wav-dir recordings --out predictions.csv")
+@command(
+    "predict", "mifuse predict --model exp/student --wav-dir exp/demo/target/audio --out exp/predictions.csv"
+)
 def _(result: Any) -> str:
     general = console.describe(
         {
@@ -375,7 +377,7 @@ def _(result: Any) -> str:
     return f"{console.table(header, rows)}\n\n{general}"
 
 
-@command("export", "mifuse export --model exp/student --to hub-folder --evaluation eval.h5 --out exp/shared")
+@command("export", "mifuse export --model exp/student --evaluation exp/eval.h5 --out exp/shared")
 def _(result: Any) -> str:
     return console.describe(
         {

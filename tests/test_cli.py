@@ -21,6 +21,8 @@ COMMANDS = (
     "fuse",
     "train",
     "evaluate",
+    "predict",
+    "export",
     "compare",
     "compare-worlds",
     "show",

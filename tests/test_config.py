@@ -118,6 +118,8 @@ VALID = {
     "EvaluateConfig": {"manifest": "m.csv", "model": "m", "out": "o.h5"},
     "CompareConfig": {"data": "d", "models": "m", "lalm": "l", "out": "o"},
     "CompareWorldsConfig": {"worlds": ("a", "b"), "out": "o"},
+    "PredictConfig": {**CLIPS, "model": "m"},
+    "ExportConfig": {"model": "m", "out": "o"},
     "ShowConfig": {"file": "o.h5"},
     "ValidateConfig": {"paths": ("o.h5",)},
 }
@@ -206,6 +208,20 @@ WRONG = [
     ("EvaluateConfig", {"model": None}, "one of --model and --predictions"),
     ("EvaluateConfig", {"resamples": 99}, "--resamples"),
     ("EvaluateConfig", {"normalize": "x"}, "--normalize"),
+    ("PredictConfig", NEITHER, "expected one of files, --manifest and --wav-dir"),
+    ("PredictConfig", {"files": ("a.wav",)}, "not several"),
+    ("PredictConfig", {"out": "a.xml"}, "cannot tell its format"),
+    ("PredictConfig", {"format": "csv"}, "give --out"),
+    ("PredictConfig", {"out": "a", "format": "cvs"}, "did you mean 'csv'"),
+    ("PredictConfig", {"hop": 1.0}, "give --segments"),
+    ("PredictConfig", {"hop": 2.0, "segments": 1.0}, "leaves gaps"),
+    ("PredictConfig", {"hop": 0.0, "segments": 1.0}, "--hop 0.0: expected more than 0"),
+    ("PredictConfig", {"segments": 0.01}, "--segments 0.01: expected 0.1 or more"),
+    ("PredictConfig", {"decision": "best"}, "--decision 'best': expected one of plain"),
+    ("PredictConfig", {"normalize": "x"}, "--normalize"),
+    ("PredictConfig", {"n_samples": 1}, "one pass does not vary"),
+    ("PredictConfig", {"workers": -1}, "--workers"),
+    ("ExportConfig", {"to": "onxx"}, "did you mean 'onnx'"),
 ]
 
 

@@ -31,7 +31,7 @@ from mifuse_cli import artifacts, evaluation
 from mifuse_cli.artifacts import Predictions
 from mifuse_cli.errors import ArtifactError, InputError, UsageError
 from mifuse_cli.steps.predict import kept as keeping
-from mifuse_cli.steps.predict.clips import parts_of
+from mifuse_cli.steps.predict.parts import parts_of
 
 
 @pytest.fixture(scope="module")
@@ -147,24 +147,6 @@ class TestInputs:
         result = m.predict(m.PredictConfig(model=pipeline.student, files=files))
         assert [one["utt_id"] for one in result.predictions] == [str(file) for file in files[:2]]
         assert result.predictions[0]["probs"] == result.predictions[1]["probs"]
-
-    @pytest.mark.parametrize(
-        ("options", "word"),
-        [
-            ({}, "expected one of files, --manifest and --wav-dir"),
-            ({"files": ["a"], "wav_dir": "b"}, "not several"),
-            ({"files": ["a"], "out": "a.xml"}, "cannot tell its format"),
-            ({"files": ["a"], "format": "cvs"}, "did you mean 'csv'"),
-            ({"files": ["a"], "hop": 1.0}, "give --segments"),
-            ({"files": ["a"], "hop": 2.0, "segments": 1.0}, "leaves gaps"),
-            ({"files": ["a"], "segments": 0.01}, "expected 0.1 or more"),
-            ({"files": ["a"], "decision": "best"}, "expected one of plain"),
-            ({"files": ["a"], "n_samples": 1}, "one pass does not vary"),
-        ],
-    )
-    def test_options_that_make_no_sense(self, options, word):
-        with pytest.raises(UsageError, match=word):
-            m.PredictConfig(model="m", **options)
 
     def test_no_name_on_stdin(self, pipeline, monkeypatch):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))

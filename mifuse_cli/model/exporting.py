@@ -112,7 +112,9 @@ def _fill_states(states: nn.Module, encoder: Encoder) -> None:
 def save_transformers(model: EmotionClassifier, directory: Path) -> None:
     """Write a directory that transformers loads with ``trust_remote_code``: weights, configuration and code."""
     from transformers import Wav2Vec2FeatureExtractor
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     module = CODE.removesuffix(".py")
     model.config.architectures = [type(model).__name__]
     model.config.auto_map = {

@@ -17,10 +17,10 @@ from mifuse_cli.config import Progress
 from mifuse_cli.errors import InputError
 from mifuse_cli.files import check_place
 from mifuse_cli.model.shape import read_shape
-from mifuse_cli.steps.predict.clips import Part, parts_of
 from mifuse_cli.steps.predict.config import PredictConfig, PredictResult
 from mifuse_cli.steps.predict.kept import Kept, kept_in, key_of
 from mifuse_cli.steps.predict.output import Prediction, format_of, write
+from mifuse_cli.steps.predict.parts import Part, parts_of
 
 __all__ = ["PredictConfig", "PredictResult", "predict"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mifuse_cli.errors import ArtifactError, InputError
-from mifuse_cli.steps.predict.clips import Part
+from mifuse_cli.steps.predict.parts import Part
 
 _WRITE_EVERY_S = 1.0
 

@@ -25,8 +25,8 @@ from mifuse_cli.model.encoding import Padding, encoded
 from mifuse_cli.model.features import FrozenEncoder
 from mifuse_cli.model.prepare import frozen_classifier
 from mifuse_cli.model.standard import RunningStatistics, Statistics
-from mifuse_cli.steps.predict.clips import Part
 from mifuse_cli.steps.predict.kept import Kept, key_of
+from mifuse_cli.steps.predict.parts import Part
 
 _BLOCK = 256
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from mifuse_cli import audio
 from mifuse_cli.audio import Excerpt
 from mifuse_cli.errors import InputError
-from mifuse_cli.manifest import Clip, Clips, audio_below
+from mifuse_cli.manifest import Clip, Clips, audio_below, scan
 from mifuse_cli.steps.predict.config import PredictConfig
 
 STDIN = Path("-")
@@ -34,15 +34,17 @@ class Part(NamedTuple):
 
 
 def parts_of(config: PredictConfig) -> list[Part]:
-    """Everything to predict, in the order given; files need not be there.
+    """Everything to predict, in the order given, of a directory by id; files need not be there.
 
     Raises:
         InputError: a manifest that cannot be read, a directory without audio, no file at all.
     """
     if config.files:
         clips: Sequence[Clip] = _named(config.files)
+    elif config.wav_dir is not None:
+        clips = scan(config.wav_dir)
     else:
-        clips = list(Clips(config.manifest, config.wav_dir, need_audio=False))
+        clips = list(Clips(config.manifest, None, need_audio=False))
     parts = [Part(clip.utt_id, Excerpt(clip.path), clip.speaker, _state(clip.path)) for clip in clips]
     if config.segments is None:
         return parts
