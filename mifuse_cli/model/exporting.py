@@ -104,8 +104,8 @@ def _fill_states(states: nn.Module, encoder: Encoder) -> None:
         case portable.WaveformStates(), SelfSupervisedEncoder():
             states.model.load_state_dict(encoder.model.state_dict())
         case portable.LogMelStates(), LogMelEncoder():
-            for mine, (theirs, *_) in zip(states.convolutions, encoder.convolutions, strict=True):
-                mine.load_state_dict(theirs.state_dict())
+            for number, convolution in enumerate(states.convolutions):
+                convolution.load_state_dict(encoder.convolutions.get_submodule(f"{number}.0").state_dict())
             states.mel.fill(encoder.mel.mel_scale.fb)
 
 
@@ -217,8 +217,8 @@ def _probabilities(model: EmotionClassifier, waveform: Tensor) -> Tensor:
 def _checked(expected: Tensor, found: Tensor, what: str) -> float:
     most = float((expected - found).abs().max())
     # Probabilities of noise are often near 0 and 1, where only their logarithms tell of a mistake.
-    logarithms = [one.clamp_min(1e-30).log() for one in (expected, found)]
-    if not (most <= TOLERANCE and torch.dist(*logarithms, p=torch.inf) <= _LOG_TOLERANCE):
+    apart = expected.clamp_min(1e-30).log() - found.clamp_min(1e-30).log()
+    if not (most <= TOLERANCE and apart.abs().max() <= _LOG_TOLERANCE):
         raise MifuseError(
             f"{what}: what was exported gives other probabilities than the model, by {most:.2g}; nothing was written. "
             "Report this with the versions of torch and transformers."

@@ -161,7 +161,10 @@ class LogMelStates(nn.Module):
         return torch.cat(states)
 
 
-_STATES = {"whisper": WhisperStates, "mifuse-logmel": LogMelStates}
+_STATES: dict[str, type[WhisperStates] | type[LogMelStates]] = {
+    "whisper": WhisperStates,
+    "mifuse-logmel": LogMelStates,
+}
 
 
 class EmotionHead(nn.Module):
@@ -202,6 +205,7 @@ class EmotionClassifier(PreTrainedModel):
     config_class = EmotionConfig
     base_model_prefix = "states"
     main_input_name = "input_values"
+    states: WaveformStates | WhisperStates | LogMelStates
 
     def __init__(self, config: EmotionConfig) -> None:
         super().__init__(config)

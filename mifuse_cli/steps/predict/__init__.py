@@ -166,7 +166,7 @@ def _prior(config: PredictConfig, found: Any) -> np.ndarray | None:
     target = config.model / "predictions.h5"
     if target.is_file():
         return evaluation.predicted_prior(Predictions.load(target).probs.astype(float))
-    clips, total = 0, 0.0
+    clips, total = 0, np.zeros(1)
     for _, values in found():
         if not isinstance(values, str):
             clips, total = clips + 1, total + values[:-1].astype(float)
