@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mifuse_cli import audio
+from mifuse_cli.audio import Excerpt
 from mifuse_cli.cores import free_cores
 from mifuse_cli.model import workers
 from mifuse_cli.model.encoder import Encoder
@@ -70,9 +71,7 @@ def timed(name: str, work: Callable[[], str], threads: int) -> Row:
 
 def in_batches(paths: Sequence[Path], network: Preloaded | FrozenEncoder, processes: int) -> str:
     padding = Padding()
-    for _ in encoded(
-        [audio.Excerpt(path) for path in paths], network, CPU, workers=processes, padding=padding
-    ):
+    for _ in encoded(list(map(Excerpt, paths)), network, CPU, workers=processes, padding=padding):
         pass
     return f"padding {padding.share:.1%}"
 

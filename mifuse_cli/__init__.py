@@ -48,12 +48,18 @@ if TYPE_CHECKING:  # The same names for type checkers; a test compares both.
     from mifuse_cli.steps.evaluate import EvaluateConfig as EvaluateConfig
     from mifuse_cli.steps.evaluate import EvaluateResult as EvaluateResult
     from mifuse_cli.steps.evaluate import evaluate as evaluate
+    from mifuse_cli.steps.export import ExportConfig as ExportConfig
+    from mifuse_cli.steps.export import ExportResult as ExportResult
+    from mifuse_cli.steps.export import export as export
     from mifuse_cli.steps.fuse import FuseConfig as FuseConfig
     from mifuse_cli.steps.fuse import FuseResult as FuseResult
     from mifuse_cli.steps.fuse import fuse as fuse
     from mifuse_cli.steps.merge import MergeConfig as MergeConfig
     from mifuse_cli.steps.merge import MergeResult as MergeResult
     from mifuse_cli.steps.merge import merge as merge
+    from mifuse_cli.steps.predict import PredictConfig as PredictConfig
+    from mifuse_cli.steps.predict import PredictResult as PredictResult
+    from mifuse_cli.steps.predict import predict as predict
     from mifuse_cli.steps.prepare import PrepareConfig as PrepareConfig
     from mifuse_cli.steps.prepare import PrepareResult as PrepareResult
     from mifuse_cli.steps.prepare import prepare as prepare
@@ -100,8 +106,10 @@ _HOME = {
     "steps.compare": ("CompareConfig", "CompareResult", "compare"),
     "steps.compare_worlds": ("CompareWorldsConfig", "CompareWorldsResult", "compare_worlds"),
     "steps.evaluate": ("EvaluateConfig", "EvaluateResult", "evaluate"),
+    "steps.export": ("ExportConfig", "ExportResult", "export"),
     "steps.fuse": ("FuseConfig", "FuseResult", "fuse"),
     "steps.merge": ("MergeConfig", "MergeResult", "merge"),
+    "steps.predict": ("PredictConfig", "PredictResult", "predict"),
     "steps.prepare": ("PrepareConfig", "PrepareResult", "prepare"),
     "steps.query_lalm": ("QueryLalmConfig", "QueryLalmResult", "query_lalm"),
     "steps.sample_source": ("SampleSourceConfig", "SampleSourceResult", "sample_source"),

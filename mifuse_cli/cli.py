@@ -365,6 +365,49 @@ def _with_interval(metrics: Mapping[str, Any], name: str) -> str:
     return f"{value:.2f} %  [{low:.2f}, {high:.2f}] 95 % bootstrap over {metrics['interval']}"
 
 
+@command(
+    "predict", "mifuse predict --model exp/student --wav-dir exp/demo/target/audio --out exp/predictions.csv"
+)
+def _(result: Any) -> str:
+    general = console.describe(
+        {
+            **({} if result.out is None else {"file": result.out}),
+            "clips": f"{result.clips} of {result.recordings} recordings"
+            + (f", {result.continued} of them from the interrupted run" if result.continued else ""),
+            **({"skipped": result.skipped} if result.skipped else {}),
+            "decision": result.decision,
+            **({"prior": result.prior} if result.prior else {}),
+            "predicted": result.predicted,
+        }
+    )
+    if not result.predictions:
+        return general
+    mi = any("mi" in one for one in result.predictions)
+    rows = [
+        [
+            one["utt_id"],
+            *(f"{one['probs'][name]:.3f}" if "probs" in one else "-" for name in result.classes),
+            one.get("predicted", "skipped"),
+            *([f"{one['mi']:.4f}" if "mi" in one else "-"] if mi else []),
+        ]
+        for one in result.predictions
+    ]
+    header = ["clip", *result.classes, "predicted", *(["MI"] if mi else [])]
+    return f"{console.table(header, rows)}\n\n{general}"
+
+
+@command("export", "mifuse export --model exp/student --evaluation exp/eval.h5 --out exp/shared")
+def _(result: Any) -> str:
+    return console.describe(
+        {
+            "directory": result.out,
+            "for": result.to,
+            "files": ", ".join(f"{name} ({size / 1e6:.3g} MB)" for name, size in result.files.items()),
+            "checked": f"probabilities differ by at most {result.difference:.1g}",
+        }
+    )
+
+
 @command("compare", "mifuse compare --data exp/data --models exp/models --lalm exp/lalm --out exp/compare")
 def _(result: Any) -> str:
     found = result.results

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from mifuse_cli.encoding_settings import CACHE_DTYPES, ENGINES, Encoding, byte_count, size_problems
+from mifuse_cli.encoding_settings import CACHE_DTYPES, ENGINES, WORKERS, Encoding, byte_count, size_problems
 from mifuse_cli.errors import MifuseError, UsageError, did_you_mean
 
 _Engine = TypeVar("_Engine")
@@ -101,11 +101,7 @@ class EncodingConfig(StepConfig):
         "is removed. Default: no limit.",
         settles=False,
     )
-    workers: int = option(
-        0,
-        "Processes that read and encode audio with a frozen encoder; 0: one for each free core. On a GPU they read.",
-        settles=False,
-    )
+    workers: int = option(0, WORKERS, settles=False)
     engine: str = option(
         "local",
         "What encodes audio with a frozen encoder: local, this machine; or ray, the cluster of RAY_ADDRESS, whose "

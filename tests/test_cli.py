@@ -24,6 +24,8 @@ COMMANDS = (
     "fuse",
     "train",
     "evaluate",
+    "predict",
+    "export",
     "compare",
     "compare-worlds",
     "show",

@@ -58,15 +58,15 @@ def one_by_one(paths, directory):
         return {path: encoder([torch.from_numpy(audio.read(path))])[0].numpy() for path in paths}
 
 
-def together(paths, network, device=CPU, processes=1, padding=None):
+def together(paths, network, device=CPU, processes=1, padding=None, **options):
     found = {}
     padding = Padding() if padding is None else padding
-    for some, matrices in encoded(
-        [Excerpt(path) for path in paths], network, device, workers=processes, padding=padding
-    ):
+    clips = list(map(Excerpt, paths))
+    for made, matrices in encoded(clips, network, device, workers=processes, padding=padding, **options):
+        some = [clip.path for clip in made]
         assert matrices.dtype == np.float32 and len(matrices) == len(some)
         assert not found.keys() & set(some)
-        found.update(zip((one.path for one in some), matrices, strict=True))
+        found.update(zip(some, matrices, strict=True))
     assert multiprocessing.active_children() == []
     return found
 
@@ -123,6 +123,30 @@ def test_a_damaged_clip_is_told_by_whichever_process_reads_it(
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.parametrize("device", [CPU, GPU], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_clips_that_cannot_be_read_are_left_out_where_wanted(
+    paths, masked, tmp_path, at_once, device, processes
+):
+    soundfile.write(tmp_path / "bad.wav", np.full(RATE, np.nan), RATE, subtype="FLOAT")
+    (tmp_path / "text.wav").write_text("no audio")
+    bad = [tmp_path / "bad.wav", tmp_path / "text.wav", tmp_path / "absent.wav"]
+    faults = {}
+    found = together(
+        [*bad[:2], *paths[:20], bad[2]],
+        Net(masked, tmp_path),
+        device,
+        processes,
+        unreadable=lambda clip, fault: faults.update({clip.path: str(fault)}),
+    )
+    assert found.keys() == set(paths[:20]) and faults.keys() == set(bad)
+    assert "holds NaN" in faults[bad[0]] and "cannot be decoded" in faults[bad[2]]
+    for path, matrix in one_by_one(paths[:20], masked).items():
+        np.testing.assert_allclose(found[path], matrix, atol=1e-5)
+    if processes == 1:
+        assert together(bad, Net(masked, tmp_path), device, unreadable=lambda clip, fault: None) == {}
+
+
 def test_threads_are_as_before(paths, masked, tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -143,7 +167,7 @@ def test_threads_are_as_before(paths, masked, tmp_path):
         together(paths[:3], Watched(masked, tmp_path))
         assert set(seen) == {1} and torch.get_num_threads() == 2
         made = encoded(
-            [Excerpt(path) for path in paths], Watched(masked, tmp_path), CPU, workers=1, padding=Padding()
+            list(map(Excerpt, paths)), Watched(masked, tmp_path), CPU, workers=1, padding=Padding()
         )
         next(made)
         assert torch.get_num_threads() == 1

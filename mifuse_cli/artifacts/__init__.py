@@ -229,10 +229,21 @@ class Fused(Artifact):
 
 @dataclass(frozen=True, eq=False)
 class Predictions(Artifact):
-    """One distribution a clip, as ``train`` leaves beside the student."""
+    """One distribution a clip, as ``train`` leaves beside the student and ``predict`` makes."""
 
     kind = "predictions"
-    probs: np.ndarray = column("U K", "float32", "predicted distributions", distribution=True)
+    probs: np.ndarray = column(
+        "U K", "float32", "predicted distributions, NaN: the clip was skipped", distribution=True
+    )
+    file: np.ndarray | None = column("U", "str", "recording that the clip is of", optional=True)
+    start: np.ndarray | None = column("U", "float64", "start of a window in seconds", optional=True)
+    end: np.ndarray | None = column("U", "float64", "end of a window in seconds", optional=True)
+    mi: np.ndarray | None = column(
+        "U",
+        "float32",
+        "mutual information of dropout passes in nats, NaN: the clip was skipped",
+        optional=True,
+    )
     gold: np.ndarray | None = column("G", "str", _GOLD, optional=True)
 
 

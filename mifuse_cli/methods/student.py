@@ -10,19 +10,23 @@ features by a constant, so that their mean is that of the classes which the stud
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mifuse_cli.config import Progress
 from mifuse_cli.encoding_settings import Encoding
+from mifuse_cli.errors import UsageError
 from mifuse_cli.manifest import Clip
 from mifuse_cli.methods.structure import structure_layers
 from mifuse_cli.model.checkpoint import Checkpoint, new_head
-from mifuse_cli.model.classifier import Classifier, Features, Waveforms
+from mifuse_cli.model.classifier import Classifier, Features, Head, Waveforms
 from mifuse_cli.model.encoder import load_encoder
+from mifuse_cli.model.linear import LinearPart
 from mifuse_cli.model.prepare import (
     all_layers,
     effective_mode,
@@ -121,17 +125,42 @@ def join(classifier: Classifier) -> None:
 
 @torch.no_grad()
 def centred(classifier: Classifier, inputs: Features) -> Features:
-    """Features whose mean is that of clips with the classes that the student predicts for them.
-
-    The classes are predicted anew from the features moved, twice. Features are as given where the student has no
-    linear part, which holds the means of the classes.
-    """
-    head = classifier.head
+    """Features less the constant of `centring`; as given where the student has no linear part."""
+    head, values = classifier.head, inputs.values
     if head.linear is None:
         return inputs
-    share = len(inputs) / (len(inputs) + _CLIPS)
-    moved = inputs.values
+    moved = centring(
+        head.linear, len(values), values.mean(dim=0), lambda by: head(values - by).softmax(dim=-1).mean(dim=0)
+    )
+    return Features(values - moved, inputs.statistics)
+
+
+def centring(linear: LinearPart, clips: int, mean: Tensor, predicted: Callable[[Tensor], Tensor]) -> Tensor:
+    """Constant (L, D) by which the mean of U clips is off that of clips with the classes predicted for them.
+
+    The classes are predicted anew from the features moved, twice.
+
+    Args:
+        linear: part of the student, which holds the mean features of the classes.
+        clips: U.
+        mean: (L, D) of their standardised features.
+        predicted: mean (K,) of the predictions for the features less a constant (L, D).
+    """
+    share = clips / (clips + _CLIPS)
+    moved = torch.zeros_like(mean)
     for _ in range(_TIMES):
-        probs = head(moved).softmax(dim=-1)
-        moved = inputs.values - share * head.linear.unexplained(inputs.values, probs)
-    return Features(moved, inputs.statistics)
+        moved = share * linear.unexplained(mean[None], predicted(moved)[None])
+    return moved
+
+
+def check_centring(head: Head, model: Path) -> None:
+    """Refuse ``--centre`` for a model that knows no mean features of the classes.
+
+    Raises:
+        UsageError: it is no student of cross-fit labels.
+    """
+    if head.linear is None:
+        raise UsageError(
+            f"--centre: {model} holds no mean features of the classes, which only students of cross-fit labels "
+            "do. Leave it out."
+        )

@@ -262,12 +262,8 @@ def predict(model: Classifier, inputs: Features | Waveforms) -> np.ndarray:
     return model.head(inputs.everything(model)).softmax(dim=-1).cpu().numpy()
 
 
-@torch.no_grad()
 def sample(model: Classifier, inputs: Features | Waveforms, passes: int, seed: int) -> np.ndarray:
     """Probabilities (U, M, K) of M passes with the head's dropout active (MC dropout).
-
-    The encoder, the head's hidden layer and its linear part run once, since dropout comes after them or does not reach
-    them; what follows runs for many passes at a time.
 
     Args:
         model: the classifier.
@@ -278,7 +274,23 @@ def sample(model: Classifier, inputs: Features | Waveforms, passes: int, seed: i
     Raises:
         InputError: two passes are identical, so the model has no active dropout.
     """
-    head, features = model.head, inputs.everything(model)
+    drawn = draw(model, inputs.everything(model), passes, seed)
+    if any(torch.equal(a, b) for a, b in pairwise(drawn.unbind(dim=1))):
+        raise InputError(
+            "two dropout passes are identical: the model has no active dropout, or all clips sound the same, so its "
+            "uncertainty would be 0. Train the source model with --dropout above 0; look for copies of one file."
+        )
+    return drawn.contiguous().cpu().numpy()
+
+
+@torch.no_grad()
+def draw(model: Classifier, features: Tensor, passes: int, seed: int) -> Tensor:
+    """Probabilities (U, M, K) of M dropout passes over standardised features (U, L, D).
+
+    The head's hidden layer and its linear part run once, since dropout comes after them or does not reach them; what
+    follows runs for many passes at a time.
+    """
+    head = model.head
     hidden = head.units(features)
     at_once = max(1, _CELLS // hidden.numel())
     with seeded(seed), dropout_active(model):
@@ -287,10 +299,4 @@ def sample(model: Classifier, inputs: Features | Waveforms, passes: int, seed: i
             head.output(torch.stack([head.dropout(hidden) for _ in part]))
             for part in torch.arange(passes).split(at_once)
         ]
-    drawn = head.with_linear(torch.cat(parts), features).softmax(dim=-1)
-    if any(torch.equal(a, b) for a, b in pairwise(drawn)):
-        raise InputError(
-            "two dropout passes are identical: the model has no active dropout, or all clips sound the same, so its "
-            "uncertainty would be 0. Train the source model with --dropout above 0; look for copies of one file."
-        )
-    return drawn.transpose(0, 1).contiguous().cpu().numpy()
+    return head.with_linear(torch.cat(parts), features).softmax(dim=-1).transpose(0, 1)

@@ -20,6 +20,7 @@ from torch import Tensor
 from mifuse_cli import audio
 from mifuse_cli.audio import Excerpt
 from mifuse_cli.cores import free_cores
+from mifuse_cli.errors import InputError
 from mifuse_cli.model.batches import batch_seconds, batches, padded_to
 from mifuse_cli.model.processes import count
 from mifuse_cli.model.workers import spread
@@ -61,13 +62,37 @@ class Padding:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Clips of nearly the same length, and these lengths in seconds."""
+    """Clips of nearly the same length, and these lengths in seconds; 0 of a file that cannot be read."""
 
     excerpts: tuple[Excerpt, ...]
     seconds: tuple[float, ...] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.excerpts)
+
+
+_Unreadable = dict[int, InputError]
+"""What is wrong with clips that cannot be read, by position in their batch."""
+_Waveforms = tuple[list[np.ndarray], _Unreadable]
+"""Samples of the clips of a batch that can be read, and what is wrong with the others."""
+
+
+@dataclass(frozen=True)
+class _Matrices:
+    """What a network makes of a batch.
+
+    Attributes:
+        values: (B, L, D) of the clips that can be read.
+        unreadable: what is wrong with the others.
+        padded: whether some were padded.
+    """
+
+    values: np.ndarray
+    unreadable: _Unreadable
+    padded: bool
+
+
+_Made = Generator[tuple[_Batch, _Matrices]]
 
 
 def encoded(
@@ -78,6 +103,7 @@ def encoded(
     workers: int,
     padding: Padding,
     engine: str = "local",
+    unreadable: Callable[[Excerpt, InputError], None] | None = None,
 ) -> Generator[tuple[tuple[Excerpt, ...], np.ndarray]]:
     """Clips and their matrices (B, L, D) float32, batch by batch as they are made.
 
@@ -88,6 +114,7 @@ def encoded(
         workers: processes that read and encode, this one included; 0: as many as there are free cores.
         padding: is added to.
         engine: one of `encoding_settings.ENGINES`; with Ray, device and workers are those of the cluster.
+        unreadable: called with every clip that cannot be read and the reason, which is left out; None: it is raised.
 
     Raises:
         InputError: audio that cannot be read, or a network that cannot be loaded.
@@ -96,15 +123,17 @@ def encoded(
     """
     found = _by_ray(excerpts, network) if engine == "ray" else _locally(excerpts, network, device, workers)
     with closing(found):
-        for batch, (matrices, padded) in found:
-            lengths = batch.seconds
-            padding.clips += sum(lengths)
-            padding.encoded += padded_to(lengths) if padded else sum(lengths)
-            yield batch.excerpts, matrices
-
-
-_Made = Generator[tuple[_Batch, tuple[np.ndarray, bool]]]
-"""Batches, their matrices, and whether clips were padded."""
+        for batch, made in found:
+            for position, fault in made.unreadable.items():
+                if unreadable is None:
+                    raise fault
+                unreadable(batch.excerpts[position], fault)
+            kept = [position for position in range(len(batch)) if position not in made.unreadable]
+            if kept:
+                lengths = [batch.seconds[position] for position in kept]
+                padding.clips += sum(lengths)
+                padding.encoded += padded_to(lengths) if made.padded else sum(lengths)
+                yield tuple(batch.excerpts[position] for position in kept), made.values
 
 
 def _locally(
@@ -142,51 +171,69 @@ def _by_ray(excerpts: Sequence[Excerpt], network: FrozenNetwork) -> _Made:
 
 
 def _found(excerpts: Sequence[Excerpt], device: torch.device) -> Iterator[_Batch]:
-    for near, seconds in batches(excerpts, lambda one: audio.seconds(*one), batch_seconds(device)):
+    for near, seconds in batches(excerpts, _seconds, batch_seconds(device)):
         yield _Batch(tuple(near), tuple(seconds))
 
 
-def _read(batch: _Batch) -> list[np.ndarray]:
-    return [audio.read(*one) for one in batch.excerpts]
+def _seconds(excerpt: Excerpt) -> float:
+    try:
+        return audio.seconds(*excerpt)
+    except InputError:
+        return 0.0  # told by whoever reads it
 
 
-def _encode(network: LoadedNetwork, batch: _Batch) -> tuple[np.ndarray, bool]:
+def _read(batch: _Batch) -> _Waveforms:
+    found, faults = [], _Unreadable()
+    for position, excerpt in enumerate(batch.excerpts):
+        try:
+            found.append(audio.read(*excerpt))
+        except InputError as fault:
+            faults[position] = fault
+    return found, faults
+
+
+def _encode(network: LoadedNetwork, batch: _Batch) -> _Matrices:
     return _compute(network, _read(batch))
 
 
-def _compute(network: LoadedNetwork, waveforms: list[np.ndarray]) -> tuple[np.ndarray, bool]:
+def _compute(network: LoadedNetwork, read: _Waveforms) -> _Matrices:
+    waveforms, faults = read
+    if not waveforms:
+        return _Matrices(np.zeros(0, np.float32), faults, False)
     with torch.inference_mode():
-        return network(list(map(torch.from_numpy, waveforms))).cpu().numpy(), network.padding > 0
+        values = network(list(map(torch.from_numpy, waveforms))).cpu().numpy()
+    return _Matrices(values, faults, network.padding > 0)
 
 
-def _reader() -> Callable[[_Batch], list[np.ndarray]]:
+def _reader() -> Callable[[_Batch], _Waveforms]:
     return _read
 
 
-def _encoder(network: FrozenNetwork) -> Callable[[_Batch], tuple[np.ndarray, bool]]:
+def _encoder(network: FrozenNetwork) -> Callable[[_Batch], _Matrices]:
     torch.set_num_threads(1)
     return partial(_encode, network.load(torch.device("cpu")))
 
 
-def _computer(
-    network: FrozenNetwork, device: torch.device
-) -> Callable[[list[np.ndarray]], tuple[np.ndarray, bool]]:
+def _computer(network: FrozenNetwork, device: torch.device) -> Callable[[_Waveforms], _Matrices]:
     return partial(_compute, network.load(device))
 
 
-def _fed(network: LoadedNetwork, read: Generator[tuple[_Batch, list[np.ndarray]]]) -> _Made:
+def _fed(network: LoadedNetwork, read: Generator[tuple[_Batch, _Waveforms]]) -> _Made:
     """Matrices of batches that were read; each is fetched when the next is on its way."""
-    before: tuple[_Batch, Tensor] | None = None
+    before: tuple[_Batch, Tensor, _Unreadable] | None = None
     padded = network.padding > 0
     with closing(read):
-        for batch, waveforms in read:
+        for batch, (waveforms, faults) in read:
+            if not waveforms:
+                yield batch, _Matrices(np.zeros(0, np.float32), faults, False)
+                continue
             with torch.inference_mode():
                 under_way = network(list(map(torch.from_numpy, waveforms)))
             if before is not None:
-                yield before[0], (before[1].cpu().numpy(), padded)
-            before = batch, under_way
+                yield before[0], _Matrices(before[1].cpu().numpy(), before[2], padded)
+            before = batch, under_way, faults
         if before is not None:
-            yield before[0], (before[1].cpu().numpy(), padded)
+            yield before[0], _Matrices(before[1].cpu().numpy(), before[2], padded)
 
 
 @contextmanager

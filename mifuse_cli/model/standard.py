@@ -42,6 +42,32 @@ def statistics(features: Tensor) -> Statistics:
     return Statistics(features.mean(dim=0), std)
 
 
+class RunningStatistics:
+    """Statistics over clips that come block by block, in the memory of one block (Chan et al., 1979)."""
+
+    def __init__(self) -> None:
+        self.clips = 0
+        self._mean = self._squares = torch.zeros((), dtype=torch.float64)
+
+    def add(self, features: Tensor) -> None:
+        """Take in a block of features (B, L, D)."""
+        values, before = features.double().cpu(), self.clips
+        self.clips += len(values)
+        mean = values.mean(dim=0)
+        apart = mean - self._mean
+        self._squares = (
+            self._squares
+            + (values - mean).square().sum(dim=0)
+            + apart.square() * (before * len(values) / self.clips)
+        )
+        self._mean = self._mean + apart * (len(values) / self.clips)
+
+    def found(self) -> Statistics:
+        """What `statistics` gives of all features so far."""
+        std = (self._squares / self.clips).sqrt().clamp_min(_SMALLEST_STD)
+        return Statistics(self._mean.float(), std.float())
+
+
 def fit_standard(
     mode: str, features: Tensor, *, stored: Statistics | None, speakers: Sequence[str | None]
 ) -> Standard:
@@ -63,15 +89,24 @@ def fit_standard(
         everyone = Statistics(stored.mean.to(features.device), stored.std.to(features.device))
     if mode != "speaker":
         return Standard(everyone.mean[None], everyone.std[None], torch.zeros(len(features), dtype=torch.long))
-    unknown = sum(speaker is None for speaker in speakers)
-    if unknown:
-        raise InputError(
-            f"--normalize speaker: {unknown} of {len(speakers)} clips have no speaker. "
-            "Fill the column 'speaker' of the manifest or use --normalize target."
-        )
+    check_speakers(speakers)
     names, group = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)
     groups = [features[group == number] for number in range(len(names))]
     each = [statistics(part) if len(part) > 1 else everyone for part in groups]
     return Standard(
         torch.stack([s.mean for s in each]), torch.stack([s.std for s in each]), torch.from_numpy(group)
     )
+
+
+def check_speakers(speakers: Sequence[str | None]) -> None:
+    """Refuse clips without a speaker where each speaker's statistics are wanted.
+
+    Raises:
+        InputError: naming how many there are.
+    """
+    unknown = sum(speaker is None for speaker in speakers)
+    if unknown:
+        raise InputError(
+            f"--normalize speaker: {unknown} of {len(speakers)} clips have no speaker. "
+            "Fill the column 'speaker' of the manifest or use --normalize target."
+        )

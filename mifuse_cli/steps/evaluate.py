@@ -12,7 +12,7 @@ import numpy as np
 from mifuse_cli import __version__, artifacts, evaluation, fusion, lineage, manifest, provenance
 from mifuse_cli.artifacts import Artifact, Evaluation, Fused, Lalm, Parent, Predictions, Source, Training
 from mifuse_cli.config import EncodingConfig, Progress, StepResult, at_least, normalize_problems, option
-from mifuse_cli.errors import ArtifactError, InputError, UsageError
+from mifuse_cli.errors import ArtifactError, InputError
 from mifuse_cli.fusion import FusionSettings
 from mifuse_cli.manifest import read_labelled
 
@@ -175,7 +175,7 @@ def distributions(artifact: Artifact, where: str) -> np.ndarray:
 
 
 def _predict(config: EvaluateConfig, clips: list[manifest.Clip], progress: Progress | None) -> np.ndarray:
-    from mifuse_cli.methods.student import centred
+    from mifuse_cli.methods.student import centred, check_centring
     from mifuse_cli.model import checkpoint
     from mifuse_cli.model.classifier import predict
     from mifuse_cli.model.device import find_device
@@ -195,11 +195,7 @@ def _predict(config: EvaluateConfig, clips: list[manifest.Clip], progress: Progr
     model = frozen_classifier(loaded, device)
     if not config.centre:
         return predict(model, inputs)
-    if loaded.head.linear is None:
-        raise UsageError(
-            f"--centre: {config.model} holds no mean features of the classes, which only students of cross-fit labels "
-            "do. Leave it out."
-        )
+    check_centring(loaded.head, config.model)
     return predict(model, centred(model, inputs))
 
 
@@ -212,9 +208,8 @@ def _seen(made: Artifact, ids: np.ndarray, clips: list[manifest.Clip]) -> float:
 
 def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, seen: float) -> str:
     parameters = made.header.parameters
-    system = parameters.get("method") or {"training": "source-only", "source": "source-only"}.get(
-        made.kind, made.kind
-    )
+    of_source = made.kind in ("training", "source", "predictions")
+    system = parameters.get("method") or ("source-only" if of_source else made.kind)
     parts: dict[str, object] = {"system": system}
     if "method" in parameters:
         parts["protocol"] = {1.0: "transductive", 0.0: "inductive"}.get(seen, "mixed")
@@ -230,7 +225,7 @@ def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, 
         parts["checkpoint"] = "source-validation"
     if normalize := config.normalize or parameters.get("normalize") or made.header.config.get("normalize"):
         parts["norm"] = normalize
-    if config.centre:
+    if config.centre or parameters.get("centre"):
         parts["centred"] = "these-clips"
     if isinstance(made, Lalm):
         parts |= {"lalm": parameters["model"], "samples": made.probs.shape[1]}
