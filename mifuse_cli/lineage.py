@@ -75,10 +75,21 @@ def speakers_parent(clips: Sequence[Clip], path: Path, out: Path) -> Parent:
 
 
 def heard_in(training: Training, clips: Sequence[Clip]) -> np.ndarray:
-    """Which clips (U,) bool a model was trained on: by their audio; by their ids in models of before it was noted."""
+    """Which clips (U,) bool a model was trained on, see `heard_of`."""
+    return heard_of(training, np.array([clip.utt_id for clip in clips]), content(clips))
+
+
+def heard_of(training: Training, utt_id: np.ndarray, audio_sha256: np.ndarray) -> np.ndarray:
+    """Which clips (U,) bool a model was trained on: by their audio; by their ids in models of before it was noted.
+
+    Args:
+        training: of the model.
+        utt_id: (U,) ids of the clips.
+        audio_sha256: (U,) as `content` gives them.
+    """
     if training.audio_sha256 is None:
-        return np.isin(np.array([clip.utt_id for clip in clips]), training.utt_id)
-    return np.isin(content(clips), training.audio_sha256)
+        return np.isin(utt_id, training.utt_id)
+    return np.isin(audio_sha256, training.audio_sha256)
 
 
 def content(clips: Sequence[Clip]) -> np.ndarray:

@@ -50,6 +50,14 @@ class TestShard:
             assert len(names) == 6
             assert {f"copy-{name}" for name in names if "-" not in name} == {n for n in names if "-" in n}
 
+    def test_parts_of_a_recording_are_clips_of_their_own(self, tmp_path):
+        soundfile.write(tmp_path / "long.wav", tone(220, 0.3, np.random.default_rng(0), 6.0), RATE)
+        rows = [{"file": "long.wav", "start": str(n), "end": str(n + 1)} for n in range(6)]
+        manifest = write_csv(tmp_path / "m.csv", rows)
+        parts = [[clip.start for clip in clips_of(manifest, None, shard=shard)[0]] for shard in PARTS]
+        assert sorted(one for part in parts for one in part) == [0, 1, 2, 3, 4, 5]
+        assert set(map(len, parts)) == {2}
+
     @pytest.mark.parametrize("value", ["0/3", "4/3", "1", "1/0", "a/b", "1/3 ", "-1/3"])
     def test_bad_values(self, pipeline, corpora, tmp_path, value):
         out = tmp_path / "part.h5"
@@ -235,6 +243,22 @@ class TestSamples:
         assert m.sample_source(m.SampleSourceConfig(out=result.out, update=True, **again)).up_to_date
         fuse = {"lalm": pipeline.lalm, "source": result.out, "weighting": "mi"}
         assert m.fuse(m.FuseConfig(out=tmp_path / "f.h5", **fuse)).clips == 24
+
+    def test_what_the_model_heard_goes_by_audio(self, pipeline, corpora, tmp_path):
+        renamed = [
+            {**row, "utt_id": f"x{number}", "file": str(corpora.source.parent / row["file"])}
+            for number, row in enumerate(read_rows(corpora.source)[:12])
+        ]
+        manifest = write_csv(tmp_path / "m.csv", renamed + [
+            {**row, "utt_id": f"y{number}", "file": str(corpora.target.parent / row["file"]), "emotion": ""}
+            for number, row in enumerate(read_rows(corpora.target)[:12])
+        ])  # fmt: skip
+        parts = [
+            self.sampled(pipeline, corpora, tmp_path / f"{shard[0]}.h5", shard=shard, manifest=manifest)
+            for shard in PARTS
+        ]
+        result = m.merge(m.MergeConfig(parts=parts, out=tmp_path / "merged.h5"))
+        assert Source.load(result.out).header.parameters["seen_in_training"] == 0.5
 
     def test_hidden_states_are_needed(self, pipeline, corpora, tmp_path):
         found = mifuse("sample-source", "--model", pipeline.model, "--manifest", corpora.target, "--out",

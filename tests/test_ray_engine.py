@@ -10,6 +10,7 @@ import soundfile
 import torch
 from conftest import RATE, mifuse, refused, save_encoder, tone, until
 
+from mifuse_cli.audio import Excerpt
 from mifuse_cli.encoding_settings import Encoding
 from mifuse_cli.errors import InputError
 from mifuse_cli.lineage import digest
@@ -110,7 +111,7 @@ def small_batches(monkeypatch):
 @pytest.mark.slow
 class TestTwoNodes:
     def expected(self, wav_dir, masked):
-        paths = sorted(wav_dir.iterdir())
+        paths = [Excerpt(path) for path in sorted(wav_dir.iterdir())]
         padding = Padding()
         made = encoded(paths, FrozenEncoder(masked, "fp32"), CPU, workers=1, padding=padding)
         return {

@@ -179,8 +179,11 @@ class Source(Artifact):
         "vector of length 1 of a speaker encoder, alike for clips of one voice",
         optional=True,
     )
-    file_sha256: np.ndarray | None = column(
-        "U", "str", "SHA-256 of the audio file, in a part of the clips (--shard)", optional=True
+    audio_sha256: np.ndarray | None = column(
+        "U",
+        "str",
+        "SHA-256 of the audio file, or of that and the bounds of the clip; in a part of the clips alone (--shard)",
+        optional=True,
     )
     gold: np.ndarray | None = column("G", "str", _GOLD, optional=True)
 

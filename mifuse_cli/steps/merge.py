@@ -192,7 +192,7 @@ def _same(one: Artifact, at: int, other: Artifact, there: int) -> bool:
     # Hidden states depend a little on which clips shared a batch; the file is what they are made of.
     return all(
         np.array_equal(_there(one, name)[at], _there(other, name)[there])
-        for name in ("file_sha256", "speaker")
+        for name in ("audio_sha256", "speaker")
     )
 
 
@@ -333,7 +333,7 @@ def _moved(parent: Parent, part: Path, out: Path) -> str:
 
 def _merged_samples(config: MergeConfig, made: Sequence[Source], digests: Sequence[str]) -> Source:
     for path, one in zip(config.parts, made, strict=True):
-        if one.file_sha256 is None or one.hidden is None or one.speaker is None:
+        if one.audio_sha256 is None or one.hidden is None or one.speaker is None:
             raise ArtifactError(f"{path}: is no part. Make parts with sample-source --shard I/N.")
     lineage.check_parents(made[0], config.parts[0])  # the model of one is that of all
     ids, rows = _joined(config.parts, made)
@@ -363,10 +363,10 @@ def _merged_samples(config: MergeConfig, made: Sequence[Source], digests: Sequen
         seed=provenance.named_seed(first.seed, "sample-source"),
         device=find_device(config.device),
     )
-    files = _rows(made, "file_sha256", rows).tolist()
+    heard = _rows(made, "audio_sha256", rows)
     clips = [Clip(one, place, speaker) for one, speaker in zip(ids.tolist(), speakers, strict=True)]
     digest = {
-        "clips": manifest.digest_of(zip(ids.tolist(), files, strict=True)),
+        "clips": manifest.digest_of(zip(ids.tolist(), heard.tolist(), strict=True)),
         "speakers": lineage.speakers_parent(clips, place, config.out).sha256,
     }
     trained = Training.load(place / "train.h5")
@@ -379,7 +379,7 @@ def _merged_samples(config: MergeConfig, made: Sequence[Source], digests: Sequen
                 for one in first.parents
             ],
             digests,
-            seen_in_training=float(np.isin(ids, trained.utt_id).mean()),
+            seen_in_training=float(lineage.heard_of(trained, ids, heard).mean()),
         ),
         utt_id=ids,
         probs=probs,

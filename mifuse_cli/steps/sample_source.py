@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mifuse_cli import audio, fusion, lineage, provenance
+from mifuse_cli import fusion, lineage, provenance
 from mifuse_cli.artifacts import Parent, Source, Training
 from mifuse_cli.config import (
     EncodingConfig,
@@ -164,7 +164,7 @@ def _sample(
         seed=provenance.named_seed(config.seed, "sample-source"),
         device=find_device(config.device),
     )
-    ids = np.array([clip.utt_id for clip in clips])
+    ids, heard = np.array([clip.utt_id for clip in clips]), lineage.content(clips)
     trained = Training.load(config.model / "train.h5")
     artifact = Source(
         header=lineage.header(
@@ -173,7 +173,7 @@ def _sample(
             parents,
             normalize=normalize,
             calibrate=config.calibrate,
-            seen_in_training=float(lineage.heard_in(trained, clips).mean()),
+            seen_in_training=float(lineage.heard_of(trained, ids, heard).mean()),
             **{name: value for name, value in trained.header.parameters.items() if name in _OF_THE_MODEL},
         ),
         utt_id=ids,
@@ -183,7 +183,7 @@ def _sample(
         speaker=np.array([speaker or "" for speaker in speakers]),
         voice=voice,
         gold=trained.gold,
-        file_sha256=np.array([audio.key(*clip.excerpt) for clip in clips]) if config.shard else None,
+        audio_sha256=heard if config.shard else None,
     )
     artifact.save(config.out)
     return _result(config.out, artifact)
