@@ -95,11 +95,18 @@ def stacked(rows: Sequence[Tensor], device: torch.device) -> Tensor:
     return padded.to(device, non_blocking=True)
 
 
-def frame_mask(frames: Sequence[int], device: torch.device) -> Tensor | None:
-    """Which of the longest clip's T frames each of B clips has, (B, T) bool; None if all have all of them."""
-    if min(frames) == max(frames):
+def frame_mask(frames: Sequence[int], device: torch.device, whole: int = 0) -> Tensor | None:
+    """Which of T frames each of B clips has, (B, T) bool; None if all have all of them.
+
+    Args:
+        frames: of each clip.
+        device: of the mask.
+        whole: T; 0: that of the longest clip.
+    """
+    whole = whole or max(frames)
+    if min(frames) == whole:
         return None
-    return torch.arange(max(frames), device=device) < torch.tensor(frames, device=device)[:, None]
+    return torch.arange(whole, device=device) < torch.tensor(frames, device=device)[:, None]
 
 
 def time_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
