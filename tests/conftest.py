@@ -157,7 +157,7 @@ def save_encoder(directory: Path, family: str, *, seed: int = 0, head: str = "Mo
                 "unispeech": "UniSpeech",
                 "unispeech-sat": "UniSpeechSat",
             }
-            config = getattr(t, f"{kinds[family]}Config")(**size, **convolutions, **positions, **changes)
+            config = getattr(t, f"{kinds[family]}Config")(**{**size, **convolutions, **positions, **changes})
             model = getattr(t, f"{kinds[family]}{head}")(config)
             extractor = t.Wav2Vec2FeatureExtractor()
     model.save_pretrained(directory)

@@ -129,6 +129,19 @@ def time_std(hidden: Tensor, mask: Tensor | None) -> Tensor:
     return variance.masked_fill(constant, 1).sqrt().masked_fill(constant, 0)
 
 
+def attentive_mean(hidden: Tensor, mask: Tensor | None, query: Tensor) -> Tensor:
+    """Mean (B, D) of hidden states (B, T, D), weighted by the softmax of their products with a query (D,), in float32.
+
+    Safari et al., Interspeech 2020; with a query of zeros, as `time_mean`.
+    """
+    exact = hidden.float()
+    with torch.autocast(exact.device.type, enabled=False):
+        scores = exact @ query
+    if mask is not None:
+        exact, scores = exact.masked_fill(~mask[:, :, None], 0), scores.masked_fill(~mask, float("-inf"))
+    return (scores.softmax(dim=1)[:, :, None] * exact).sum(dim=1)
+
+
 def _total(values: Tensor, mask: Tensor) -> Tensor:
     return values.masked_fill(~mask[:, :, None], 0).sum(dim=1)
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mifuse_cli.audio import RATE
 from mifuse_cli.model.batches import (
     MOST_PADDING,
+    attentive_mean,
     batch_seconds,
     frame_mask,
     in_batches,
@@ -33,17 +34,19 @@ from mifuse_cli.model.batches import (
     time_std,
 )
 from mifuse_cli.model.clip_norm import by_clip
-from mifuse_cli.model.loading import feature_extractor, load_weights, pretrained, read_config
+from mifuse_cli.model.loading import feature_extractor, load_weights, pretrained, read_config, read_tensor
 from mifuse_cli.model.transformer import (
     audio_model,
     blocks_of,
+    depth,
     encoding_part,
-    hidden_states,
+    first_states,
     no_hidden_states,
 )
 
 _LOGMEL_TYPE = "mifuse-logmel"
 _SHORTEST_S = 0.1
+_POOLING = "pooling.safetensors"
 _MASKED = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat")
 """Model types of which a mask keeps all padding from the frames of a clip; of others, this is not known."""
 _FRAME_LENGTH, _FRAME_SHIFT = 400, 160
@@ -57,6 +60,8 @@ class Encoder(nn.Module, ABC):
         layers: L, the number of hidden states returned, including the input to the first block.
         width: D, the length of each.
         precision: "fp32", or "bf16" for matrix products in bfloat16; weights and outputs stay float32.
+        pooling: of frames over time, one of `shape.POOLINGS`.
+        query: (S, D) of attentive pooling, for each of all S hidden states; None without it.
         padding: share of a batch that may be padding; 0 where the architecture would see it.
         window: samples that the architecture takes at most; None: any number.
     """
@@ -64,8 +69,14 @@ class Encoder(nn.Module, ABC):
     layers: int
     width: int
     precision: str = "fp32"
+    pooling: str = "mean"
+    query: nn.Parameter | None
     padding: float = MOST_PADDING
     window: int | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("query", None)
 
     @property
     @abstractmethod
@@ -82,6 +93,24 @@ class Encoder(nn.Module, ABC):
         """The blocks that are not run."""
         return self.all_blocks[len(self.blocks) :]
 
+    def pool_by(self, pooling: str) -> None:
+        """Pool by one of `shape.POOLINGS` instead of the mean; attention starts as the mean, with a query of zeros."""
+        self.pooling = pooling
+        if pooling == "attentive":
+            self.query = nn.Parameter(torch.zeros(self.layers, self.width))
+        elif pooling == "mean+deviation":
+            self.width *= 2
+
+    def pooled(self, states: Sequence[Tensor], mask: Tensor | None) -> Tensor:
+        """Hidden states (B, L, D) over time, of L of them (B, T, D) and the mask of their frames."""
+        if self.pooling == "mean+deviation":
+            each = [torch.cat([time_mean(one, mask), time_std(one, mask)], dim=1) for one in states]
+        elif self.query is not None:
+            each = [attentive_mean(one, mask, query) for one, query in zip(states, self.query, strict=False)]
+        else:
+            each = [time_mean(one, mask) for one in states]
+        return torch.stack(each, dim=1)
+
     def stop_at(self, highest: int) -> None:
         """Return the hidden states 0 to ``highest`` alone, and run no block above them."""
         self.layers = highest + 1
@@ -92,9 +121,9 @@ class Encoder(nn.Module, ABC):
         return next(self.parameters()).device
 
     def forward(self, clips: Sequence[Tensor]) -> Tensor:
-        """Mean over time of every hidden state, (B, L, D) float32 on the encoder's device.
+        """Every hidden state pooled over time, (B, L, D) float32 on the encoder's device.
 
-        A clip that is longer than the window is cut into windows, whose means are averaged by length.
+        A clip that is longer than the window is cut into windows, whose vectors are averaged by length.
 
         Args:
             clips: B waveforms (S,) at 16 kHz of any lengths, in memory.
@@ -129,9 +158,17 @@ class Encoder(nn.Module, ABC):
     def states_of_alike(self, clips: Sequence[Tensor]) -> Tensor:
         """As `forward`, for clips from 0.1 s to a window that are of nearly the same length, by `padding`."""
 
-    @abstractmethod
     def save(self, directory: Path) -> None:
         """Write configuration and weights so that `load_encoder` reads them back."""
+        from safetensors.torch import save_file
+
+        self.save_network(directory)
+        if self.query is not None:
+            save_file({"query": self.query.detach().cpu()}, directory / _POOLING)
+
+    @abstractmethod
+    def save_network(self, directory: Path) -> None:
+        """As `save`, all but the pooling."""
 
 
 class WhisperEncoder(Encoder):
@@ -170,7 +207,7 @@ class WhisperEncoder(Encoder):
             states.append(hidden)
         if self.layers > len(encoder.layers):
             states[-1] = encoder.layer_norm(states[-1])
-        return torch.stack([time_mean(state, mask) for state in states], dim=1)
+        return self.pooled(states, mask)
 
     def _log_mel(self, clip: Tensor) -> Tensor:
         """Log energies (T, M) of M mel bands, relative to the loudest of the clip."""
@@ -180,7 +217,7 @@ class WhisperEncoder(Encoder):
             ).input_features[0]
         return found.to(self.wrapper.encoder.conv1.weight.dtype).T
 
-    def save(self, directory: Path) -> None:
+    def save_network(self, directory: Path) -> None:
         self.wrapper.save_pretrained(directory)
         self.extractor.save_pretrained(directory)
 
@@ -243,10 +280,10 @@ class AudioModel(Encoder):
         given = {self.model.main_input_name: values.to(next(self.model.parameters()).dtype)}
         if seen is not None:
             given["attention_mask"] = seen.long()
-        states = hidden_states(self.network, given, self.place, self.layers)
+        states = first_states(self.network, given, self.place, self.layers)
         if seen is not None and seen.shape[1] == states[0].shape[1]:
             frames = seen
-        return torch.stack([time_mean(state, frames) for state in states], dim=1)
+        return self.pooled(states, frames)
 
     def _input(self, clip: Tensor) -> tuple[Tensor, int]:
         """What the extractor makes of a clip, (S,) or (T, M), and how much of it the model is to see."""
@@ -263,7 +300,7 @@ class AudioModel(Encoder):
             samples = strided(samples, kernel, stride)
         return samples
 
-    def save(self, directory: Path) -> None:
+    def save_network(self, directory: Path) -> None:
         self.model.save_pretrained(directory)
         self.extractor.save_pretrained(directory)
 
@@ -310,7 +347,7 @@ class LogMelEncoder(Encoder):
                 hidden = hidden.masked_fill(~mask[:, :, None], 0)
         return torch.stack(states, dim=1)
 
-    def save(self, directory: Path) -> None:
+    def save_network(self, directory: Path) -> None:
         from safetensors.torch import save_file
 
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, directory / "model.safetensors")
@@ -329,8 +366,17 @@ def _exact(device: str) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False)
 
 
-def load_encoder(directory: Path, precision: str = "fp32") -> Encoder:
-    """The encoder in a directory, in evaluation mode and of the given precision.
+def count_states(directory: Path) -> int:
+    """Number of hidden states of the encoder in a directory; its weights are not read.
+
+    Raises:
+        InputError: as of `load_encoder`, but for weights.
+    """
+    return 3 if read_config(directory).get("model_type") == _LOGMEL_TYPE else depth(directory) + 1
+
+
+def load_encoder(directory: Path, precision: str = "fp32", pooling: str = "mean") -> Encoder:
+    """The encoder in a directory, in evaluation mode and of the given precision and pooling.
 
     Raises:
         InputError: not a model directory, a model that gives no hidden states of audio, or weights that do not fit.
@@ -345,6 +391,10 @@ def load_encoder(directory: Path, precision: str = "fp32") -> Encoder:
     else:
         encoder = AudioModel(directory)
     encoder.precision = precision
+    encoder.pool_by(pooling)
+    if encoder.query is not None and (directory / _POOLING).is_file():
+        with torch.no_grad():
+            encoder.query.copy_(read_tensor(directory / _POOLING, "query", encoder.query.shape))
     return encoder.eval()
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mifuse_cli.audio import RATE
 from mifuse_cli.errors import InputError
@@ -88,6 +89,24 @@ def check_rate(directory: Path, rate: int) -> None:
     """
     if rate != RATE:
         raise InputError(f"{directory}: is for audio at {rate} Hz, expected {RATE}. Give another model.")
+
+
+def read_tensor(path: Path, name: str, shape: Sequence[int]) -> Tensor:
+    """A tensor of a safetensors file.
+
+    Raises:
+        InputError: the file cannot be read, or holds none of this name and shape.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(path)[name]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise InputError(f"{path}: cannot be loaded ({error}).") from None
+    if found.shape != tuple(shape):
+        raise InputError(f"{path}: {name} is {tuple(found.shape)}, expected {tuple(shape)}.")
+    return found
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

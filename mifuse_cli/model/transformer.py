@@ -94,7 +94,7 @@ def blocks_of(directory: Path, network: nn.Module) -> str:
     return min(lists, key=lambda name: name.count("."))  # others are within its parts
 
 
-def hidden_states(network: Any, inputs: Mapping[str, Tensor], blocks: str, count: int) -> Sequence[Tensor]:
+def first_states(network: Any, inputs: Mapping[str, Tensor], blocks: str, count: int) -> Sequence[Tensor]:
     """The first ``count`` hidden states (B, T, D): the input of the first block, then what each block gives.
 
     No block above them is run.

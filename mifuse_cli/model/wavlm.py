@@ -38,17 +38,20 @@ class GatedAttention(WavLMAttention):  # type: ignore[misc]  # transformers has 
         by_head = self._by_head(hidden_states)
         gates = self.gru_rel_pos_linear(by_head).unflatten(-1, (2, 4)).sum(-1).sigmoid()
         gate = gates[..., :1] * (gates[..., 1:] * self.gru_rel_pos_const - 1) + 2
-        scores = gate * position_bias
-        if attention_mask is not None:
-            scores = scores.masked_fill(attention_mask.ne(1)[:, None, None], float("-inf"))
         query, key, value = (
             self._by_head(project(hidden_states)) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
+        gate, bias = gate.to(query.dtype), position_bias.to(query.dtype)
+        if attention_mask is None:
+            scores = gate * bias
+        else:  # in one pass over what is the largest tensor of all
+            padding = bias.new_zeros(attention_mask.shape).masked_fill(attention_mask.ne(1), float("-inf"))
+            scores = torch.addcmul(padding[:, None, None], gate, bias)
         heads = nn.functional.scaled_dot_product_attention(
             query,
             key,
             value,
-            attn_mask=scores.to(query.dtype),
+            attn_mask=scores,
             dropout_p=self.dropout if self.training else 0.0,
         )
         return self.out_proj(heads.transpose(1, 2).flatten(2)), None, position_bias
