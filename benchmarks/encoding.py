@@ -1,8 +1,9 @@
 """Reading and encoding clips: ours against plain transformers, run in turn; prints CPU time, wall clock and ratios.
 
-``python benchmarks/encoding.py --shared ../shared``: a Whisper encoder on the clips of a corpus, and a random network
-of WavLM-base's size on noise of 1 to 20 s. Times are of reading and encoding, without loading the network but for the
-rows with several processes, which load it anew. On a machine that others use, believe the ratios of CPU time.
+``python benchmarks/encoding.py --shared ../shared``: a Whisper encoder on the clips of a corpus, and random networks of
+the size of WavLM-base and wav2vec2-base on noise of 1 to 20 s. Times are of reading and encoding, without loading the
+network but for the rows with several processes, which load it anew. On a machine that others use, believe the ratios of
+CPU time.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 import torch
 from torch import Tensor
+from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model, WavLMModel
+from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from mifuse_cli import audio
 from mifuse_cli.audio import Excerpt
@@ -28,6 +32,7 @@ from mifuse_cli.model import workers
 from mifuse_cli.model.encoder import Encoder
 from mifuse_cli.model.encoding import Padding, encoded
 from mifuse_cli.model.features import FrozenEncoder
+from mifuse_cli.model.wavlm import GatedAttention
 
 CPU = torch.device("cpu")
 BATCH = 8
@@ -153,13 +158,59 @@ def noise(directory: Path, count: int) -> list[Path]:
     return paths
 
 
-def wavlm_base(directory: Path) -> Path:
-    from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
-
+def base(model: Any, directory: Path) -> Path:
+    """A random network of a class of transformers, of the size that it has by default."""
     torch.manual_seed(0)
-    WavLMModel(WavLMConfig()).save_pretrained(directory)
+    model(model.config_class()).save_pretrained(directory)
     Wav2Vec2FeatureExtractor().save_pretrained(directory)
     return directory
+
+
+def parts_of(title: str, paths: list[Path], directory: Path, rows: Callable[[Encoder], list[Row]]) -> None:
+    """A table of what one part of an encoder is worth, with one thread."""
+    network = FrozenEncoder(directory).load(CPU)
+    one_by_one(paths[:1], network)
+    table(title, rows(network), sum(map(audio.seconds, paths)))
+
+
+def of_wavlm(paths: list[Path], directory: Path) -> Callable[[Encoder], list[Row]]:
+    """Attention against that of transformers, and the first half of the blocks against all."""
+
+    def rows(encoder: Encoder) -> list[Row]:
+        theirs = FrozenEncoder(directory).load(CPU)
+        for module in theirs.modules():
+            if isinstance(module, GatedAttention):
+                module.__class__ = WavLMAttention
+        half = FrozenEncoder(directory, states=(encoder.layers + 1) // 2).load(CPU)
+        return [
+            timed(name, lambda one=one: in_batches(paths, Preloaded(one), 1), 1)
+            for name, one in (
+                ("scaled-dot-product attention", encoder),
+                ("attention of transformers", theirs),
+                ("the first half of the blocks", half),
+            )
+        ]
+
+    return rows
+
+
+def of_group_norm(paths: list[Path]) -> Callable[[Encoder], list[Row]]:
+    """Batches that are padded against clips of equal length only, of which these have none."""
+
+    def rows(encoder: Encoder) -> list[Row]:
+        def equal() -> str:
+            encoder.padding, before = 0.0, encoder.padding
+            try:
+                return in_batches(paths, Preloaded(encoder), 1)
+            finally:
+                encoder.padding = before
+
+        return [
+            timed("group norm by clip, padded", lambda: in_batches(paths, Preloaded(encoder), 1), 1),
+            timed("clips of equal length only", equal, 1),
+        ]
+
+    return rows
 
 
 def main() -> None:
@@ -184,10 +235,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             place = Path(name)
             clips = noise(place, given.noises)
-            base = wavlm_base(place / "wavlm")
+            wavlm, group = base(WavLMModel, place / "wavlm"), base(Wav2Vec2Model, place / "wav2vec2")
             compared(
-                f"WavLM-base size, {len(clips)} clips", clips, base, "padded to the longest", to_the_longest
+                f"WavLM-base size, {len(clips)} clips", clips, wavlm, "padded to the longest", to_the_longest
             )
+            parts_of("WavLM-base size, parts", clips, wavlm, of_wavlm(clips, wavlm))
+            parts_of("wav2vec2-base size, parts", clips, group, of_group_norm(clips))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from mifuse_cli.lineage import digest
 from mifuse_cli.manifest import scan
 from mifuse_cli.model.classifier import Classifier, Features, Head, predict, sample
 from mifuse_cli.model.encoder import LogMelEncoder
-from mifuse_cli.model.features import pooled_features
+from mifuse_cli.model.features import FrozenEncoder, pooled_features
 from mifuse_cli.model.standard import statistics as feature_statistics
 from mifuse_cli.steps.query_lalm import QueryLalmConfig
 from mifuse_cli.steps.query_lalm.saving import save_artifact
@@ -55,13 +55,12 @@ def feature_cache(directory: Path) -> float:
     places = iter(range(REPEATS))
 
     def fresh() -> None:
-        pooled_features(
-            clips, encoder, key, device=cpu, encoding=Encoding(cache_dir=directory / str(next(places)))
-        )
+        here = Encoding(cache_dir=directory / str(next(places)))
+        pooled_features(clips, FrozenEncoder(encoder), key, device=cpu, encoding=here)
 
     cold = seconds(fresh)
     filled = Encoding(cache_dir=directory / "0")
-    warm = seconds(lambda: pooled_features(clips, encoder, key, device=cpu, encoding=filled))
+    warm = seconds(lambda: pooled_features(clips, FrozenEncoder(encoder), key, device=cpu, encoding=filled))
     return cold / warm
 
 

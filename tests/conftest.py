@@ -150,8 +150,14 @@ def save_encoder(directory: Path, family: str, *, seed: int = 0, head: str = "Mo
             config = t.WhisperConfig(**blocks, **heads, **widths, **tokens, vocab_size=32, **changes)
             model, extractor = t.WhisperForConditionalGeneration(config), t.WhisperFeatureExtractor(20)
         else:
-            kinds = {"wav2vec2": "Wav2Vec2", "hubert": "Hubert", "wavlm": "WavLM"}
-            config = getattr(t, f"{kinds[family]}Config")(**size, **convolutions, **positions, **changes)
+            kinds = {
+                "wav2vec2": "Wav2Vec2",
+                "hubert": "Hubert",
+                "wavlm": "WavLM",
+                "unispeech": "UniSpeech",
+                "unispeech-sat": "UniSpeechSat",
+            }
+            config = getattr(t, f"{kinds[family]}Config")(**{**size, **convolutions, **positions, **changes})
             model = getattr(t, f"{kinds[family]}{head}")(config)
             extractor = t.Wav2Vec2FeatureExtractor()
     model.save_pretrained(directory)

@@ -17,7 +17,7 @@ from mifuse_cli.errors import ArtifactError, DependencyError, InputError, Mifuse
 from mifuse_cli.model import exporting, portable
 from mifuse_cli.model.checkpoint import Checkpoint, new_head
 from mifuse_cli.model.encoder import LogMelEncoder, WhisperEncoder, load_encoder
-from mifuse_cli.model.shape import Shape
+from mifuse_cli.model.shape import POOLINGS, Shape
 from mifuse_cli.model.standard import Statistics
 from mifuse_cli.steps.export.register import _register, licence_of, trained_on
 
@@ -31,6 +31,8 @@ FAMILIES = {
     "hubert": {},
     "wavlm": {},
     "whisper": {},
+    "whisper mean+deviation": {},
+    "hubert attentive": {},
     "logmel": {},
 }
 LENGTHS = (0.03, 0.1, 0.37, 1.234, 2.0)
@@ -54,7 +56,14 @@ def checkpoint(request, tmp_path_factory) -> Checkpoint:
         LogMelEncoder(n_mels=16, channels=8).save(directory)
     else:
         save_encoder(directory, request.param.split()[0], **FAMILIES[request.param])
-    encoder = load_encoder(directory)
+    pooling = next((one for one in POOLINGS if request.param.endswith(f" {one}")), "mean")
+    encoder = load_encoder(directory, pooling=pooling)
+    if encoder.query is not None:
+        with torch.random.fork_rng():
+            torch.nn.init.normal_(encoder.query)
+        directory = directory.with_name("attentive")
+        directory.mkdir()
+        encoder.save(directory)
     shape = Shape(
         classes=CLASSES,
         layers=tuple(range(encoder.layers)),
@@ -67,6 +76,7 @@ def checkpoint(request, tmp_path_factory) -> Checkpoint:
         encoder="local/e",
         temperature=1.0,
         linear=True,
+        pooling=pooling,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -83,7 +93,9 @@ def checkpoint(request, tmp_path_factory) -> Checkpoint:
 
 @torch.no_grad()
 def expected(checkpoint, clips):
-    features = load_encoder(checkpoint.encoder_dir)(clips)[:, list(checkpoint.shape.layers)]
+    features = load_encoder(checkpoint.encoder_dir, pooling=checkpoint.shape.pooling)(clips)[
+        :, list(checkpoint.shape.layers)
+    ]
     statistics = checkpoint.statistics
     return checkpoint.head((features - statistics.mean) / statistics.std).softmax(dim=-1).numpy()
 
@@ -146,7 +158,7 @@ class TestPortable:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             found |= {name.split(".")[0] for name in names}
-        assert found == {"torch", "transformers", "typing"}
+        assert found == {"collections", "torch", "transformers", "typing"}
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from mifuse_cli.model.classifier import (
 )
 from mifuse_cli.model.device import find_device
 from mifuse_cli.model.encoder import LogMelEncoder, load_encoder
-from mifuse_cli.model.features import pooled_features
+from mifuse_cli.model.features import FrozenEncoder, pooled_features
 from mifuse_cli.model.prepare import effective_mode
 from mifuse_cli.model.shape import Shape, read_shape
 from mifuse_cli.model.standard import Statistics, fit_standard, statistics
@@ -39,11 +39,13 @@ CPU = torch.device("cpu")
 class TestFeatures:
     @pytest.fixture
     def pooled(self, corpora, encoders, tmp_path):
-        def pooled(clips=None, family="wav2vec2", directory=None, **options):
+        def pooled(clips=None, family="wav2vec2", directory=None, progress=None, **options):
             directory = directory or encoders[family]
             clips = read_clips(corpora.target)[:6] if clips is None else clips
-            place = Encoding(cache_dir=tmp_path / "cache")
-            return pooled_features(clips, directory, digest(directory), device=CPU, encoding=place, **options)
+            place, encoder = Encoding(cache_dir=tmp_path / "cache"), FrozenEncoder(directory, **options)
+            return pooled_features(
+                clips, encoder, digest(directory), device=CPU, encoding=place, progress=progress
+            )
 
         pooled.clips = read_clips(corpora.target)[:6]
         return pooled
@@ -74,6 +76,20 @@ class TestFeatures:
             pooled(precision="bf16")
         with pytest.raises(AssertionError, match="was loaded"):
             pooled(directory=save_encoder(tmp_path / "e", "wav2vec2", seed=1))
+
+    def test_poolings_do_not_mix(self, pooled):
+        means, both = pooled(), pooled(pooling="mean+deviation")
+        assert both.shape == (6, 3, 32)
+        np.testing.assert_array_equal(both[..., :16], means)
+        np.testing.assert_array_equal(pooled(), means)
+
+    def test_fewer_states_are_those_of_all(self, pooled, monkeypatch):
+        few = pooled(states=2)
+        everything = pooled()  # encoded anew, as the first two do not suffice
+        np.testing.assert_allclose(few, everything[:, :2], atol=1e-6)
+        monkeypatch.setattr("mifuse_cli.model.features.load_encoder", None)
+        np.testing.assert_array_equal(pooled(states=2), everything[:, :2])
+        np.testing.assert_array_equal(pooled(), everything)
 
     def test_precisions_do_not_mix(self, pooled, monkeypatch):
         exact, coarse = pooled(family="wavlm"), pooled(family="wavlm", precision="bf16")
@@ -297,6 +313,11 @@ class TestCheckpoint:
         config = json.loads((out / "config.json").read_text())
         (out / "config.json").write_text(json.dumps(config | {"precision": "fp4"}))
         with pytest.raises(ArtifactError, match="precision 'fp4', expected one of fp32, bf16"):
+            read_shape(out)
+        (out / "config.json").write_text(json.dumps(config | {"pooling": "max"}))
+        with pytest.raises(
+            ArtifactError, match=r"pooling 'max', expected one of mean, mean\+deviation, attentive"
+        ):
             read_shape(out)
         del config["precision"]  # as checkpoints were before there was a choice
         (out / "config.json").write_text(json.dumps(config))

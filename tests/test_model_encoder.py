@@ -9,7 +9,7 @@ import torch
 from conftest import clip, rewrite, save_encoder, tone
 
 from mifuse_cli.errors import DependencyError, InputError, UsageError
-from mifuse_cli.model.encoder import LogMelEncoder, load_encoder
+from mifuse_cli.model.encoder import LogMelEncoder, copy_encoder, count_states, load_encoder
 from mifuse_cli.model.hub import find_encoder
 from mifuse_cli.model.prepare import trainable_part
 
@@ -50,7 +50,83 @@ LIKE = {
     "layer-stable": {"feat_extract_norm": "layer", "do_stable_layer_norm": True},
 }
 KINDS = [f"{family} {like}" for family in ("wav2vec2", "hubert", "wavlm") for like in LIKE]
-KINDS += ["hubert batch norm", "wav2vec2 adapter", "whisper", "logmel"]
+KINDS += [
+    "hubert batch norm",
+    "wav2vec2 adapter",
+    "unispeech group",
+    "unispeech-sat layer",
+    "whisper",
+    "logmel",
+]
+ALONE = (
+    "data2vec",
+    "sew",
+    "sew-d",
+    "conformer",
+    "conformer rotary",
+    "wav2vec2-bert",
+    "moonshine",
+    "speech-to-text",
+)
+"""Of these, it is not known that they do not see padding."""
+FIXED = ("spectrogram-transformer", "qwen2-audio")
+"""The extractors of these pad all audio to the same length, and cut it there."""
+KINDS += [*ALONE, *FIXED]
+
+
+def other_model(kind):
+    """A random audio model of two blocks of width 16 that is of none of the usual families, and its extractor."""
+    import transformers as t
+
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    convolutions = {"conv_dim": (16, 16), "conv_kernel": (40, 16), "conv_stride": (20, 16)}
+    positions = {"num_conv_pos_embeddings": 3, "num_conv_pos_embedding_groups": 2}
+    wave = {**size, **convolutions, **positions}
+    depthwise = {"conv_depthwise_kernel_size": 5}
+    stacks = {f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in
+              (("layers", 2), ("attention_heads", 2), ("ffn_dim", 32))}  # fmt: skip
+    moonshine = {f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in
+                 ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")}  # fmt: skip
+    waveform = t.Wav2Vec2FeatureExtractor()
+    makers = {
+        "data2vec": lambda: t.Data2VecAudioModel(t.Data2VecAudioConfig(**wave, conv_pos_kernel_size=5)),
+        "sew": lambda: t.SEWModel(t.SEWConfig(**wave)),
+        "sew-d": lambda: t.SEWDModel(t.SEWDConfig(**wave)),
+        "conformer": lambda: t.Wav2Vec2ConformerModel(t.Wav2Vec2ConformerConfig(**wave, **depthwise)),
+        "conformer rotary": lambda: t.Wav2Vec2ConformerModel(
+            t.Wav2Vec2ConformerConfig(**wave, **depthwise, position_embeddings_type="rotary")
+        ),
+        "wav2vec2-bert": lambda: t.Wav2Vec2BertModel(t.Wav2Vec2BertConfig(**size, **depthwise)),
+        "spectrogram-transformer": lambda: t.ASTModel(t.ASTConfig(**size)),
+        "moonshine": lambda: t.MoonshineModel(
+            t.MoonshineConfig(
+                hidden_size=16, intermediate_size=32, vocab_size=32, pad_token_id=0, **moonshine
+            )
+        ),
+        "speech-to-text": lambda: t.Speech2TextModel(
+            t.Speech2TextConfig(d_model=16, conv_channels=16, vocab_size=32, **stacks)
+        ),
+        "qwen2-audio": lambda: t.Qwen2AudioEncoder(
+            t.Qwen2AudioEncoderConfig(
+                num_mel_bins=80, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=32, d_model=16
+            )
+        ),
+    }
+    extractors = {
+        "wav2vec2-bert": t.SeamlessM4TFeatureExtractor,
+        "spectrogram-transformer": t.ASTFeatureExtractor,
+        "speech-to-text": t.Speech2TextFeatureExtractor,
+        "qwen2-audio": t.WhisperFeatureExtractor,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return makers[kind](), extractors[kind]() if kind in extractors else waveform
+
+
+def save_other(directory, kind):
+    for one in other_model(kind):
+        one.save_pretrained(directory)
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +143,8 @@ def kinds(encoders, tmp_path_factory):
                 LogMelEncoder(n_mels=8, channels=4).save(place)
         elif kind == "whisper":
             place = encoders["whisper"]
+        elif kind in ALONE or kind in FIXED:
+            save_other(place, kind)
         else:
             others = {"batch norm": {"conv_pos_batch_norm": True}, "adapter": {"add_adapter": True}}
             save_encoder(place, family, **LIKE.get(like, {**LIKE["layer"], **others.get(like, {})}))
@@ -92,7 +170,8 @@ class TestBatches:
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_equal_to_one_clip_at_a_time(self, kinds, kind):
-        encoder, clips = kinds[kind], [speech(seconds, n) for n, seconds in enumerate(SECONDS)]
+        lengths = SECONDS if kind not in ALONE else [*SECONDS[:11], 7.0, 40.0]
+        encoder, clips = kinds[kind], [speech(seconds, n) for n, seconds in enumerate(lengths)]
         padded = []
         inner = type(encoder).states_of_alike
 
@@ -107,7 +186,7 @@ class TestBatches:
                 padded.clear()
                 torch.testing.assert_close(encoder(clips), expected, atol=1e-4, rtol=0)
                 # Where padding would be seen, there is none; elsewhere there was some, or this would show nothing.
-                assert any(padded) == ("group" not in kind and kind != "hubert batch norm")
+                assert any(padded) == (kind not in ALONE and kind != "hubert batch norm")
                 order = list(range(len(clips)))
                 random.Random(0).shuffle(order)
                 torch.testing.assert_close(
@@ -117,7 +196,7 @@ class TestBatches:
         finally:
             del encoder.states_of_alike
         assert torch.isfinite(expected).all()
-        different = expected[[SECONDS.index(seconds) for seconds in (0.05, 0.3, 2.5, 7.0)]]
+        different = expected[[lengths.index(seconds) for seconds in (0.05, 0.3, 2.5, 7.0)]]
         assert (different[:-1] - different[1:]).abs().amax(dim=(1, 2)).min() > 1e-3
 
     @pytest.mark.parametrize("kind", KINDS)
@@ -129,17 +208,21 @@ class TestBatches:
             expected = torch.cat([encoder([one]) for one in clips])
             torch.testing.assert_close(encoder(clips), expected, atol=1e-4, rtol=0)
 
-    @pytest.mark.parametrize("kind", ["wav2vec2 layer", "wavlm layer-stable", "whisper", "logmel"])
+    @pytest.mark.parametrize(
+        "kind", ["wav2vec2 group", "wav2vec2 layer", "wavlm layer-stable", "whisper", "logmel"]
+    )
     def test_gradients_too(self, kinds, kind):
         encoder, clips = kinds[kind], [speech(seconds, n) for n, seconds in enumerate((1.0, 0.97, 0.5))]
 
         def gradients(states):
             encoder.zero_grad()
             states.square().sum().backward()
-            found = [weight.grad.clone() for weight in encoder.blocks.parameters()]
+            found = [weight.grad.clone() for weight in encoder.parameters() if weight.grad is not None]
             encoder.zero_grad(set_to_none=True)
             return found
 
+        # What stands before the blocks too: group norm by clip is there.
+        encoder.requires_grad_(True)
         alone, together = gradients(torch.cat([encoder([one]) for one in clips])), gradients(encoder(clips))
         assert all(torch.isfinite(one).all() for one in together) and any(one.any() for one in together)
         for one, other in zip(alone, together, strict=True):
@@ -173,11 +256,59 @@ class TestBatches:
         assert max(most) <= 30 * 16000 and len(most) == 9
 
 
+class TestPooling:
+    @pytest.mark.parametrize("kind", ["wavlm layer", "whisper", "sew"])
+    def test_mean_and_deviation(self, kinds, tmp_path, kind):
+        kinds[kind].save(tmp_path)
+        mean, both = load_encoder(tmp_path), load_encoder(tmp_path, pooling="mean+deviation")
+        clips, seen = [speech(seconds, n) for n, seconds in enumerate((1.0, 0.98, 0.4, 31.0))], []
+        pooled = both.pooled
+        both.pooled = lambda states, mask: seen.append((states, mask)) or pooled(states, mask)
+        with torch.inference_mode():
+            found, means = both(clips), mean(clips)
+            assert found.shape == (4, 3, 32) and both.width == 32
+            torch.testing.assert_close(found[..., :16], means, atol=1e-5, rtol=1e-5)
+            seen.clear()
+            both(clips[:1])
+            expected = torch.stack([state[0].std(dim=0) for state in seen[0][0]])
+            torch.testing.assert_close(found[0, :, 16:], expected, atol=1e-4, rtol=0)
+
+    def test_attention(self, kinds, tmp_path):
+        kinds["wavlm layer"].save(tmp_path)
+        clips = [speech(seconds, n) for n, seconds in enumerate((1.0, 0.98, 0.4))]
+        encoder = load_encoder(tmp_path, pooling="attentive")
+        with torch.inference_mode():
+            # As it starts, all frames have the same weight.
+            torch.testing.assert_close(encoder(clips), load_encoder(tmp_path)(clips), atol=1e-5, rtol=0)
+        with torch.no_grad():
+            encoder.query.normal_(0, 1)
+        encoder(clips).square().sum().backward()
+        assert encoder.query.grad.abs().amax(dim=1).min() > 0
+        (tmp_path / "learned").mkdir()
+        encoder.save(tmp_path / "learned")
+        again = load_encoder(tmp_path / "learned", pooling="attentive")
+        with torch.inference_mode():
+            found = again(clips)
+            assert torch.equal(found, encoder(clips))
+            torch.testing.assert_close(found, torch.cat([again([one]) for one in clips]), atol=1e-4, rtol=0)
+            states = again.model(again._input(clips[0])[0][None], output_hidden_states=True).hidden_states
+            for state, query, one in zip(states, again.query, found[0], strict=True):
+                torch.testing.assert_close(
+                    (state[0] @ query).softmax(0) @ state[0], one, atol=1e-5, rtol=1e-4
+                )
+        copy_encoder(tmp_path / "learned", tmp_path / "copied")
+        assert torch.equal(load_encoder(tmp_path / "copied", pooling="attentive").query, encoder.query)
+        rewrite(tmp_path / "learned" / "pooling.safetensors", lambda tensors: tensors.pop("query"))
+        with pytest.raises(InputError, match=r"pooling\.safetensors: cannot be loaded"):
+            load_encoder(tmp_path / "learned", pooling="attentive")
+
+
 class TestEncoders:
     @pytest.mark.parametrize("family", FAMILIES)
     def test_shape(self, encoders, family):
         encoder = load_encoder(encoders[family])
         assert (encoder.layers, encoder.width, len(encoder.blocks)) == (3, 16, 2)
+        assert count_states(encoders[family]) == 3
         with torch.inference_mode():
             for seconds in (0.02, 0.25, 0.4):  # the first is shorter than an encoder can take
                 states = alone(encoder, clip(seconds))
@@ -305,10 +436,59 @@ class TestEncoders:
         with pytest.raises(InputError, match=r"no readable config\.json"):
             load_encoder(spoilt)
 
-    def test_unsupported_family(self, tmp_path):
+    def test_no_audio_model(self, tmp_path):
         (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-        with pytest.raises(InputError, match="holds a 'bert' model; expected wav2vec2"):
+        with pytest.raises(
+            InputError, match="holds a 'bert' model, whose input is 'input_ids'; expected an audio"
+        ):
             load_encoder(tmp_path)
+        (tmp_path / "config.json").write_text('{"model_type": "ours"}')
+        with pytest.raises(
+            InputError, match=r"a 'ours' model, which transformers .* does not know; expected an"
+        ):
+            load_encoder(tmp_path)
+
+    def test_no_hidden_states(self, tmp_path):
+        from transformers import EncodecConfig, EncodecFeatureExtractor, EncodecModel
+
+        EncodecModel(EncodecConfig(num_filters=4, hidden_size=16, codebook_size=16)).save_pretrained(tmp_path)
+        EncodecFeatureExtractor(sampling_rate=16000).save_pretrained(tmp_path)
+        with pytest.raises(InputError, match=r"gives no hidden states .*; expected an audio"):
+            load_encoder(tmp_path)
+
+    def test_another_sampling_rate(self, encoders, tmp_path):
+        other = shutil.copytree(encoders["wav2vec2"], tmp_path / "e")
+        file = other / "preprocessor_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"sampling_rate": 8000}))
+        with pytest.raises(InputError, match="is for audio at 8000 Hz, expected 16000"):
+            load_encoder(other)
+
+    @pytest.mark.parametrize("head", ("ForSequenceClassification", "ForCTC"))
+    @pytest.mark.parametrize("family", ("wav2vec2", "wavlm"))
+    def test_without_its_head(self, encoders, tmp_path, family, head):
+        """A checkpoint with a head, of emotions for example, gives the states of the model below it."""
+        from transformers import AutoModel
+
+        directory = save_encoder(tmp_path / "e", family, head=head, seed=3)
+        AutoModel.from_pretrained(directory).save_pretrained(tmp_path / "bare")
+        shutil.copy(directory / "preprocessor_config.json", tmp_path / "bare")
+        with torch.inference_mode():
+            expected, found = (alone(load_encoder(tmp_path / name), clip()) for name in ("bare", "e"))
+        assert torch.equal(found, expected)
+
+    @pytest.mark.parametrize("kind", [*ALONE, *FIXED])
+    def test_other_models_by_hand(self, tmp_path, kind):
+        model, extractor = other_model(kind)
+        save_other(tmp_path, kind)
+        found = extractor(clip().numpy(), sampling_rate=16000, return_tensors="pt")
+        mask = found.get("attention_mask")
+        network = (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
+        with torch.inference_mode():
+            states = network(**found, output_hidden_states=True).hidden_states
+            if kind == "wav2vec2-bert":  # the last of an odd number of frames is padding
+                states = [state[:, mask[0].bool()] for state in states]
+            expected = torch.stack([state[0].mean(dim=0) for state in states])
+            torch.testing.assert_close(alone(load_encoder(tmp_path), clip()), expected)
 
     def test_names(self, tmp_path, encoders):
         assert find_encoder(str(encoders["wavlm"])) == encoders["wavlm"]
@@ -324,3 +504,103 @@ class TestEncoders:
         assert all(p.requires_grad for p in trainable_part(encoder, "all", device=CPU).parameters())
         with pytest.raises(UsageError, match="2 blocks"):
             trainable_part(encoder, "top-3", device=CPU)
+        encoder.stop_at(1)  # what is above the highest state in use cannot be trained
+        encoder = trainable_part(encoder, "top-1", device=CPU)
+        trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
+        assert trained and all("encoder.layers.0." in name for name in trained)
+        encoder = trainable_part(encoder, "all", device=CPU)
+        trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
+        assert not [name for name in trained if "encoder.layers.1." in name] and len(trained) > 20
+
+
+class TestWavLM:
+    """Its attention, computed by scaled-dot-product attention, is that of transformers."""
+
+    @pytest.fixture(params=["layer", "layer-stable"])
+    def both(self, request, tmp_path):
+        from transformers import AutoModel
+
+        directory = save_encoder(tmp_path / "e", "wavlm", **LIKE[request.param])
+        theirs, ours = AutoModel.from_pretrained(directory).eval(), load_encoder(directory).model
+        with torch.no_grad(), torch.random.fork_rng():  # positions and gates that matter
+            torch.manual_seed(0)
+            for (name, one), other in zip(theirs.named_parameters(), ours.parameters(), strict=True):
+                if "rel" in name:
+                    other.copy_(one.add_(torch.randn_like(one)))
+        return theirs, ours
+
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_equal(self, both, masked):
+        draw = torch.Generator().manual_seed(0)
+        values = torch.randn(3, 9000, generator=draw)
+        mask = torch.ones(3, 9000, dtype=torch.long)
+        mask[1, 7000:], mask[2, 2000:] = 0, 0
+        found = []
+        for model in both:
+            states = model(values, attention_mask=mask if masked else None, output_hidden_states=True)
+            whole = torch.stack(states.hidden_states)
+            (whole * torch.randn(whole.shape, generator=draw.manual_seed(1))).sum().backward()
+            found.append((states.hidden_states, {n: p.grad for n, p in model.named_parameters()}))
+        (theirs, their_gradients), (ours, our_gradients) = found
+        for one, other in zip(theirs, ours, strict=True):
+            torch.testing.assert_close(other, one, atol=1e-5, rtol=0)
+        assert any("rel_attn_embed" in name for name in our_gradients)
+        for name, gradient in their_gradients.items():
+            if gradient is not None:
+                assert (our_gradients[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-5, name
+
+    def test_weights_are_not_made(self, both, monkeypatch):
+        monkeypatch.setattr(torch.nn.functional, "multi_head_attention_forward", None)
+        both[1](torch.randn(1, 4000))
+        with pytest.raises(TypeError):
+            both[0](torch.randn(1, 4000))
+
+    def test_saved_as_before(self, both, tmp_path):
+        theirs, ours = both
+        assert ours.state_dict().keys() == theirs.state_dict().keys()
+        for name, model in (("theirs", theirs), ("ours", ours)):
+            model.save_pretrained(tmp_path / name)
+        for file in ("config.json", "model.safetensors"):
+            assert (tmp_path / "ours" / file).read_bytes() == (tmp_path / "theirs" / file).read_bytes()
+
+
+@pytest.mark.parametrize("family", ("wav2vec2", "hubert", "whisper"))
+def test_others_use_scaled_dot_product_attention(encoders, tmp_path, family):
+    """Whatever their configuration asks for."""
+    directory = shutil.copytree(encoders[family], tmp_path / "e")
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"attn_implementation": "eager"}))
+    encoder = load_encoder(directory)
+    model = encoder.wrapper if family == "whisper" else encoder.model
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    "kind", ["wav2vec2 group", "wavlm layer-stable", "whisper", "logmel", "sew-d", "moonshine"]
+)
+def test_no_block_is_run_above_the_highest_state_in_use(kinds, tmp_path, kind):
+    kinds[kind].save(tmp_path)
+    encoder, clips = (
+        load_encoder(tmp_path),
+        [speech(seconds, n) for n, seconds in enumerate((1.0, 0.98, 0.5))],
+    )
+    before = list(encoder.state_dict())
+    with torch.inference_mode():
+        everything = encoder(clips)
+        for highest in (2, 1, 0):
+            encoder.stop_at(highest)
+            hooks = [
+                block.register_forward_hook(lambda *_: pytest.fail("is run")) for block in encoder.unused
+            ]
+            assert (
+                len(encoder.blocks)
+                == (highest + 1 if kind == "logmel" else highest)
+                == 3 - len(hooks) - (kind != "logmel")
+            )
+            found = encoder(clips)
+            assert found.shape[1] == encoder.layers == highest + 1
+            # Up to rounding, since padding is the same; the last of all states alone is normalised.
+            torch.testing.assert_close(found, everything[:, : highest + 1], atol=1e-6, rtol=0)
+            for hook in hooks:
+                hook.remove()
+    assert list(encoder.state_dict()) == before

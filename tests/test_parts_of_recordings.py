@@ -14,7 +14,7 @@ import mifuse_cli as m
 from mifuse_cli import artifacts, kaldi, lineage
 from mifuse_cli.errors import InputError
 from mifuse_cli.manifest import Clips, digest, read_clips, read_labelled
-from mifuse_cli.model.features import pooled_features
+from mifuse_cli.model.features import FrozenEncoder, pooled_features
 from mifuse_cli.steps.compare import planning
 
 PARTS = [(0.0, 0.5), (0.5, 1.0), (1.0, 1.75), (1.75, 2.0)]
@@ -189,7 +189,12 @@ def test_features_are_those_of_the_cut_files(listed, cut, encoders, tmp_path):
 
     def features(manifest, cache):
         return pooled_features(
-            read_clips(manifest), directory, "0" * 64, device=torch.device("cpu"), cache=cache, workers=1
+            read_clips(manifest),
+            FrozenEncoder(directory),
+            "0" * 64,
+            device=torch.device("cpu"),
+            cache=cache,
+            workers=1,
         )
 
     together = tmp_path / "cache"

@@ -153,7 +153,7 @@ class TestTwoNodes:
 
         def features(engine):
             place = Encoding(cache_dir=tmp_path / engine, engine=engine, workers=1)
-            return pooled_features(clips, masked, key, device=CPU, encoding=place)
+            return pooled_features(clips, FrozenEncoder(masked), key, device=CPU, encoding=place)
 
         np.testing.assert_allclose(features("ray"), features("local"), atol=1e-5)
         # In a process where Ray is in use already, it stays.
@@ -170,7 +170,9 @@ class TestTwoNodes:
         soundfile.write(tmp_path / "wav" / "nan.wav", np.full(8000, np.nan), RATE, subtype="FLOAT")
         place = Encoding(cache_dir=tmp_path / "cache", engine="ray")
         with pytest.raises(InputError, match=r"nan\.wav: holds NaN .* This was on "):
-            pooled_features(scan(tmp_path / "wav"), masked, digest(masked), device=CPU, encoding=place)
+            pooled_features(
+                scan(tmp_path / "wav"), FrozenEncoder(masked), digest(masked), device=CPU, encoding=place
+            )
 
     def test_the_command(self, cluster, pipeline, corpora, tmp_path):
         from mifuse_cli.artifacts import Source

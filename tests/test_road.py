@@ -22,7 +22,7 @@ from mifuse_cli.manifest import read_clips
 from mifuse_cli.methods import loop
 from mifuse_cli.methods.structure import structure_of
 from mifuse_cli.model import checkpoint
-from mifuse_cli.model.prepare import all_layers, frozen_classifier, frozen_inputs
+from mifuse_cli.model.prepare import frozen_classifier, frozen_inputs, hidden_states
 
 VALUES = {
     "weighting": "entropy",
@@ -281,9 +281,10 @@ class TestHiddenStates:
         device, here = torch.device("cpu"), Encoding(cache_dir=copy.root / "cache", workers=1)
         normalize = options.get("normalize", "source")
         structure = structure_of(
-            all_layers(loaded, clips, device=device, encoding=here, progress=None),
+            hidden_states(loaded, clips, states=0, device=device, encoding=here, progress=None),
             frozen_classifier(loaded, device),
             frozen_inputs(loaded, clips, normalize=normalize, device=device, encoding=here, progress=None),
+            states=0,
             speakers=[clip.speaker for clip in clips] if by_speaker else None,
             passes=config.n_samples,
             seed=3,

@@ -374,7 +374,7 @@ class TestSampleSource:
         def unwanted(*_, **hooks):
             raise AssertionError("clips were encoded before")
 
-        monkeypatch.setattr("mifuse_cli.model.prepare.all_layers", unwanted)
+        monkeypatch.setattr("mifuse_cli.model.prepare.hidden_states", unwanted)
         refused(
             mifuse(*flags, encoders["hubert"]), 3, "no speaker encoder", "*ForXVector", "Give the directory"
         )
@@ -462,6 +462,6 @@ class TestCompare:
     def test_another_model_is_told_of_before_clips_are_encoded(self, world, encoders, tmp_path, monkeypatch):
         from comparing import config
 
-        monkeypatch.setattr("mifuse_cli.model.prepare.all_layers", None)
+        monkeypatch.setattr("mifuse_cli.model.prepare.hidden_states", None)
         with pytest.raises(InputError, match="no speaker encoder"):
             m.compare(config(world, tmp_path / "out", speaker_encoder=str(encoders["wavlm"])))

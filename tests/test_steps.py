@@ -4,15 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import CLASSES, Run, read_rows, train_config, weights, write_csv
+import torch
+from conftest import CLASSES, Run, read_rows, save_encoder, train_config, weights, write_csv
 from hypothesis import given
 from hypothesis import strategies as st
 
 import mifuse_cli as m
-from mifuse_cli import artifacts, fusion
+from mifuse_cli import artifacts, audio, fusion
 from mifuse_cli.artifacts import Fused, Lalm, Predictions, Source, Training
 from mifuse_cli.errors import InputError, UsageError
-from mifuse_cli.manifest import read_labelled
+from mifuse_cli.manifest import read_clips, read_labelled
+from mifuse_cli.model.encoder import load_encoder
 from mifuse_cli.model.shape import read_shape
 from mifuse_cli.splits import held_out_speakers
 from mifuse_cli.steps.train_source import likeliest_temperature, pick_layers
@@ -351,8 +353,94 @@ class TestSourceTraining:
         assert likeliest_temperature(logits, labels) == pytest.approx(1, abs=0.1)
         assert likeliest_temperature(3 * logits, labels) == pytest.approx(3, abs=0.3)
 
+    def test_blocks_above_the_layers_in_use_are_not_run(self, pipeline, corpora, tmp_path, monkeypatch):
+        """Of eight blocks, the head sees one state, cross-fit those from 2 to 6; nothing else changes."""
+        from mifuse_cli.methods import structure
+        from mifuse_cli.model import encoder as encoders
+
+        directory, counted = save_encoder(tmp_path / "e", "wav2vec2", num_hidden_layers=8), []
+        stop_at = encoders.Encoder.stop_at
+        monkeypatch.setattr(
+            encoders.Encoder,
+            "stop_at",
+            lambda self, highest: counted.append(highest) or stop_at(self, highest),
+        )
+
+        def run(place, **options):
+            place.mkdir()
+            model, source, fused, student = (place / name for name in ("m", "source.h5", "fused.h5", "s"))
+            cache = {"cache_dir": place / "cache", "workers": 1}
+            m.train_source(
+                m.TrainSourceConfig(
+                    manifest=corpora.source,
+                    encoder=str(directory),
+                    out=model,
+                    layers="0-1",
+                    epochs=2,
+                    **cache,
+                )
+            )
+            m.sample_source(
+                m.SampleSourceConfig(model=model, manifest=corpora.target, out=source, n_samples=4, **cache)
+            )
+            m.fuse(m.FuseConfig(lalm=pipeline.lalm, source=source, out=fused))
+            m.train(
+                m.TrainConfig(
+                    fused=fused, model=model, manifest=corpora.target, out=student, epochs=2, **cache
+                )
+            )
+            evaluated = m.evaluate(
+                m.EvaluateConfig(model=student, manifest=corpora.source, out=place / "e.h5", **cache)
+            )
+            assert read_shape(student).states == 9
+            return Source.load(source), Predictions.load(student / "predictions.h5").probs, evaluated.metrics
+
+        source, probs, metrics = run(tmp_path / "few")
+        assert source.hidden.shape[1] == 7 and counted == [1, 6, 6]  # then the student's own clips are cached
+        monkeypatch.setattr(encoders.Encoder, "stop_at", lambda self, highest: None)
+        monkeypatch.setattr(structure, "states_in_use", lambda shape, **_: 9)
+        for name in ("mifuse_cli.methods.student", "mifuse_cli.steps.compare.running"):
+            monkeypatch.setattr(f"{name}.states_in_use", lambda shape, **_: 9)
+        whole, their_probs, their_metrics = run(tmp_path / "all")
+        assert whole.hidden.shape[1] == 9
+        np.testing.assert_allclose(source.hidden, whole.hidden[:, :7], atol=1e-5)
+        np.testing.assert_allclose(probs, their_probs, atol=1e-4)
+        assert metrics["ua"] == pytest.approx(their_metrics["ua"])
+
+    @pytest.mark.parametrize(
+        ("pooling", "tune", "width"), [("mean+deviation", "head", 32), ("attentive", "all", 16)]
+    )
+    def test_pooling(self, pipeline, corpora, encoders, tmp_path, pooling, tune, width):
+        """What the checkpoint says holds in every later step, whether the encoder is trained or frozen."""
+        model, source = tmp_path / "m", tmp_path / "source.h5"
+        options = {"pooling": pooling, "tune": tune, "epochs": 2, "learning_rate": 1e-2, "validation": 0.0}
+        m.train_source(
+            m.TrainSourceConfig(manifest=corpora.source, encoder=str(encoders["wavlm"]), out=model, **options)
+        )
+        assert read_shape(model).width == width and read_shape(model).pooling == pooling
+        m.sample_source(m.SampleSourceConfig(model=model, manifest=corpora.target, out=source, n_samples=4))
+        hidden = Source.load(source).hidden
+        with torch.inference_mode():
+            clips = read_clips(corpora.target)
+            expected = load_encoder(model / "encoder", pooling=pooling)(
+                [torch.from_numpy(audio.read(one.path)) for one in clips]
+            )
+            means = load_encoder(model / "encoder")([torch.from_numpy(audio.read(one.path)) for one in clips])
+        np.testing.assert_allclose(hidden, expected, atol=1e-4)
+        assert width == 32 or np.abs(hidden - means.numpy()).max() > 1e-3  # attention has learned something
+        fused, student = tmp_path / "fused.h5", tmp_path / "student"
+        m.fuse(m.FuseConfig(lalm=pipeline.lalm, source=source, out=fused))
+        m.train(m.TrainConfig(fused=fused, model=model, manifest=corpora.target, out=student, epochs=1))
+        found = m.evaluate(m.EvaluateConfig(model=student, manifest=corpora.labels, out=tmp_path / "e.h5"))
+        assert found.metrics["missing"] == 0
+
     def test_layers(self, corpora, encoders, tmp_path):
-        assert [pick_layers(text, 5) for text in ("all", "middle", "0, 4")] == [(0, 1, 2, 3, 4), (2,), (0, 4)]
+        assert [pick_layers(text, 5) for text in ("all", "middle", "0, 4", "0-2,4")] == [
+            (0, 1, 2, 3, 4),
+            (2,),
+            (0, 4),
+            (0, 1, 2, 4),
+        ]
         config = m.TrainSourceConfig(
             manifest=corpora.source, encoder=str(encoders["whisper"]), out=tmp_path / "m", layers="1,3"
         )

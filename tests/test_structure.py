@@ -50,7 +50,7 @@ def model_of(features):
 def structure(features, speakers=None, sign=1, seed=0):
     model, inputs = model_of(features)
     inputs.values *= sign
-    return structure_of(features, model, inputs, speakers=speakers, passes=10, seed=seed)
+    return structure_of(features, model, inputs, states=0, speakers=speakers, passes=10, seed=seed)
 
 
 def fused(features, lalm, speakers=None, sign=1, seed=0, **changes):
@@ -67,7 +67,7 @@ def labels(*args, **changes):
 
 def test_no_true_label_has_a_way_in_but_gold():
     assert set(inspect.signature(structure_of).parameters) == {
-        "hidden", "classifier", "inputs", "speakers", "passes", "seed", "voice",
+        "hidden", "classifier", "inputs", "states", "speakers", "passes", "seed", "voice",
     }  # fmt: skip
     assert set(inspect.signature(fuse_samples).parameters) == {
         "samples", "settings", "structure", "gold", "random",
@@ -195,7 +195,7 @@ def test_known_speakers_are_evened_out(monkeypatch):
 
     def made(each, of):
         # The classifier's own input is standardised before: it is the same for both.
-        prepared = structure_of(each, *model, speakers=of, passes=10, seed=0)
+        prepared = structure_of(each, *model, states=0, speakers=of, passes=10, seed=0)
         rng = provenance.rng(0, "pseudo-speakers")
         return cross_fit.cross_fit(answers(CLIPS), prepared, without={"source"}, rng=rng)
 
@@ -203,6 +203,17 @@ def test_known_speakers_are_evened_out(monkeypatch):
     assert one.voices == (4,)
     np.testing.assert_allclose(one.labels, other.labels, atol=1e-3)
     assert np.abs(made(features, None).labels - one.labels).max() > 0.01
+
+
+def test_what_is_above_the_highest_state_in_use_is_not_needed():
+    features = raw(CLIPS)
+    model, inputs = model_of(features)
+    last = structure_layers(STATES)[-1]
+    options = {"speakers": None, "passes": 10, "seed": 0}
+    whole = structure_of(features, model, inputs, states=0, **options)
+    cut = structure_of(features[:, : last + 1], model, inputs, states=STATES, **options)
+    np.testing.assert_array_equal(cut.hidden, whole.hidden)
+    np.testing.assert_array_equal(cut.head_input, whole.head_input)
 
 
 @pytest.fixture

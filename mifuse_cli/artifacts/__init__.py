@@ -170,7 +170,10 @@ class Source(Artifact):
     )
     point: np.ndarray = column("U K", "float32", "prediction without dropout", distribution=True)
     hidden: np.ndarray | None = column(
-        "U L D", "float32", "hidden states of the encoder, averaged over time", optional=True
+        "U L D",
+        "float32",
+        "hidden states of the encoder, from the first to the highest in use",
+        optional=True,
     )
     speaker: np.ndarray | None = column("U", "str", "speaker, empty where unknown", optional=True)
     voice: np.ndarray | None = column(

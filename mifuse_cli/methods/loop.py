@@ -118,6 +118,9 @@ def start(student: Classifier, method: Method, options: LoopOptions) -> State:
         for rate in sorted(set(rates.values()) - {0.0})
     ]  # fmt: skip
     encoder = [p for p in student.encoder.parameters() if p.requires_grad] if student.encoder else []
+    if student.encoder is not None and (query := student.encoder.query) is not None:
+        encoder = [p for p in encoder if p is not query]
+        groups.append({"params": [query], "lr": options.learning_rate})  # as new as the head
     if encoder:
         groups.append({"params": encoder, "lr": options.encoder_learning_rate})
     optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=True)

@@ -18,6 +18,7 @@ from mifuse_cli.errors import InputError
 from mifuse_cli.fusion import ridge
 from mifuse_cli.fusion.cross_fit import Structure
 from mifuse_cli.model.classifier import Classifier, Features, sample
+from mifuse_cli.model.shape import Shape
 from mifuse_cli.model.standard import statistics
 
 
@@ -30,11 +31,19 @@ def structure_layers(states: int) -> range:
     return range(depth // 4, depth - depth // 4 + 1)
 
 
+def states_in_use(shape: Shape, *, cross_fit: bool = True) -> int:
+    """How many hidden states, from the first on, the head looks at and, if wanted, cross-fit; 0: not known, so all."""
+    if not cross_fit:
+        return max(shape.layers) + 1
+    return max(*shape.layers, *structure_layers(shape.states)) + 1 if shape.states else 0
+
+
 def structure_of(
     hidden: np.ndarray,
     classifier: Classifier,
     inputs: Features,
     *,
+    states: int,
     speakers: Sequence[str] | None,
     passes: int,
     seed: int,
@@ -43,16 +52,17 @@ def structure_of(
     """The structure of U clips.
 
     Args:
-        hidden: (U, L, D) mean over time of all hidden states of the encoder, not standardised.
+        hidden: (U, L, D) the encoder's hidden states from the first on, averaged over time, not standardised.
         classifier: the source classifier, over features of its frozen encoder.
         inputs: the same clips as the classifier sees them.
+        states: how many hidden states the encoder has; 0: L.
         speakers: speaker of every clip if the classifier's input is standardised by speaker, which then are the voices;
             else None.
         passes: dropout passes of the classifier.
         seed: of the passes.
         voice: (U, V) vectors of a speaker encoder, if there is one.
     """
-    layers, clips, width = structure_layers(hidden.shape[1]), len(hidden), hidden.shape[2]
+    layers, clips, width = structure_layers(states or hidden.shape[1]), len(hidden), hidden.shape[2]
     if not ridge.fits(clips, len(layers) * width):
         raise InputError(
             f"{clips} clips with {len(layers)} layers of {width} features are too many for --weighting cross-fit, "

@@ -22,15 +22,14 @@ from mifuse_cli.config import Progress
 from mifuse_cli.encoding_settings import Encoding
 from mifuse_cli.errors import UsageError
 from mifuse_cli.manifest import Clip
-from mifuse_cli.methods.structure import structure_layers
+from mifuse_cli.methods.structure import states_in_use, structure_layers
 from mifuse_cli.model.checkpoint import Checkpoint, new_head
 from mifuse_cli.model.classifier import Classifier, Features, Head, Waveforms
-from mifuse_cli.model.encoder import load_encoder
 from mifuse_cli.model.linear import LinearPart
 from mifuse_cli.model.prepare import (
-    all_layers,
     effective_mode,
     frozen_classifier,
+    hidden_states,
     standardised_inputs,
     trainable_part,
 )
@@ -48,11 +47,11 @@ def with_linear_part(source: Checkpoint, hidden: np.ndarray) -> Checkpoint:
 
     Args:
         source: stays as it is.
-        hidden: (U, L, D) all hidden states of the clips to adapt to, not standardised; the source has no statistics of
-            the layers that its head does not see.
+        hidden: (U, L, D) hidden states of the clips to adapt to, from the first on, not standardised; the source has no
+            statistics of the layers that its head does not see.
     """
     shape = source.shape
-    layers = tuple(sorted({*shape.layers, *structure_layers(hidden.shape[1])}))
+    layers = tuple(sorted({*shape.layers, *structure_layers(shape.states or hidden.shape[1])}))
     at = [layers.index(layer) for layer in shape.layers]
     wide = replace(shape, layers=layers, linear=True)
     weights = source.head.state_dict()
@@ -97,7 +96,7 @@ def untrained_student(
     """
     if tune != "head":
         encoder = trainable_part(
-            load_encoder(source.encoder_dir, source.shape.precision),
+            source.encoder(max(source.shape.layers) + 1).load(device),
             tune,
             device=device,
             gradient_checkpointing=gradient_checkpointing,
@@ -105,7 +104,8 @@ def untrained_student(
         mode = effective_mode(normalize, source.shape.statistics_of)
         student = Classifier(encoder, source.head, source.shape.layers).to(device)
         return source, student, Waveforms(clips, mode, source.statistics, micro_batch_s)
-    hidden = all_layers(source, clips, device=device, encoding=encoding, progress=progress)
+    states = states_in_use(source.shape, cross_fit=linear)
+    hidden = hidden_states(source, clips, states=states, device=device, encoding=encoding, progress=progress)
     if linear:
         source = with_linear_part(source, hidden)
     speakers = [clip.speaker for clip in clips]

@@ -95,11 +95,18 @@ def stacked(rows: Sequence[Tensor], device: torch.device) -> Tensor:
     return padded.to(device, non_blocking=True)
 
 
-def frame_mask(frames: Sequence[int], device: torch.device) -> Tensor | None:
-    """Which of the longest clip's T frames each of B clips has, (B, T) bool; None if all have all of them."""
-    if min(frames) == max(frames):
+def frame_mask(frames: Sequence[int], device: torch.device, whole: int = 0) -> Tensor | None:
+    """Which of T frames each of B clips has, (B, T) bool; None if all have all of them.
+
+    Args:
+        frames: of each clip.
+        device: of the mask.
+        whole: T; 0: that of the longest clip.
+    """
+    whole = whole or max(frames)
+    if min(frames) == whole:
         return None
-    return torch.arange(max(frames), device=device) < torch.tensor(frames, device=device)[:, None]
+    return torch.arange(whole, device=device) < torch.tensor(frames, device=device)[:, None]
 
 
 def time_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -120,6 +127,19 @@ def time_std(hidden: Tensor, mask: Tensor | None) -> Tensor:
     # As torch has it: where all values are equal, the gradient is 0 and not that of a root at 0.
     constant = variance == 0
     return variance.masked_fill(constant, 1).sqrt().masked_fill(constant, 0)
+
+
+def attentive_mean(hidden: Tensor, mask: Tensor | None, query: Tensor) -> Tensor:
+    """Mean (B, D) of hidden states (B, T, D), weighted by the softmax of their products with a query (D,), in float32.
+
+    Safari et al., Interspeech 2020; with a query of zeros, as `time_mean`.
+    """
+    exact = hidden.float()
+    with torch.autocast(exact.device.type, enabled=False):
+        scores = exact @ query
+    if mask is not None:
+        exact, scores = exact.masked_fill(~mask[:, :, None], 0), scores.masked_fill(~mask, float("-inf"))
+    return (scores.softmax(dim=1)[:, :, None] * exact).sum(dim=1)
 
 
 def _total(values: Tensor, mask: Tensor) -> Tensor:

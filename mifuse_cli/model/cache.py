@@ -31,6 +31,7 @@ def cached(
     name: str,
     network: FrozenNetwork,
     *,
+    rows: int = 0,
     work: str,
     device: torch.device,
     encoding: Encoding,
@@ -42,6 +43,7 @@ def cached(
         clips: U clips.
         name: of the cache's file, without suffix; it tells the network and what is made of its output.
         network: makes a matrix (L, D) of a clip; loaded only if some clip is not in the cache.
+        rows: L, where the cache may hold more rows of a clip, of which these are the first; 0: as many as it holds.
         work: what progress calls it.
         device: where to run the network.
         encoding: by what, and where it is kept.
@@ -55,14 +57,14 @@ def cached(
     directory = encoding.cache_dir or default_cache()
     with opened(directory, name, encoding.cache_dtype) as store:
         wanted = {key: clip.excerpt for key, clip in zip(keys, clips, strict=True)}
-        known = store.keys()
+        known = store.keys(rows)
         # Other processes and machines may be in another directory.
         todo = {
             one._replace(path=one.path.absolute()): key for key, one in wanted.items() if key not in known
         }
         if todo:
             _encode(todo, network, store, device, encoding, partial(progress, work) if progress else None)
-        made = np.stack([store.matrix(key) for key in keys])
+        made = np.stack([store.matrix(key, rows) for key in keys])
         store.used(wanted)
     if encoding.cache_limit is not None and (removed := trim(directory, encoding.cache_limit)):
         _log.info("%d features that were not used for longest were removed from %s", removed, directory)

@@ -21,6 +21,7 @@ from mifuse_cli.errors import InputError
 from mifuse_cli.files import atomic_directory
 from mifuse_cli.model.classifier import Classifier, Head
 from mifuse_cli.model.encoder import copy_encoder
+from mifuse_cli.model.features import FrozenEncoder
 from mifuse_cli.model.shape import Shape, read_shape
 from mifuse_cli.model.standard import Statistics
 
@@ -37,6 +38,10 @@ class Checkpoint:
     def calibrate(self) -> None:
         """Divide logits by the fitted temperature from here on, in training too."""
         self.head.temperature.fill_(self.shape.temperature)
+
+    def encoder(self, states: int = 0) -> FrozenEncoder:
+        """The encoder, for its first hidden states or, with 0, all of them."""
+        return FrozenEncoder(self.encoder_dir, self.shape.precision, self.shape.pooling, states)
 
     def encoder_digest(self) -> str:
         """Content hash of the encoder."""

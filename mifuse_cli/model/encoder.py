@@ -1,10 +1,10 @@
 """Audio encoders: waveforms in, one time-averaged vector a hidden layer out.
 
-An encoder is a directory in transformers format (``config.json``, weights, ``preprocessor_config.json``) of
-the wav2vec2, HuBERT, WavLM or Whisper family, a hub name of one, or ``logmel``, a small network trained from
-scratch. Clips of nearly the same length share a batch, and each is encoded as if it were alone: padding is
-masked wherever it could be seen, and where an architecture sees it all the same, only clips of equal length
-share a batch. Results depend on the others of a batch by rounding alone.
+An encoder is a directory in transformers format (``config.json``, weights, ``preprocessor_config.json``) of any audio
+model with hidden states, such as wav2vec2, WavLM or Whisper, a hub name of one, or ``logmel``, a small network trained
+from scratch. Clips of nearly the same length share a batch, and each is encoded as if it were alone: padding is masked
+wherever it could be seen, and where an architecture sees it all the same, only clips of equal length share a batch.
+Results depend on the others of a batch by rounding alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from mifuse_cli.audio import RATE
-from mifuse_cli.errors import InputError
 from mifuse_cli.model.batches import (
     MOST_PADDING,
+    attentive_mean,
     batch_seconds,
     frame_mask,
     in_batches,
@@ -34,10 +33,24 @@ from mifuse_cli.model.batches import (
     time_mean,
     time_std,
 )
-from mifuse_cli.model.loading import feature_extractor, load_weights, pretrained, read_config
+from mifuse_cli.model.clip_norm import by_clip
+from mifuse_cli.model.loading import feature_extractor, load_weights, pretrained, read_config, read_tensor
+from mifuse_cli.model.transformer import (
+    audio_model,
+    blocks_of,
+    depth,
+    encoding_part,
+    first_states,
+    no_hidden_states,
+)
 
 _LOGMEL_TYPE = "mifuse-logmel"
 _SHORTEST_S = 0.1
+_POOLING = "pooling.safetensors"
+_MASKED = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat")
+"""Model types of which a mask keeps all padding from the frames of a clip; of others, this is not known."""
+_FRAME_LENGTH, _FRAME_SHIFT = 400, 160
+"""Samples of a spectrum, and from one to the next, in Kaldi's filter banks."""
 
 
 class Encoder(nn.Module, ABC):
@@ -47,18 +60,60 @@ class Encoder(nn.Module, ABC):
         layers: L, the number of hidden states returned, including the input to the first block.
         width: D, the length of each.
         precision: "fp32", or "bf16" for matrix products in bfloat16; weights and outputs stay float32.
+        pooling: of frames over time, one of `shape.POOLINGS`.
+        query: (S, D) of attentive pooling, for each of all S hidden states; None without it.
         padding: share of a batch that may be padding; 0 where the architecture would see it.
+        window: samples that the architecture takes at most; None: any number.
     """
 
     layers: int
     width: int
     precision: str = "fp32"
+    pooling: str = "mean"
+    query: nn.Parameter | None
     padding: float = MOST_PADDING
+    window: int | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("query", None)
 
     @property
     @abstractmethod
+    def all_blocks(self) -> nn.ModuleList:
+        """All blocks, in use or not."""
+
+    @property
     def blocks(self) -> nn.ModuleList:
-        """The blocks that ``--tune top-N`` counts from the end."""
+        """The blocks that are run, which ``--tune top-N`` counts from the end."""
+        return self.all_blocks[: self.layers - 1]
+
+    @property
+    def unused(self) -> nn.ModuleList:
+        """The blocks that are not run."""
+        return self.all_blocks[len(self.blocks) :]
+
+    def pool_by(self, pooling: str) -> None:
+        """Pool by one of `shape.POOLINGS` instead of the mean; attention starts as the mean, with a query of zeros."""
+        self.pooling = pooling
+        if pooling == "attentive":
+            self.query = nn.Parameter(torch.zeros(self.layers, self.width))
+        elif pooling == "mean+deviation":
+            self.width *= 2
+
+    def pooled(self, states: Sequence[Tensor], mask: Tensor | None) -> Tensor:
+        """Hidden states (B, L, D) over time, of L of them (B, T, D) and the mask of their frames."""
+        if self.pooling == "mean+deviation":
+            each = [torch.cat([time_mean(one, mask), time_std(one, mask)], dim=1) for one in states]
+        elif self.query is not None:
+            each = [attentive_mean(one, mask, query) for one, query in zip(states, self.query, strict=False)]
+        else:
+            each = [time_mean(one, mask) for one in states]
+        return torch.stack(each, dim=1)
+
+    def stop_at(self, highest: int) -> None:
+        """Return the hidden states 0 to ``highest`` alone, and run no block above them."""
+        self.layers = highest + 1
 
     @property
     def device(self) -> torch.device:
@@ -66,15 +121,32 @@ class Encoder(nn.Module, ABC):
         return next(self.parameters()).device
 
     def forward(self, clips: Sequence[Tensor]) -> Tensor:
-        """Mean over time of every hidden state, (B, L, D) float32 on the encoder's device.
+        """Every hidden state pooled over time, (B, L, D) float32 on the encoder's device.
+
+        A clip that is longer than the window is cut into windows, whose vectors are averaged by length.
 
         Args:
             clips: B waveforms (S,) at 16 kHz of any lengths, in memory.
         """
         shortest = int(_SHORTEST_S * RATE)
-        long_enough = [nn.functional.pad(one, (0, max(0, shortest - len(one)))) for one in clips]
+        parts = [self._windows(nn.functional.pad(one, (0, max(0, shortest - len(one))))) for one in clips]
         with self.autocast():
-            return self.states(long_enough)
+            states = in_batches(
+                self.states_of_alike,
+                [part for of_one in parts for part in of_one],
+                batch_seconds(self.device) * RATE,
+                self.padding,
+            )
+        if len(states) == len(clips):
+            return states
+        by_clip = states.split([len(one) for one in parts])
+        return torch.stack([_mean_by_length(*one) for one in zip(by_clip, parts, strict=True)])
+
+    def _windows(self, clip: Tensor) -> Sequence[Tensor]:
+        """Windows of a clip, without a remainder of less than 0.1 s."""
+        if self.window is None or len(clip) <= self.window:
+            return [clip]
+        return [part for part in clip.split(self.window) if len(part) >= _SHORTEST_S * RATE]
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context with the encoder's precision; within one, trained weights are converted only once."""
@@ -82,24 +154,25 @@ class Encoder(nn.Module, ABC):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    def states(self, clips: Sequence[Tensor]) -> Tensor:
-        """As `forward`, for clips of at least 0.1 s."""
-        return in_batches(self.states_of_alike, clips, batch_seconds(self.device) * RATE, self.padding)
-
     @abstractmethod
     def states_of_alike(self, clips: Sequence[Tensor]) -> Tensor:
-        """As `states`, for clips of nearly the same length: at most `padding` of their batch is padding."""
+        """As `forward`, for clips from 0.1 s to a window that are of nearly the same length, by `padding`."""
 
-    @abstractmethod
     def save(self, directory: Path) -> None:
         """Write configuration and weights so that `load_encoder` reads them back."""
+        from safetensors.torch import save_file
+
+        self.save_network(directory)
+        if self.query is not None:
+            save_file({"query": self.query.detach().cpu()}, directory / _POOLING)
+
+    @abstractmethod
+    def save_network(self, directory: Path) -> None:
+        """As `save`, all but the pooling."""
 
 
 class WhisperEncoder(Encoder):
-    """Encoder of a Whisper model, run at the clip's own length instead of padded to 30 s.
-
-    Longer clips are cut into windows of 30 s, whose means are averaged by length.
-    """
+    """Encoder of a Whisper model, run at the clip's own length instead of padded to 30 s."""
 
     def __init__(self, directory: Path) -> None:
         from transformers import WhisperForAudioClassification
@@ -107,21 +180,12 @@ class WhisperEncoder(Encoder):
         super().__init__()
         self.wrapper: Any = pretrained(WhisperForAudioClassification, directory, part="encoder")
         self.extractor = feature_extractor(directory)
-        self.layers, self.width = len(self.blocks) + 1, self.wrapper.encoder.config.d_model
+        self.window = self.extractor.n_samples
+        self.layers, self.width = len(self.all_blocks) + 1, self.wrapper.encoder.config.d_model
 
     @property
-    def blocks(self) -> nn.ModuleList:
+    def all_blocks(self) -> nn.ModuleList:
         return self.wrapper.encoder.layers
-
-    def states(self, clips: Sequence[Tensor]) -> Tensor:
-        parts = [self._parts(one) for one in clips]
-        states = super().states([part for of_one in parts for part in of_one]).split(list(map(len, parts)))
-        return torch.stack([_mean_by_length(*one) for one in zip(states, parts, strict=True)])
-
-    def _parts(self, clip: Tensor) -> list[Tensor]:
-        """Windows of a clip, without a remainder of less than 0.1 s."""
-        windows = clip.split(self.extractor.n_samples)
-        return [part for part in windows if len(part) >= min(len(clip), _SHORTEST_S * RATE)]
 
     def states_of_alike(self, clips: Sequence[Tensor]) -> Tensor:
         encoder = self.wrapper.encoder
@@ -131,18 +195,19 @@ class WhisperEncoder(Encoder):
         hidden = gelu(encoder.conv1(stacked(bands, self.device).transpose(1, 2)))
         if (
             mask is not None
-        ):  # beyond the end of a clip, the next convolution has to find the zeros that it pads with
+        ):  # beyond a clip's end, the next convolution has to find the zeros that it pads with
             hidden = hidden.masked_fill(~mask[:, None], 0)
         hidden = gelu(encoder.conv2(hidden)).transpose(1, 2)
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
         mask = frame_mask([strided(len(one), kernel=3, stride=2, padding=1) for one in bands], self.device)
         seen = None if mask is None else mask[:, None, None]
         states = [hidden]
-        for block in encoder.layers:
+        for block in self.blocks:
             hidden = block(hidden, seen)
             states.append(hidden)
-        states[-1] = encoder.layer_norm(states[-1])
-        return torch.stack([time_mean(state, mask) for state in states], dim=1)
+        if self.layers > len(encoder.layers):
+            states[-1] = encoder.layer_norm(states[-1])
+        return self.pooled(states, mask)
 
     def _log_mel(self, clip: Tensor) -> Tensor:
         """Log energies (T, M) of M mel bands, relative to the loudest of the clip."""
@@ -152,56 +217,90 @@ class WhisperEncoder(Encoder):
             ).input_features[0]
         return found.to(self.wrapper.encoder.conv1.weight.dtype).T
 
-    def save(self, directory: Path) -> None:
+    def save_network(self, directory: Path) -> None:
         self.wrapper.save_pretrained(directory)
         self.extractor.save_pretrained(directory)
 
 
-class SelfSupervisedEncoder(Encoder):
-    """wav2vec2, HuBERT or WavLM; masking of the input and layer drop stay off, in training too."""
+class AudioModel(Encoder):
+    """Any other audio model of transformers; masking of the input and layer drop stay off, in training too."""
 
     def __init__(self, directory: Path) -> None:
-        from transformers import AutoModel
-
         super().__init__()
-        self.model: Any = pretrained(AutoModel, directory)
+        self.model: Any = audio_model(directory)
         self.extractor = feature_extractor(directory)
         config = self.model.config
-        self.layers, self.width = len(self.blocks) + 1, config.hidden_size
-        # Group norm takes its statistics over all frames, and batch norm moves the zeros behind a clip.
-        if config.feat_extract_norm == "group" or getattr(config, "conv_pos_batch_norm", False):
+        self.place = blocks_of(directory, self.network)
+        self.layers = len(self.all_blocks) + 1
+        # Batch norm moves the zeros behind a clip.
+        self.masked = config.model_type in _MASKED and not getattr(config, "conv_pos_batch_norm", False)
+        if self.masked:
+            self.norms = by_clip(self.model.feature_extractor)
+        elif hasattr(self.extractor, "n_samples"):  # pads all audio to this length, and cuts it there
+            self.window = self.extractor.n_samples
+        elif config.model_type == "audio-spectrogram-transformer":  # so does its own, in frames
+            self.window = (self.extractor.max_length - 1) * _FRAME_SHIFT + _FRAME_LENGTH
+        else:
             self.padding = 0.0
+        if config.model_type == "wavlm":
+            from mifuse_cli.model.wavlm import use_scaled_dot_product
+
+            use_scaled_dot_product(self.model)
+        self.width = config.hidden_size if self.masked else self._width(directory)
+
+    def _width(self, directory: Path) -> int:
+        """D of the hidden states of a second of silence."""
+        try:
+            with torch.inference_mode():
+                states = self.states_of_alike([torch.zeros(RATE)])
+        except Exception as error:  # whatever a model may raise that is none of the kind
+            raise no_hidden_states(directory, f"{type(error).__name__}: {error}") from None
+        if states.shape[:2] != (1, self.layers):
+            raise no_hidden_states(directory, f"{states.shape[1]} for {self.layers - 1} layers")
+        return states.shape[2]
 
     @property
-    def blocks(self) -> nn.ModuleList:
-        return self.model.encoder.layers
+    def network(self) -> Any:
+        """What gives the hidden states."""
+        return encoding_part(self.model)
+
+    @property
+    def all_blocks(self) -> nn.ModuleList:
+        return self.network.get_submodule(self.place)
 
     def states_of_alike(self, clips: Sequence[Tensor]) -> Tensor:
-        values = [
-            self.extractor(one.numpy(), sampling_rate=RATE, return_tensors="pt").input_values[0]
-            for one in clips
-        ]
-        weight = next(self.model.parameters())
-        frames = frame_mask([self._frames(len(one)) for one in clips], self.device)
-        samples = None if frames is None else frame_mask([len(one) for one in clips], self.device)
-        with warnings.catch_warnings():
-            # WavLM gives torch a mask of booleans beside its position bias, as torch will not take for ever.
-            warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask")
-            states = self.model(
-                stacked(values, self.device).to(weight.dtype),
-                attention_mask=None if samples is None else samples.long(),
-                output_hidden_states=True,
-            ).hidden_states
-        return torch.stack([time_mean(state, frames) for state in states], dim=1)
+        inputs = [self._input(one) for one in clips]
+        values = stacked([one for one, _ in inputs], self.device)
+        seen = frame_mask([own for _, own in inputs], self.device, values.shape[1])
+        frames = None
+        if self.masked:
+            frames = frame_mask([self._frames(len(one)) for one in clips], self.device)
+            for norm in self.norms:
+                norm.frames = None if seen is None else [self._frames(len(one), 1) for one in clips]
+        given = {self.model.main_input_name: values.to(next(self.model.parameters()).dtype)}
+        if seen is not None:
+            given["attention_mask"] = seen.long()
+        states = first_states(self.network, given, self.place, self.layers)
+        if seen is not None and seen.shape[1] == states[0].shape[1]:
+            frames = seen
+        return self.pooled(states, frames)
 
-    def _frames(self, samples: int) -> int:
-        """Frames that the convolutions make of a clip."""
+    def _input(self, clip: Tensor) -> tuple[Tensor, int]:
+        """What the extractor makes of a clip, (S,) or (T, M), and how much of it the model is to see."""
+        with _exact("cpu"):
+            made = self.extractor(clip.numpy(), sampling_rate=RATE, return_tensors="pt")
+        values, mask = made[self.model.main_input_name][0], made.get("attention_mask")
+        return values, len(values) if mask is None else int(mask.sum())
+
+    def _frames(self, samples: int, convolutions: int | None = None) -> int:
+        """Frames that the first convolutions, or all of them, make of a clip."""
         config = self.model.config
-        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        steps = list(zip(config.conv_kernel, config.conv_stride, strict=True))
+        for kernel, stride in steps[:convolutions]:
             samples = strided(samples, kernel, stride)
         return samples
 
-    def save(self, directory: Path) -> None:
+    def save_network(self, directory: Path) -> None:
         self.model.save_pretrained(directory)
         self.extractor.save_pretrained(directory)
 
@@ -223,11 +322,15 @@ class LogMelEncoder(Encoder):
             )
             for inputs in (n_mels, channels, channels)
         )
-        self.layers, self.width = len(self.blocks), 2 * channels
+        self.layers, self.width = len(self.all_blocks), 2 * channels
+
+    @property
+    def all_blocks(self) -> nn.ModuleList:
+        return self.convolutions
 
     @property
     def blocks(self) -> nn.ModuleList:
-        return self.convolutions
+        return self.convolutions[: self.layers]
 
     def states_of_alike(self, clips: Sequence[Tensor]) -> Tensor:
         with _exact(self.device.type):
@@ -244,7 +347,7 @@ class LogMelEncoder(Encoder):
                 hidden = hidden.masked_fill(~mask[:, :, None], 0)
         return torch.stack(states, dim=1)
 
-    def save(self, directory: Path) -> None:
+    def save_network(self, directory: Path) -> None:
         from safetensors.torch import save_file
 
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, directory / "model.safetensors")
@@ -263,11 +366,20 @@ def _exact(device: str) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False)
 
 
-def load_encoder(directory: Path, precision: str = "fp32") -> Encoder:
-    """The encoder in a directory, in evaluation mode and of the given precision.
+def count_states(directory: Path) -> int:
+    """Number of hidden states of the encoder in a directory; its weights are not read.
 
     Raises:
-        InputError: not a model directory, an unsupported family, or weights that do not fit.
+        InputError: as of `load_encoder`, but for weights.
+    """
+    return 3 if read_config(directory).get("model_type") == _LOGMEL_TYPE else depth(directory) + 1
+
+
+def load_encoder(directory: Path, precision: str = "fp32", pooling: str = "mean") -> Encoder:
+    """The encoder in a directory, in evaluation mode and of the given precision and pooling.
+
+    Raises:
+        InputError: not a model directory, a model that gives no hidden states of audio, or weights that do not fit.
     """
     config = read_config(directory)
     family = config.get("model_type")
@@ -276,13 +388,13 @@ def load_encoder(directory: Path, precision: str = "fp32") -> Encoder:
         load_weights(encoder, directory / "model.safetensors")
     elif family == "whisper":
         encoder = WhisperEncoder(directory)
-    elif family in ("wav2vec2", "hubert", "wavlm"):
-        encoder = SelfSupervisedEncoder(directory)
     else:
-        raise InputError(
-            f"{directory}: holds a {family!r} model; expected wav2vec2, hubert, wavlm, whisper or {_LOGMEL_TYPE}."
-        )
+        encoder = AudioModel(directory)
     encoder.precision = precision
+    encoder.pool_by(pooling)
+    if encoder.query is not None and (directory / _POOLING).is_file():
+        with torch.no_grad():
+            encoder.query.copy_(read_tensor(directory / _POOLING, "query", encoder.query.shape))
     return encoder.eval()
 
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from mifuse_cli.audio import RATE
-from mifuse_cli.errors import DependencyError, MifuseError
+from mifuse_cli.errors import DependencyError, InputError, MifuseError
 from mifuse_cli.model import portable
 from mifuse_cli.model.checkpoint import Checkpoint
 from mifuse_cli.model.encoder import (
+    AudioModel,
     Encoder,
     LogMelEncoder,
-    SelfSupervisedEncoder,
     WhisperEncoder,
     load_encoder,
 )
@@ -45,9 +45,11 @@ def portable_model(checkpoint: Checkpoint) -> EmotionClassifier:
         InputError: the encoder cannot be loaded.
     """
     shape, head = checkpoint.shape, checkpoint.head
-    encoder = load_encoder(checkpoint.encoder_dir)
+    encoder = load_encoder(checkpoint.encoder_dir, pooling=shape.pooling)
     config = EmotionConfig(
         **_encoder_options(encoder, checkpoint.encoder_dir),
+        pooling="mean" if isinstance(encoder, LogMelEncoder) else shape.pooling,
+        states=0 if encoder.query is None else len(encoder.query),
         layers=list(shape.layers),
         width=shape.width,
         hidden=shape.hidden,
@@ -57,6 +59,10 @@ def portable_model(checkpoint: Checkpoint) -> EmotionClassifier:
     )
     model = EmotionClassifier(config)
     _fill_states(model.states, encoder)
+    if encoder.query is not None and isinstance(
+        model.states, portable.WaveformStates | portable.WhisperStates
+    ):
+        model.states.pooling.query.copy_(encoder.query)
     to = model.head
     to.mean.copy_(checkpoint.statistics.mean)
     to.std.copy_(checkpoint.statistics.std)
@@ -80,7 +86,12 @@ def _encoder_options(encoder: Encoder, directory: Path) -> dict[str, Any]:
                 "encoder": _plain(encoder.wrapper.config),
                 "mel_bands": encoder.extractor.feature_size,
             }
-        case SelfSupervisedEncoder():
+        case AudioModel():
+            if not encoder.masked:
+                raise InputError(
+                    f"{directory}: models of the type {encoder.model.config.model_type} cannot be exported; wav2vec2, "
+                    "HuBERT, WavLM, UniSpeech and Whisper can."
+                )
             return {"encoder": _plain(encoder.model.config), "scale_waveform": encoder.extractor.do_normalize}
         case LogMelEncoder():
             config = json.loads((directory / "config.json").read_text())
@@ -101,7 +112,7 @@ def _fill_states(states: nn.Module, encoder: Encoder) -> None:
         case portable.WhisperStates(), WhisperEncoder():
             states.model.load_state_dict(encoder.wrapper.encoder.state_dict())
             states.mel.fill(torch.from_numpy(encoder.extractor.mel_filters))
-        case portable.WaveformStates(), SelfSupervisedEncoder():
+        case portable.WaveformStates(), AudioModel():
             states.model.load_state_dict(encoder.model.state_dict())
         case portable.LogMelStates(), LogMelEncoder():
             for number, convolution in enumerate(states.convolutions):
@@ -182,7 +193,8 @@ def difference(checkpoint: Checkpoint, model: EmotionClassifier) -> float:
     Raises:
         MifuseError: it is above `TOLERANCE`.
     """
-    encoder, statistics = load_encoder(checkpoint.encoder_dir), checkpoint.statistics
+    encoder = load_encoder(checkpoint.encoder_dir, pooling=checkpoint.shape.pooling)
+    statistics = checkpoint.statistics
     features = encoder(_noise())[:, list(checkpoint.shape.layers)]
     expected = checkpoint.head((features - statistics.mean) / statistics.std).softmax(dim=-1)
     return _checked(expected, torch.cat([_probabilities(model, one) for one in _noise()]), "transformers")

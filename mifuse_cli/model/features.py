@@ -1,12 +1,13 @@
 """Time-averaged features of clips from a frozen encoder, computed once and cached.
 
-The cache is named by the encoder's content hash and precision.
+The cache is named by the encoder's content hash, precision and pooling. A clip that it holds with more hidden states
+than are wanted is not encoded again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,19 @@ _CACHE_VERSION = 1
 
 @dataclass(frozen=True)
 class FrozenEncoder:
-    """An encoder by its directory and precision, for any process to load."""
+    """An encoder by its directory, for any process to load.
+
+    Attributes:
+        directory: of the encoder.
+        precision: one of `shape.PRECISIONS`.
+        pooling: over time, one of `shape.POOLINGS`.
+        states: how many hidden states are wanted, from the first on; 0: all. Blocks above them are not run.
+    """
 
     directory: Path
-    precision: str
+    precision: str = "fp32"
+    pooling: str = "mean"
+    states: int = 0
 
     def load(self, device: torch.device) -> Encoder:
         """The encoder on a device.
@@ -34,28 +44,29 @@ class FrozenEncoder:
         Raises:
             InputError: it cannot be loaded.
         """
-        return load_encoder(self.directory, self.precision).to(device)
+        encoder = load_encoder(self.directory, self.precision, self.pooling).to(device)
+        if self.states:
+            encoder.stop_at(self.states - 1)
+        return encoder
 
 
 def pooled_features(
     clips: Sequence[Clip],
-    encoder_dir: Path,
+    encoder: FrozenEncoder,
     encoder_digest: str,
     *,
-    precision: str = "fp32",
     device: torch.device,
     encoding: Encoding = Encoding(),
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Mean over time of every hidden layer of every clip, (U, L, D) float32.
+    """Hidden states of every clip, averaged or otherwise pooled over time, (U, L, D) float32.
 
     The encoder is loaded only if some clip is not in the cache.
 
     Args:
         clips: U clips.
-        encoder_dir: local directory of the encoder.
+        encoder: which, and what of it.
         encoder_digest: its content hash.
-        precision: of the encoder, one of `shape.PRECISIONS`.
         device: where to run it.
         encoding: by what, and where it is kept.
         progress: called as features are made.
@@ -63,11 +74,13 @@ def pooled_features(
     Raises:
         InputError: audio or encoder that cannot be read, or a cache that cannot be used.
     """
-    kind = "" if precision == "fp32" else f"-{precision}"
+    kind = "" if encoder.precision == "fp32" else f"-{encoder.precision}"
+    kind += "" if encoder.pooling == "mean" else f"-{encoder.pooling}"
     return cached(
         clips,
         f"features-v{_CACHE_VERSION}-{encoder_digest[:32]}{kind}",
-        FrozenEncoder(encoder_dir.absolute(), precision),
+        replace(encoder, directory=encoder.directory.absolute()),
+        rows=encoder.states,
         work="encoding",
         device=device,
         encoding=encoding,

@@ -12,6 +12,7 @@ which is why this file comes with the weights.
     classify("clip.wav", top_k=None)
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ class EmotionConfig(PreTrainedConfig):
         linear: whether the head has a linear part.
         mel_bands: of the spectrogram that the encoder takes; 0 for encoders that take waveforms.
         scale_waveform: whether a waveform is scaled to mean 0 and variance 1 first.
+        pooling: of frames over time: mean, mean+deviation or attentive.
+        states: hidden states that the encoder has, for attentive pooling.
     """
 
     model_type = "mifuse-emotion"
@@ -47,6 +50,8 @@ class EmotionConfig(PreTrainedConfig):
         linear: bool = False,
         mel_bands: int = 0,
         scale_waveform: bool = False,
+        pooling: str = "mean",
+        states: int = 0,
         **others: Any,
     ) -> None:
         self.encoder = encoder or {}
@@ -56,6 +61,8 @@ class EmotionConfig(PreTrainedConfig):
         self.linear = linear
         self.mel_bands = mel_bands
         self.scale_waveform = scale_waveform
+        self.pooling = pooling
+        self.states = states
         super().__init__(**others)
 
 
@@ -91,6 +98,29 @@ class MelSpectrogram(nn.Module):
         return self.filters.T @ (cosines.square() + sines.square())
 
 
+class Pooling(nn.Module):
+    """Hidden states over time: mean, mean and deviation, or mean weighted by attention."""
+
+    query: Tensor
+
+    def __init__(self, config: EmotionConfig) -> None:
+        super().__init__()
+        self.deviates = config.pooling == "mean+deviation"
+        shape = (config.states, config.width) if config.pooling == "attentive" else (0, 0)
+        self.register_buffer("query", torch.zeros(shape))
+
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        """Vectors (L, D) of hidden states (1, T, D')."""
+        if self.deviates:
+            return torch.cat([torch.cat([one.mean(dim=1), one.std(dim=1)], dim=1) for one in states])
+        if len(self.query):
+            shares = [(one @ query).softmax(dim=1) for one, query in zip(states, self.query, strict=False)]
+            return torch.cat(
+                [(own[:, :, None] * one).sum(dim=1) for own, one in zip(shares, states, strict=True)]
+            )
+        return torch.cat([one.mean(dim=1) for one in states])
+
+
 class WaveformStates(nn.Module):
     """wav2vec2, HuBERT or WavLM."""
 
@@ -98,16 +128,16 @@ class WaveformStates(nn.Module):
 
     def __init__(self, config: EmotionConfig) -> None:
         super().__init__()
-        self.scale = config.scale_waveform
+        self.scale, self.pooling = config.scale_waveform, Pooling(config)
         self.model = AutoModel.from_config(AutoConfig.for_model(**config.encoder))
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """Mean over time (L, D) of all hidden states of a waveform (S,)."""
+        """All hidden states, pooled over time (L, D), of a waveform (S,)."""
         if self.scale:
             centred = waveform - waveform.mean()
             waveform = centred / (centred.square().mean() + 1e-7).sqrt()
         states = self.model(waveform[None], output_hidden_states=True).hidden_states
-        return torch.cat([state.mean(dim=1) for state in states])
+        return self.pooling(states)
 
 
 class WhisperStates(nn.Module):
@@ -119,11 +149,11 @@ class WhisperStates(nn.Module):
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
         super().__init__()
-        self.mel = MelSpectrogram(config.mel_bands)
+        self.mel, self.pooling = MelSpectrogram(config.mel_bands), Pooling(config)
         self.model = WhisperEncoder(AutoConfig.for_model(**config.encoder))
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """Mean over time (L, D) of all hidden states of a waveform (S,) of at most 30 s."""
+        """All hidden states, pooled over time (L, D), of a waveform (S,) of at most 30 s."""
         bands = self.mel(waveform)[:, :-1].clamp_min(1e-10).log10()
         bands = (torch.maximum(bands, bands.max() - 8) + 4) / 4
         gelu = nn.functional.gelu
@@ -134,7 +164,7 @@ class WhisperStates(nn.Module):
             hidden = block(hidden, None)
             states.append(hidden)
         states[-1] = self.model.layer_norm(states[-1])
-        return torch.cat([state.mean(dim=1) for state in states])
+        return self.pooling(states)
 
 
 class LogMelStates(nn.Module):

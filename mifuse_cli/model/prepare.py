@@ -42,7 +42,10 @@ def frozen_inputs(
         encoding: by what, and where it is kept.
         progress: called as clips are encoded.
     """
-    hidden = all_layers(checkpoint, clips, device=device, encoding=encoding, progress=progress)
+    states = max(checkpoint.shape.layers) + 1
+    hidden = hidden_states(
+        checkpoint, clips, states=states, device=device, encoding=encoding, progress=progress
+    )
     speakers = [clip.speaker for clip in clips]
     return standardised_inputs(checkpoint, hidden, speakers, normalize=normalize, device=device)
 
@@ -55,7 +58,7 @@ def standardised_inputs(
     normalize: str,
     device: torch.device,
 ) -> Features:
-    """The head's standardised input, as `frozen_inputs`, from hidden states (U, L, D) of `all_layers`."""
+    """The head's standardised input, as `frozen_inputs`, from `hidden_states` (U, L, D)."""
     shape = checkpoint.shape
     features = torch.from_numpy(hidden[:, list(shape.layers)]).to(device)
     mode = effective_mode(normalize or shape.normalize, shape.statistics_of)
@@ -63,20 +66,29 @@ def standardised_inputs(
     return Features(standard(features, torch.arange(len(features))), statistics(features))
 
 
-def all_layers(
+def hidden_states(
     checkpoint: Checkpoint,
     clips: Sequence[Clip],
     *,
+    states: int,
     device: torch.device,
     encoding: Encoding,
     progress: Progress | None,
 ) -> np.ndarray:
-    """Features (U, L, D) of clips in every hidden state of a checkpoint's encoder, not standardised."""
+    """Features (U, L, D) of clips in the first L hidden states of a checkpoint's encoder, not standardised.
+
+    Args:
+        checkpoint: the model.
+        clips: U clips.
+        states: L; 0: all.
+        device: where to compute them.
+        encoding: by what, and where it is kept.
+        progress: called as clips are encoded.
+    """
     return pooled_features(
         clips,
-        checkpoint.encoder_dir,
+        checkpoint.encoder(states),
         checkpoint.encoder_digest(),
-        precision=checkpoint.shape.precision,
         device=device,
         encoding=encoding,
         progress=progress,
@@ -95,7 +107,7 @@ def trainable_part(
     device: torch.device,
     gradient_checkpointing: bool = False,
 ) -> Encoder:
-    """The encoder on a device, with gradients for its last N blocks (``top-N``) or all of it (``all``).
+    """The encoder on a device, with gradients for the last N blocks that are run (``top-N``), or for ``all`` of it.
 
     Args:
         checkpoint_encoder: is changed.
@@ -111,10 +123,13 @@ def trainable_part(
     if tune != "all":
         count = int(tune.removeprefix("top-"))
         if count > len(blocks):
-            raise UsageError(f"--tune {tune}: the encoder has {len(blocks)} blocks")
+            raise UsageError(f"--tune {tune}: {len(blocks)} blocks of the encoder are run")
         checkpoint_encoder.requires_grad_(False)
         blocks = blocks[-count:]
+        if checkpoint_encoder.query is not None:
+            checkpoint_encoder.query.requires_grad_(True)
     (checkpoint_encoder if tune == "all" else blocks).requires_grad_(True)
+    checkpoint_encoder.unused.requires_grad_(False)
     if gradient_checkpointing:
         for block in blocks:
             # Not that of transformers, which wants the whole block in training mode.

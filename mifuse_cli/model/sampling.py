@@ -27,7 +27,7 @@ def sampled(
 
     Args:
         checkpoint: the source classifier; ``calibrate`` changes it.
-        hidden: hidden states (U, L, D) of its encoder, as `prepare.all_layers` gives them.
+        hidden: hidden states (U, L, D) of its encoder, as `prepare.hidden_states` gives them.
         speakers: of every clip, None where unknown.
         normalize: one of `config.NORMALIZATIONS`.
         calibrate: whether logits are divided by the checkpoint's temperature.

@@ -10,6 +10,8 @@ from typing import Any
 from mifuse_cli.errors import ArtifactError, InputError
 
 PRECISIONS = ("fp32", "bf16")
+POOLINGS = ("mean", "mean+deviation", "attentive")
+"""What becomes of the frames of a hidden state: mean; mean and standard deviation; a mean with learned weights."""
 _TYPE = "mifuse-classifier"
 
 
@@ -28,6 +30,8 @@ class Shape:
         temperature: fitted on the validation clips; logits are divided by it if calibration is requested.
         precision: of the encoder, one of `PRECISIONS`.
         linear: whether the head has a linear part, as in students of cross-fit labels.
+        pooling: of the hidden states over time, one of `POOLINGS`.
+        states: number of hidden states that the encoder has; 0: not recorded, as in older checkpoints.
     """
 
     classes: tuple[str, ...]
@@ -42,6 +46,8 @@ class Shape:
     temperature: float
     precision: str = "fp32"
     linear: bool = False
+    pooling: str = "mean"
+    states: int = 0
 
     def as_config(self) -> dict[str, Any]:
         """The content of ``config.json``."""
@@ -74,12 +80,13 @@ def read_shape(directory: Path) -> Shape:
         )
     # Older checkpoints do not record these.
     config.setdefault("precision", "fp32")
-    config.setdefault("linear", False)
-    if config["precision"] not in PRECISIONS:
-        raise ArtifactError(
-            f"{directory}/config.json: precision {config['precision']!r}, expected one of {', '.join(PRECISIONS)}. "
-            "Upgrade mifuse or train the model anew."
-        )
+    config = {"linear": False, "pooling": "mean", "states": 0, **config}
+    for name, known in (("precision", PRECISIONS), ("pooling", POOLINGS)):
+        if config[name] not in known:
+            raise ArtifactError(
+                f"{directory}/config.json: {name} {config[name]!r}, expected one of {', '.join(known)}. "
+                "Upgrade mifuse or train the model anew."
+            )
     try:
         classes = tuple(config["id2label"][str(number)] for number in range(len(config["id2label"])))
         names = [name for name in Shape.__dataclass_fields__ if name != "classes"]

@@ -25,7 +25,7 @@ from mifuse_cli.errors import InputError
 from mifuse_cli.manifest import Clip
 from mifuse_cli.model.batches import batch_seconds, in_batches
 from mifuse_cli.model.cache import cached
-from mifuse_cli.model.loading import feature_extractor, load_weights, pretrained, read_config
+from mifuse_cli.model.loading import check_rate, feature_extractor, load_weights, pretrained, read_config
 
 _CACHE_VERSION = 1
 _X_VECTOR = "ForXVector"
@@ -70,7 +70,6 @@ class XVectorEncoder(SpeakerEncoder):
         super().__init__()
         self.model: Any = pretrained(AutoModelForAudioXVector, directory)
         self.extractor = feature_extractor(directory)
-        _check_rate(directory, self.extractor.sampling_rate)
 
     def embeddings(self, clips: Sequence[Tensor]) -> Tensor:
         shortest = int(_SHORTEST_S * RATE)
@@ -98,7 +97,7 @@ class DVectorEncoder(SpeakerEncoder):
 
         super().__init__()
         try:
-            _check_rate(directory, config["sampling_rate"])
+            check_rate(directory, config["sampling_rate"])
             bands, width = config["n_mels"], config["hidden_size"]
             self.frames: int = config["partial_frames"]
             # Silence beyond the ends, as in librosa now, whose older versions reflect; that takes a clip of 13 ms.
@@ -229,8 +228,3 @@ def speaker_vectors(
         encoding=encoding,
         progress=progress,
     )[:, 0]
-
-
-def _check_rate(directory: Path, rate: int) -> None:
-    if rate != RATE:
-        raise InputError(f"{directory}: is for audio at {rate} Hz, expected {RATE}. Give another model.")

@@ -25,6 +25,11 @@ _LOCKED_S = 120.0
 _TRIMMED_TO = 0.9
 """Share of the limit to which a cache is trimmed, so that this, which writes what is left anew, is seldom needed."""
 _DAY_S = 86_400
+_WRITE = (
+    "INSERT INTO feature VALUES (?, ?, ?, ?) ON CONFLICT(audio) DO UPDATE SET layers=excluded.layers, "
+    "width=excluded.width, data=excluded.data WHERE excluded.layers > feature.layers"
+)
+"""Another process may have written a matrix with more rows meanwhile."""
 _ELSEWHERE = "give another --cache-dir (or MIFUSE_CACHE_DIR)"
 _log = logging.getLogger("mifuse")
 
@@ -47,9 +52,10 @@ class Store:
     def __init__(self, rows: sqlite3.Connection, dtype: str) -> None:
         self._rows, self._dtype = rows, np.dtype(dtype).newbyteorder("<")
 
-    def keys(self) -> set[str]:
-        """Hashes of all audio files of which there is a row."""
-        return {key for (key,) in self._rows.execute("SELECT audio FROM feature")}
+    def keys(self, states: int = 0) -> set[str]:
+        """Hashes of all audio files of which there is a matrix, of that many rows at least."""
+        found = self._rows.execute("SELECT audio FROM feature WHERE layers >= ?", (states,))
+        return {key for (key,) in found}
 
     def put(self, matrices: Mapping[str, np.ndarray]) -> None:
         """Keep matrices (L, D) by the hash of their audio file.
@@ -69,10 +75,10 @@ class Store:
             rows.append((key, *matrix.shape, kept.tobytes()))
         # One transaction for all rows: until it is committed, no other process can write.
         with self._rows:
-            self._rows.executemany("INSERT OR REPLACE INTO feature VALUES (?, ?, ?, ?)", rows)
+            self._rows.executemany(_WRITE, rows)
 
-    def matrix(self, key: str) -> np.ndarray:
-        """Matrix (L, D) float32 of the audio file with a hash.
+    def matrix(self, key: str, states: int = 0) -> np.ndarray:
+        """Matrix (L, D) float32 of the audio file with a hash: its first rows, or all of them with 0.
 
         Raises:
             sqlite3.DatabaseError: the row is not there, or not whole.
@@ -80,7 +86,8 @@ class Store:
         row = self._rows.execute("SELECT layers, width, data FROM feature WHERE audio=?", (key,)).fetchone()
         try:
             layers, width, data = row
-            return np.frombuffer(data, self._dtype).reshape(layers, width).astype(np.float32, copy=False)
+            whole = np.frombuffer(data, self._dtype).reshape(layers, width)
+            return whole[: states or None].astype(np.float32, copy=False)
         except (TypeError, ValueError):
             raise sqlite3.DatabaseError(f"row {key[:12]} is lost or cut off") from None
 

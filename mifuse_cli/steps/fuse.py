@@ -228,6 +228,7 @@ def _structure(config: FuseConfig, source: Source) -> Structure:
         source.hidden,
         frozen_classifier(loaded, device),
         standardised_inputs(loaded, source.hidden, known, normalize=normalize, device=device),
+        states=loaded.shape.states,
         speakers=speakers if normalize == "speaker" else None,
         passes=source.probs.shape[1],
         seed=config.seed,

@@ -120,9 +120,10 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
     if lineage.is_current(config, config.out, parents):
         return _result(config.out, Source.load(config.out), up_to_date=True)
 
+    from mifuse_cli.methods.structure import states_in_use
     from mifuse_cli.model import checkpoint
     from mifuse_cli.model.device import find_device
-    from mifuse_cli.model.prepare import all_layers
+    from mifuse_cli.model.prepare import hidden_states
     from mifuse_cli.model.speaker_encoder import speaker_vectors
 
     loaded = checkpoint.load(config.model)
@@ -131,10 +132,11 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
         "encoding": config.encoding,
         "progress": progress,
     }
+    states = states_in_use(shape, cross_fit=not config.no_hidden_states)
 
     def encoded(some: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray | None]:
         voice = None if speaker_encoder is None else speaker_vectors(some, speaker_encoder, **how)
-        return all_layers(loaded, some, **how), voice
+        return hidden_states(loaded, some, states=states, **how), voice
 
     processes.in_shares(encoded, clips)
     return processes.by_first(lambda: _sample(config, clips, shape, parents, loaded, *encoded(clips)))

@@ -162,14 +162,16 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
     if config.tune != "head":
         return work()
 
+    from mifuse_cli.methods.structure import states_in_use
     from mifuse_cli.model import checkpoint
     from mifuse_cli.model.device import find_device
-    from mifuse_cli.model.prepare import all_layers
+    from mifuse_cli.model.prepare import hidden_states
 
     def encode(some: Sequence[Clip]) -> np.ndarray:
-        return all_layers(
+        return hidden_states(
             checkpoint.load(config.model),
             some,
+            states=states_in_use(shape, cross_fit=has_linear_part(config.method, teachers)),
             device=find_device(config.device),
             encoding=config.encoding,
             progress=progress,

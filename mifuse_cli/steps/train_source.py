@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from mifuse_cli.labels import CLASSES, parse_classes
 from mifuse_cli.manifest import Clip, LabelledClip, read_labelled
 from mifuse_cli.model import processes
 from mifuse_cli.model.hub import LOGMEL, find_encoder
-from mifuse_cli.model.shape import PRECISIONS, Shape
+from mifuse_cli.model.shape import POOLINGS, PRECISIONS, Shape
 
 if TYPE_CHECKING:
     import torch
@@ -43,13 +44,20 @@ class TrainSourceConfig(TuningConfig):
 
     manifest: Path = option(help="CSV of labelled source clips: file, emotion, and where known speaker.")
     encoder: str = option(
-        help="Local directory or hub name of a wav2vec2, HuBERT, WavLM or Whisper model, or logmel."
+        help="Local directory or hub name of an audio model of transformers with hidden states, such as wav2vec2, "
+        "HuBERT, WavLM or Whisper, or logmel."
     )
     out: Path = option(help="Checkpoint directory to write.")
     classes: str = option(",".join(CLASSES), "Emotion classes; all probabilities are in this order.")
     layers: str = option(
         "all",
-        "Hidden layers that the head sees: all, middle (the single layer half-way up), or numbers such as 0,2,4.",
+        "Hidden layers that the head sees: all, middle (the single layer half-way up), or numbers and ranges such as "
+        "0,2,4 or 0-6. Layers above the highest one in use are not computed.",
+    )
+    pooling: str = option(
+        "mean",
+        "What becomes of the frames of a layer: mean, mean+deviation, or attentive, a mean whose weights are learned, "
+        "which needs --tune top-N or all.",
     )
     normalize: str = option(
         "source", "Statistics that standardise the head's input: source, target or speaker."
@@ -86,6 +94,11 @@ class TrainSourceConfig(TuningConfig):
         yield from one_of("--normalize", self.normalize, NORMALIZATIONS)
         yield from tune_problems(self.tune, ("auto",))
         yield from one_of("--precision", self.precision, PRECISIONS)
+        yield from one_of("--pooling", self.pooling, POOLINGS)
+        if self.pooling == "attentive" and self.tune in ("auto", "head") and self.encoder != LOGMEL:
+            yield "--pooling attentive looks at frames, which are not kept of a frozen encoder: add --tune top-N or all"
+        if self.pooling != "mean" and self.encoder == LOGMEL:
+            yield "--pooling: logmel keeps the mean and deviation of its frames; leave the option out"
         for flag, number in (
             ("--epochs", self.epochs),
             ("--batch-size", self.batch_size),
@@ -99,9 +112,9 @@ class TrainSourceConfig(TuningConfig):
         yield from at_least("--encoder-learning-rate", self.encoder_learning_rate, 0)
         yield from at_least("--weight-decay", self.weight_decay, 0)
         if self.layers not in ("all", "middle") and not all(
-            part.strip().isdigit() for part in self.layers.split(",")
+            re.fullmatch(r"\s*\d+\s*(-\s*\d+\s*)?", part) for part in self.layers.split(",")
         ):
-            yield f"--layers {self.layers!r}: expected all, middle, or numbers separated by commas"
+            yield f"--layers {self.layers!r}: expected all, middle, or numbers and ranges separated by commas"
         yield from super().problems()
 
 
@@ -274,16 +287,17 @@ def _tune(config: TrainSourceConfig, encoder_dir: Path | None) -> str:
 def _features(
     config: TrainSourceConfig, clips: Sequence[Clip], encoder_dir: Path | None, progress: Progress | None
 ) -> np.ndarray:
-    """Features (U, L, D) of clips from the frozen encoder."""
+    """Features (U, L, D) of clips from the frozen encoder, up to the highest layer that the head sees."""
     from mifuse_cli.model.device import find_device
-    from mifuse_cli.model.features import pooled_features
+    from mifuse_cli.model.encoder import count_states
+    from mifuse_cli.model.features import FrozenEncoder, pooled_features
 
     assert encoder_dir is not None
+    states = max(pick_layers(config.layers, count_states(encoder_dir))) + 1
     return pooled_features(
         clips,
-        encoder_dir,
+        FrozenEncoder(encoder_dir, config.precision, config.pooling, states),
         lineage.digest(encoder_dir),
-        precision=config.precision,
         device=find_device(config.device),
         encoding=config.encoding,
         progress=progress,
@@ -302,24 +316,33 @@ def _model_and_inputs(
 
     from mifuse_cli.model import checkpoint
     from mifuse_cli.model.classifier import Classifier, Features, Waveforms, seeded
-    from mifuse_cli.model.encoder import LogMelEncoder, load_encoder
+    from mifuse_cli.model.encoder import LogMelEncoder, count_states, load_encoder
     from mifuse_cli.model.prepare import trainable_part
     from mifuse_cli.model.standard import fit_standard, statistics
 
     clips = [one.clip for one in labelled]
     tune, encoder = _tune(config, encoder_dir), None
     if tune == "head":
+        assert encoder_dir is not None
+        states = count_states(encoder_dir)
+        layers = pick_layers(config.layers, states)
         found = _features(config, clips, encoder_dir, progress)
-        count, width = found.shape[1:]
+        width = found.shape[2]
     else:
         with seeded(config.seed, "train-source", "encoder"):
-            whole = LogMelEncoder() if encoder_dir is None else load_encoder(encoder_dir)
+            whole = (
+                LogMelEncoder()
+                if encoder_dir is None
+                else load_encoder(encoder_dir, config.precision, config.pooling)
+            )
+        whole.precision = config.precision
+        states = whole.layers
+        layers = pick_layers(config.layers, states)
+        whole.stop_at(max(layers))
         encoder = trainable_part(
             whole, tune, device=device, gradient_checkpointing=config.gradient_checkpointing
         )
-        encoder.precision = config.precision
-        count, width = encoder.layers, encoder.width
-    layers = pick_layers(config.layers, count)
+        width = encoder.width
     shape = Shape(
         classes=classes,
         layers=layers,
@@ -332,6 +355,8 @@ def _model_and_inputs(
         encoder=config.encoder,
         temperature=1.0,
         precision=config.precision,
+        pooling=config.pooling,
+        states=states,
     )
     with seeded(config.seed, "train-source", "head"):
         model = Classifier(encoder, checkpoint.new_head(shape), layers).to(device)
@@ -353,7 +378,12 @@ def pick_layers(layers: str, count: int) -> tuple[int, ...]:
         return tuple(range(count))
     if layers == "middle":
         return (count // 2,)
-    picked = tuple(int(number) for number in layers.split(","))
+    picked: tuple[int, ...] = ()
+    for part in layers.split(","):
+        first, _, last = part.partition("-")
+        picked += tuple(range(int(first), int(last or first) + 1))
+    if not picked:
+        raise UsageError(f"--layers {layers}: names no layer; a range is written as 0-6")
     if max(picked) >= count:
         raise UsageError(f"--layers {layers}: the encoder has hidden layers 0 to {count - 1}")
     return picked

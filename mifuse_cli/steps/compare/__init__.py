@@ -89,12 +89,13 @@ def _holds(file: Path, text: str) -> bool:
 
 def _encode(config: CompareConfig, planned: Plan, progress: Progress | None) -> None:
     """Compute the features and voices of every clip into the cache that the runs share."""
+    from mifuse_cli.methods.structure import states_in_use
     from mifuse_cli.model import checkpoint
     from mifuse_cli.model.device import find_device
-    from mifuse_cli.model.prepare import all_layers
+    from mifuse_cli.model.prepare import hidden_states
     from mifuse_cli.model.speaker_encoder import speaker_vectors
 
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, str, int]] = set()
     heard: set[str] = set()
     for (_, target, _), task in planned.tasks.items():
         # Before the features, which take longer: a wrong speaker encoder is then told of at once.
@@ -109,12 +110,14 @@ def _encode(config: CompareConfig, planned: Plan, progress: Progress | None) -> 
             )
             heard.add(target)
         source = checkpoint.load(task.model)
-        key = (target, source.encoder_digest())
+        states = states_in_use(source.shape)
+        key = (target, source.encoder_digest(), states)
         if task.systems and key not in seen:
             device = find_device(config.device)
-            all_layers(
+            hidden_states(
                 source,
                 task.clips,
+                states=states,
                 device=device,
                 encoding=config.encoding,
                 progress=progress,

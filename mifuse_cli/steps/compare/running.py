@@ -17,13 +17,13 @@ from mifuse_cli.artifacts import Compared, Header, Lalm
 from mifuse_cli.encoding_settings import Encoding
 from mifuse_cli.manifest import Clip
 from mifuse_cli.methods.adaptation import WITHOUT_LALM, Options, adapt, has_linear_part, predict_clips
-from mifuse_cli.methods.structure import structure_of
+from mifuse_cli.methods.structure import states_in_use, structure_of
 from mifuse_cli.methods.student import centred, with_linear_part
 from mifuse_cli.methods.teachers import Teachers
 from mifuse_cli.model import checkpoint
 from mifuse_cli.model.classifier import Classifier, Features, predict, sample
 from mifuse_cli.model.device import find_device
-from mifuse_cli.model.prepare import all_layers, effective_mode
+from mifuse_cli.model.prepare import effective_mode, hidden_states
 from mifuse_cli.model.speaker_encoder import speaker_vectors
 from mifuse_cli.model.standard import fit_standard, statistics
 from mifuse_cli.steps.compare.systems import ORACLE, System
@@ -96,7 +96,10 @@ class _World:
         self.device = find_device(task.device)
         self.source = checkpoint.load(task.model)
         here = replace(task.encoding, workers=1, engine="local", cache_limit=None)
-        self.features = all_layers(self.source, task.clips, device=self.device, encoding=here, progress=None)
+        states = states_in_use(self.source.shape)
+        self.features = hidden_states(
+            self.source, task.clips, states=states, device=self.device, encoding=here, progress=None
+        )
         self.voice: np.ndarray | None = None
         if task.speaker_encoder is not None:
             self.voice = speaker_vectors(task.clips, task.speaker_encoder, device=self.device, encoding=here)
@@ -196,6 +199,7 @@ class _World:
                     self.features[index],
                     model,
                     inputs,
+                    states=self.source.shape.states,
                     speakers=[self.speakers[i] or "" for i in index] if by_speaker else None,
                     passes=self.task.passes,
                     seed=seed,
