@@ -12,6 +12,7 @@ from scripted import completion
 
 import mifuse_cli as m
 from mifuse_cli import artifacts, kaldi, lineage
+from mifuse_cli.encoding_settings import Encoding
 from mifuse_cli.errors import InputError
 from mifuse_cli.manifest import Clips, digest, read_clips, read_labelled
 from mifuse_cli.model.features import FrozenEncoder, pooled_features
@@ -188,13 +189,13 @@ def test_features_are_those_of_the_cut_files(listed, cut, encoders, tmp_path):
     directory = encoders["wav2vec2"]
 
     def features(manifest, cache):
+        here = Encoding(cache_dir=cache, workers=1)
         return pooled_features(
             read_clips(manifest),
             FrozenEncoder(directory),
             "0" * 64,
             device=torch.device("cpu"),
-            cache=cache,
-            workers=1,
+            encoding=here,
         )
 
     together = tmp_path / "cache"
