@@ -19,7 +19,7 @@ import typer
 import mifuse_cli
 from mifuse_cli import config as configs
 from mifuse_cli import console
-from mifuse_cli.errors import MifuseError
+from mifuse_cli.errors import InputError, MifuseError
 from mifuse_cli.fusion import FORECAST_ERROR
 
 _EPILOG = (
@@ -71,6 +71,13 @@ def command(name: str, example: str) -> Callable[[Callable[[Any], str]], None]:
             except MifuseError as error:
                 console.error(str(error))
                 raise typer.Exit(error.exit_code) from None
+            except OSError as error:
+                # A step names what it knows of. File systems fail in more ways, and no traceback tells users of them.
+                where = f"{error.filename}: " if error.filename is not None else ""
+                console.error(
+                    f"{where}{error.strerror or error}. Expected a file that can be read or written."
+                )
+                raise typer.Exit(InputError.exit_code) from None
             except KeyboardInterrupt:
                 console.error("interrupted; run the same command again to go on")
                 raise typer.Exit(130) from None

@@ -79,6 +79,11 @@ class StepConfig(Config):
         settles=False,
     )
 
+    @property
+    def replaces(self) -> bool:
+        """Whether an output that is there already may be replaced."""
+        return self.force or self.update
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingConfig(StepConfig):

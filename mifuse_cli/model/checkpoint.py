@@ -7,9 +7,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -57,22 +58,28 @@ def save(
     encoder_dir: Path,
     history: Training,
     predictions: Predictions | None = None,
+    *,
+    replace: bool = False,
 ) -> Path:
     """Write a checkpoint directory atomically and return it.
 
     Args:
-        out: the directory; an older one there is replaced.
+        out: the directory.
         shape: written to ``config.json``.
         model: its head is saved, and its encoder if it has one.
         statistics: (L, D) feature statistics.
         encoder_dir: files of the encoder, copied if the model has none of its own.
         history: saved as ``train.h5`` with the hash of the model added to its parameters.
         predictions: saved as ``predictions.h5``.
+        replace: whether a directory that is there by then may be replaced.
+
+    Raises:
+        InputError: it cannot be written, or must not be replaced.
     """
     from safetensors.torch import save_file
 
     tensors = {**model.head.state_dict(), "feature_mean": statistics.mean, "feature_std": statistics.std}
-    with atomic_directory(out) as directory:
+    with atomic_directory(out, replace=replace) as directory:
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, directory / "model.safetensors"
         )
@@ -88,7 +95,9 @@ def save(
         else:
             (directory / "preprocessor_config.json").write_text(json.dumps({"sampling_rate": RATE}) + "\n")
         parameters = {**history.header.parameters, "model_sha256": lineage.digest(directory)}
-        replace(history, header=replace(history.header, parameters=parameters)).save(directory / "train.h5")
+        dataclasses.replace(history, header=dataclasses.replace(history.header, parameters=parameters)).save(
+            directory / "train.h5"
+        )
         if predictions is not None:
             predictions.save(directory / "predictions.h5")
     return out

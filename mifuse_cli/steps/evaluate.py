@@ -77,7 +77,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         UsageError: ``centre`` with a model that is no student of cross-fit labels.
         ArtifactError: labelled clips without a prediction; no labelled clip but those given to fuse.
     """
-    lineage.refuse_overwrite(config, config.out)
+    lineage.refuse_overwrite(config, config.out, Evaluation)
     system = config.model or config.predictions
     assert system is not None
     made = artifacts.read(system / "train.h5" if config.model else system)
@@ -148,7 +148,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         reliability_confidence=sure,
         reliability_accuracy=right,
     )
-    artifact.save(config.out)
+    artifact.save(config.out, replace=config.replaces)
     return _result(config.out, artifact)
 
 

@@ -121,7 +121,7 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
             without any answer, or with unanswered questions unless ``partial``; answers that
             ``calibrate_lalm`` or ``weighting`` cannot use.
     """
-    lineage.refuse_overwrite(config, config.out)
+    lineage.refuse_overwrite(config, config.out, Fused)
     lalms, source = _load(config)
     parents = _parents(config, source)
     gold = None
@@ -189,7 +189,7 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
         prior=None if agreed is None else agreed.mixture.prior.astype(np.float32),
         gold=artifacts.united(None if gold is None else source.utt_id[gold >= 0], source.gold),
     )
-    artifact.save(config.out)
+    artifact.save(config.out, replace=config.replaces)
     return _result(config.out, artifact)
 
 

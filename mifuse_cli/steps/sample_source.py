@@ -92,7 +92,7 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
         ArtifactError: the model is no mifuse checkpoint.
         DependencyError: the speaker encoder is not on the hub, or the hub cannot be reached.
     """
-    lineage.refuse_overwrite(config, config.out)
+    lineage.refuse_overwrite(config, config.out, Source)
     clips, where = clips_of(config.manifest, config.wav_dir)
     shape = read_shape(config.model)
     parents = [
@@ -156,7 +156,7 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
         voice=voice,
         gold=trained.gold,
     )
-    artifact.save(config.out)
+    artifact.save(config.out, replace=config.replaces)
     return _result(config.out, artifact)
 
 

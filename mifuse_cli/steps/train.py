@@ -130,7 +130,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
             parents.
         UsageError: ``refresh`` with labels that cannot be renewed.
     """
-    lineage.refuse_overwrite(config, config.out)
+    lineage.refuse_overwrite(config, config.out, Training)
     clips, where = clips_of(config.manifest, config.wav_dir)
     shape, history = read_shape(config.model), config.out / "train.h5"
     model, heard = lineage.parent("model", config.model, history), lineage.clips_parent(clips, where, history)
@@ -227,7 +227,16 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
     )
     statistics = inputs.statistics if adapted else source.statistics
     predictions = Predictions(header=header, utt_id=utt_id, probs=predict(student, inputs), gold=gold)
-    checkpoint.save(config.out, shape, student, statistics, source.encoder_dir, training, predictions)
+    checkpoint.save(
+        config.out,
+        shape,
+        student,
+        statistics,
+        source.encoder_dir,
+        training,
+        predictions,
+        replace=config.replaces,
+    )
     resume.forget(partial)
     return _result(config.out, resumed_from=made.resumed_from)
 

@@ -137,7 +137,7 @@ def train_source(config: TrainSourceConfig, *, progress: Progress | None = None)
         InputError: manifest, audio or encoder that cannot be used, or an output that exists.
         UsageError: layers that the encoder does not have.
     """
-    lineage.refuse_overwrite(config, config.out)
+    lineage.refuse_overwrite(config, config.out, Training)
     classes = parse_classes(config.classes)
     labelled = read_labelled(config.manifest, classes)
     clips = [one.clip for one in labelled]
@@ -243,7 +243,9 @@ def _train(
         audio_sha256=lineage.content([one.clip for one in labelled]),
     )
     shape = dataclasses.replace(shape, temperature=temperature)
-    checkpoint.save(config.out, shape, model, inputs.statistics, encoder_dir or Path(), training)
+    checkpoint.save(
+        config.out, shape, model, inputs.statistics, encoder_dir or Path(), training, replace=config.replaces
+    )
     return _result(config.out, notes=notes)
 
 
