@@ -139,6 +139,18 @@ def refuse_links(*paths: Path) -> None:
             )
 
 
+def check_file(path: Path) -> Path:
+    """``path``, if it is a file and no device, pipe or directory, also if a link leads there.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not path.is_file():
+        found = "is no file" if path.exists() else "no such file"
+        raise InputError(f"{path}: {found}. Expected a regular file; devices and pipes are not read.")
+    return path
+
+
 def read_text(path: Path) -> str:
     """Content of a small text file in UTF-8.
 

@@ -16,6 +16,7 @@ from mifuse_cli.artifacts import Artifact, Header, Parent, Training
 from mifuse_cli.audio import file_sha256
 from mifuse_cli.config import Config, StepConfig, as_dict, settings
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError, some
+from mifuse_cli.files import check_file
 from mifuse_cli.manifest import Clip
 from mifuse_cli.provenance import text_digest, without_secrets
 
@@ -49,7 +50,7 @@ def digest(path: Path) -> str:
     files = sorted(file for pattern in _MODEL_FILES for file in path.rglob(pattern))
     if not files:
         raise InputError(f"{path}: holds no model (config.json and *.safetensors). Check the path.")
-    lines = [f"{file.relative_to(path).as_posix()} {file_sha256(file)}" for file in files]
+    lines = [f"{file.relative_to(path).as_posix()} {file_sha256(check_file(file))}" for file in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -159,7 +160,7 @@ def refuse_other(out: Path, kind: type[Artifact]) -> None:
     never = "Choose another --out, or move that away; neither --force nor --update replaces it."
     is_checkpoint = kind is Training
     what = "a checkpoint" if is_checkpoint else f"an artifact of kind {kind.kind!r}"
-    if is_checkpoint != out.is_dir():
+    if is_checkpoint != out.is_dir() or (is_checkpoint and not (out / _HISTORY).exists()):
         found = "is a directory" if out.is_dir() else "is a file" if out.exists() else "is a link to nothing"
         raise InputError(f"{out}: {found}, but not {what}. {never}")
     try:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import h5py
 
-_SECONDS, _BYTES_A_SECOND = 3, 5 << 20
-"""CPU time that a child has: some seconds, and one more for so many bytes of the file. It needs a tenth of that."""
+_SECONDS, _BYTES_A_SECOND = 1, 5 << 20
+"""CPU time that a child has: a second, and one more for so many bytes of the file. It needs a tenth of that."""
 _WAIT = 20
 """Times its CPU time that a child may take, since machines are busy and disks slow."""
 _MEMORY = 1 << 30

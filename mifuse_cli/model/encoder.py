@@ -34,9 +34,11 @@ from mifuse_cli.model.batches import (
     time_mean,
     time_std,
 )
-from mifuse_cli.model.loading import feature_extractor, load_weights, pretrained, read_config
+from mifuse_cli.model.loading import feature_extractor, load_weights, pretrained, read_config, tried
 
 _LOGMEL_TYPE = "mifuse-logmel"
+_LARGEST_LOGMEL = 4096
+"""Bands and channels of a log-mel encoder."""
 _SHORTEST_S = 0.1
 
 
@@ -272,8 +274,7 @@ def load_encoder(directory: Path, precision: str = "fp32") -> Encoder:
     config = read_config(directory)
     family = config.get("model_type")
     if family == _LOGMEL_TYPE:
-        encoder: Encoder = LogMelEncoder(**{k: config[k] for k in ("n_mels", "channels", "dropout")})
-        load_weights(encoder, directory / "model.safetensors")
+        encoder: Encoder = _logmel(config, directory)
     elif family == "whisper":
         encoder = WhisperEncoder(directory)
     elif family in ("wav2vec2", "hubert", "wavlm"):
@@ -282,8 +283,21 @@ def load_encoder(directory: Path, precision: str = "fp32") -> Encoder:
         raise InputError(
             f"{directory}: holds a {family!r} model; expected wav2vec2, hubert, wavlm, whisper or {_LOGMEL_TYPE}."
         )
+    encoder = tried(encoder, directory)
     encoder.precision = precision
-    return encoder.eval()
+    return encoder
+
+
+def _logmel(config: dict[str, Any], directory: Path) -> LogMelEncoder:
+    numbers = {name: config.get(name) for name in ("n_mels", "channels", "dropout")}
+    bands, channels, dropout = numbers.values()
+    if not all(type(one) is int and 0 < one <= _LARGEST_LOGMEL for one in (bands, channels)) or not (
+        isinstance(dropout, float | int) and 0 <= dropout < 1
+    ):
+        raise InputError(f"{directory}/config.json: no log-mel encoder has {numbers}. Train the model anew.")
+    encoder = LogMelEncoder(**numbers)
+    load_weights(encoder, directory / "model.safetensors")
+    return encoder
 
 
 def copy_encoder(source: Path, target: Path) -> None:

@@ -26,6 +26,7 @@ def compare_worlds(config: CompareWorldsConfig, *, progress: Progress | None = N
         ArtifactError: comparisons over other classes, of an earlier version, or whose runs changed since.
     """
     _refuse_other(config)
+    lineage.refuse_inputs(config, config.out)
     worlds = [read_world(name, directory) for name, directory in config.named()]
     _check_classes(worlds)
     systems = [name for name in worlds[0].groups if all(name in world.groups for world in worlds)]
@@ -58,7 +59,6 @@ def compare_worlds(config: CompareWorldsConfig, *, progress: Progress | None = N
 
 def _refuse_other(config: CompareWorldsConfig) -> None:
     """Refuse an output directory that holds something else, or that holds tables which must not be replaced."""
-    lineage.refuse_inputs(config, config.out)
     refuse_links(config.out)
     if not config.out.is_dir() or not any(config.out.iterdir()):
         return
