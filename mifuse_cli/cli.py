@@ -350,6 +350,8 @@ def _(result: Any) -> str:
 
 def _with_interval(metrics: Mapping[str, Any], name: str) -> str:
     value, low, high = (100 * metrics[key] for key in (name, f"{name}_low", f"{name}_high"))
+    if isnan(low):
+        return f"{value:.2f} %"
     return f"{value:.2f} %  [{low:.2f}, {high:.2f}] 95 % bootstrap over {metrics['interval']}"
 
 

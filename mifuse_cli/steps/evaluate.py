@@ -261,6 +261,9 @@ def _result(out: Path, artifact: Evaluation, *, up_to_date: bool = False) -> Eva
     scored, predicted = len(artifact.utt_id), parameters.get("predicted", 0)
     if scored + gold < predicted:
         notes = (*notes, f"{scored} of {predicted} predictions are scored, those with a label")
+    notes = (*notes, *fusion.one_sided("predictions", artifact.probs, artifact.header.classes))
+    if scored == 1:
+        notes = (*notes, "one clip: there is nothing to draw an interval from")
     of_class = zip(artifact.header.classes, artifact.confusion.sum(axis=1).tolist(), strict=True)
     absent = [name for name, clips in of_class if not clips]
     if absent:

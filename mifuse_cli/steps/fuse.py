@@ -426,8 +426,16 @@ def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:
                 f"{name}: answers are identical on {share:.0%} of clips, so its mutual information is meaningless; "
                 "sample it at a temperature above 0 or use --weighting uniform"
             )
+        elif share is None and np.isfinite(artifact.mi[:, parameters["teachers"].index(name)]).any():
+            yield (
+                f"{name}: has one answer a clip, so that nothing tells how sure it is; ask for more with query-lalm "
+                "--n-samples"
+            )
     if parameters["weighting"] != artifact.header.config["weighting"]:
         yield "all teachers weigh the same therefore; --keep-weighting insists on the weighting"
+    for number, name in enumerate(parameters["teachers"]):
+        yield from fusion.one_sided(name, artifact.mean[:, number], artifact.header.classes)
+    yield from fusion.one_sided("labels", artifact.probs, artifact.header.classes)
     votes = parameters["votes"]
     if votes and parameters["weighting"] in fusion.OF_RAW_MI:
         yield (

@@ -24,7 +24,7 @@ from mifuse_cli.config import (
     tune_problems,
 )
 from mifuse_cli.errors import ArtifactError
-from mifuse_cli.fusion import FusionSettings
+from mifuse_cli.fusion import FusionSettings, one_sided
 from mifuse_cli.manifest import Clip, clips_of
 from mifuse_cli.methods.adaptation import (
     STUDENTS,
@@ -287,6 +287,7 @@ def _result(out: Path, *, up_to_date: bool = False, resumed_from: int = 0) -> Tr
         )
     if parameters["method"] == "oracle":
         notes = (*notes, "oracle: trained on target labels, an upper bound and not a result of adaptation")
+    notes = (*notes, *one_sided("student", predictions.probs, made.header.classes))
     labels = ""
     if "refresh" in parameters:
         every = parameters["refresh"]
