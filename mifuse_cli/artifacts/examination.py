@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mifuse_cli.files import found_errno
+
 if TYPE_CHECKING:
     import h5py
 
@@ -79,8 +81,11 @@ def examine(path: Path, is_text: Callable[[Any], Mapping[str, bool]] | None = No
         why = "does not come to an end" if ended in (signal.SIGXCPU, signal.SIGKILL) else "crashes"
         raise OSError(f"HDF5 {why} with it; it is damaged, or made to do harm")
     kind, _, why = told.decode("utf-8", "replace").partition(" ")
-    if kind != "good":
-        raise OSError(why) if kind == "input" else ValueError(why)
+    if kind == "input":
+        number, _, why = why.partition(" ")
+        raise OSError(int(number), why) if int(number) else OSError(why)
+    if kind == "artifact":
+        raise ValueError(why)
     _examined[state] = is_text is not None
 
 
@@ -104,7 +109,7 @@ def _examine_and_exit(
     path: Path, is_text: Callable[[Any], Mapping[str, bool]] | None, sender: int, limit: int
 ) -> None:
     """Examine in this process, write what was found, and end without what else the parent had planned."""
-    told = "input unknown"
+    told = "input 0 unknown"
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
@@ -116,7 +121,7 @@ def _examine_and_exit(
     except (TypeError, ValueError) as error:
         told = f"artifact {error}"
     except BaseException as error:
-        told = f"input {error}"
+        told = f"input {found_errno(error) or 0} {error}"
     finally:
         os.write(sender, told[:4000].encode("utf-8", "replace"))
         os._exit(0)

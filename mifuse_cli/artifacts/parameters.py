@@ -7,6 +7,7 @@ from elsewhere too, and older ones record less.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from mifuse_cli.errors import ArtifactError
@@ -69,7 +70,6 @@ FORMS: dict[Any, Any] = {
     "pseudo_speakers": [int],
     "refresh": (int, None),
     "seen_in_training": _NUMBER,
-    "settings": dict,
     "signature": str,
     "source_calibrate": bool,
     "source_model_sha256": (str, None),
@@ -96,8 +96,11 @@ FORMS: dict[Any, Any] = {
     "validation_speakers": [str],
     "votes": [str],
 }
-"""Form of the parameters and options that are read back: types, ``[form]`` of a list, ``{str: form}`` of a mapping, or
+"""Form of the parameters that are read back: types, ``[form]`` of a list, ``{str: form}`` of a mapping, or
 a mapping from names to forms, none of which has to be there; several that are possible as a tuple."""
+
+OPTIONS: dict[Any, Any] = {**_FUSION, "normalize": str, "settings": dict}
+"""As `FORMS`, of the configuration."""
 
 
 class Recorded(dict[str, Any]):
@@ -109,7 +112,7 @@ class Recorded(dict[str, Any]):
         raise ArtifactError(f"{self.where}: does not record {name!r}, which is needed here. Make it anew.")
 
 
-def recorded(text: Any, where: str, forms: dict[Any, Any] = FORMS) -> Recorded:
+def recorded(text: Any, where: str, forms: Mapping[Any, Any]) -> Recorded:
     """Mapping in a JSON text, whose values, where their names are known, have the form that is expected.
 
     Raises:

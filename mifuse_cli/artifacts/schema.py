@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mifuse_cli import provenance
-from mifuse_cli.artifacts.parameters import recorded
+from mifuse_cli.artifacts.parameters import FORMS, OPTIONS, recorded
 from mifuse_cli.errors import ArtifactError
 
 SCHEMA_VERSION = 1
@@ -100,8 +100,8 @@ class Header:
             return cls(
                 classes=tuple(map(str, classes)),
                 seed=int(attributes["seed"]),
-                config=recorded(attributes["config"], where),
-                parameters=recorded(attributes["parameters"], where),
+                config=recorded(attributes["config"], where, OPTIONS),
+                parameters=recorded(attributes["parameters"], where, FORMS),
                 parents=tuple(Parent(**parent).checked() for parent in parents),
                 versions=recorded(
                     attributes["versions"], where, {name: str for name in provenance.versions()}
