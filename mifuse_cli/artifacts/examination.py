@@ -96,7 +96,8 @@ def _state(path: Path) -> tuple[int, ...]:
 
 def _heard(receiver: int, seconds: float) -> bytes:
     """What a child writes before it ends, nothing after so many seconds."""
-    parts, end = [], time.monotonic() + seconds
+    parts: list[bytes] = []
+    end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0 and select.select([receiver], [], [], left)[0]:
         part = os.read(receiver, 1 << 16)
         if not part:

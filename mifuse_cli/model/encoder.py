@@ -289,7 +289,7 @@ def load_encoder(directory: Path, precision: str = "fp32") -> Encoder:
 
 
 def _logmel(config: dict[str, Any], directory: Path) -> LogMelEncoder:
-    numbers = {name: config.get(name) for name in ("n_mels", "channels", "dropout")}
+    numbers: dict[str, Any] = {name: config.get(name) for name in ("n_mels", "channels", "dropout")}
     bands, channels, dropout = numbers.values()
     if not all(type(one) is int and 0 < one <= _LARGEST_LOGMEL for one in (bands, channels)) or not (
         isinstance(dropout, float | int) and 0 <= dropout < 1
