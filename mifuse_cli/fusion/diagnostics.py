@@ -51,8 +51,8 @@ def one_sided(who: str, probs: np.ndarray, classes: Sequence[str]) -> tuple[str,
     if share < _ONE_SIDED:
         return ()
     return (
-        f"{who}: says {classes[int(counts.argmax())]} of {share:.0%} of {len(known)} clips; unless that is true of them, it "
-        "does not tell the classes apart",
+        f"{who}: says {classes[int(counts.argmax())]} of {share:.0%} of {len(known)} clips; unless that is true of "
+        "them, it does not tell the classes apart",
     )
 
 
