@@ -19,7 +19,7 @@ import typer
 import mifuse_cli
 from mifuse_cli import config as configs
 from mifuse_cli import console
-from mifuse_cli.errors import MifuseError
+from mifuse_cli.errors import InputError, MifuseError
 from mifuse_cli.fusion import FORECAST_ERROR
 from mifuse_cli.model import launcher, processes
 
@@ -76,6 +76,13 @@ def command(name: str, example: str) -> Callable[[Callable[[Any], str]], None]:
                 launcher.let_the_first_speak()
                 console.error(str(error))
                 raise typer.Exit(error.exit_code) from None
+            except OSError as error:
+                # A step names what it knows of. File systems fail in more ways, and no traceback tells users of them.
+                where = f"{error.filename}: " if error.filename is not None else ""
+                console.error(
+                    f"{where}{error.strerror or error}. Expected a file that can be read or written."
+                )
+                raise typer.Exit(InputError.exit_code) from None
             except KeyboardInterrupt:
                 if is_first:
                     console.error("interrupted; run the same command again to go on")
@@ -362,6 +369,8 @@ def _(result: Any) -> str:
 
 def _with_interval(metrics: Mapping[str, Any], name: str) -> str:
     value, low, high = (100 * metrics[key] for key in (name, f"{name}_low", f"{name}_high"))
+    if isnan(low):
+        return f"{value:.2f} %"
     return f"{value:.2f} %  [{low:.2f}, {high:.2f}] 95 % bootstrap over {metrics['interval']}"
 
 

@@ -7,16 +7,24 @@ the ``config`` attribute of every artifact are all read off the dataclass.
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from mifuse_cli.encoding_settings import CACHE_DTYPES, ENGINES, WORKERS, Encoding, byte_count, size_problems
-from mifuse_cli.errors import MifuseError, UsageError, did_you_mean
+from mifuse_cli.errors import MifuseError, UsageError, did_you_mean, some
+from mifuse_cli.files import read_text
 
 _Engine = TypeVar("_Engine")
+_LARGEST_WHOLE = 1 << 63
+"""Whole numbers below it fit into an artifact."""
+_MOST_NODES = 100_000
+"""Values in a YAML file; a few lines of references to references make billions of them."""
 Progress = Callable[..., None]
 """Progress callback, called with: the name of the work, pieces done, their total, and optional facts by name."""
 
@@ -58,13 +66,25 @@ class Config:
                 object.__setattr__(self, field.name, tuple(map(Path, paths)))
             elif "Path" in str(field.type) and isinstance(value, str):
                 object.__setattr__(self, field.name, Path(value))
-        problems = list(self.problems())
+        problems = [*self._impossible(), *self.problems()]
         if problems:
             raise UsageError("; ".join(problems))
 
     def problems(self) -> Iterable[str]:
         """Sentences about values that make no sense, all of them."""
         return ()
+
+    def _impossible(self) -> Iterable[str]:
+        """Sentences about values that no option can have: they come from files and from the environment too."""
+        for field in dataclasses.fields(self):
+            value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
+            for one in value if isinstance(value, tuple) else (value,):
+                if isinstance(one, float) and not math.isfinite(one):
+                    yield f"{flag} {one}: expected a finite number"
+                elif isinstance(one, int) and not -_LARGEST_WHOLE <= one < _LARGEST_WHOLE:
+                    yield f"{flag}: expected a whole number of at most 63 bits"
+                elif isinstance(one, str | Path) and "\0" in str(one):
+                    yield f"{flag} {str(one)!r}: holds a zero byte"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +99,11 @@ class StepConfig(Config):
         "Do nothing if --out was made with these settings and inputs, else make it anew.",
         settles=False,
     )
+
+    @property
+    def replaces(self) -> bool:
+        """Whether an output that is there already may be replaced."""
+        return self.force or self.update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +311,10 @@ def read_yaml(path: Path, config_type: type[Config]) -> dict[str, Any]:
     unknown = [f"{key!r}{did_you_mean(key, known)}" for key in sorted(values.keys() - known)]
     if unknown:
         raise UsageError(f"--config {path}: unknown option {', '.join(unknown)}")
-    return {key: _as_given(value, is_repeatable(known[key])) for key, value in values.items()}
+    odd = [key for key, value in values.items() if not _is_value(value) and not _is_list(value)]
+    if odd:
+        raise UsageError(f"--config {path}: {some(odd)}: expected a number, a text, or a list of them")
+    return {key: _as_given(value, known[key]) for key, value in values.items()}
 
 
 def load_yaml(path: Path, name: str, kind: type[MifuseError] = UsageError) -> Any:
@@ -303,13 +331,38 @@ def load_yaml(path: Path, name: str, kind: type[MifuseError] = UsageError) -> An
     import yaml
 
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.safe_load(read_text(path))
+        if sum(1 for _ in islice(_nodes(found), _MOST_NODES)) == _MOST_NODES:
+            raise ValueError(f"more than {_MOST_NODES} values, counted as often as they are referred to")
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise kind(f"{name}: cannot be read as YAML: {error}") from None
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
+        # The constructors of YAML's types check little of what they are given.
+        raise kind(f"{name}: cannot be read as YAML: it holds a value that is none ({error!r})") from None
+    return found
 
 
-def _as_given(value: Any, repeatable: bool) -> Any:
+def _nodes(value: Any) -> Iterator[None]:
+    """One for every value in a document."""
+    yield None
+    for one in (
+        [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
+        yield from _nodes(one)
+
+
+def _is_value(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | datetime.date)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_value, value))
+
+
+def _as_given(value: Any, field: dataclasses.Field[Any]) -> Any:
     """A value of a file as flags would have it: ``[a, b]`` is ``a,b``, or two flags if the option is repeatable."""
     if isinstance(value, list):
-        return list(map(str, value)) if repeatable else ",".join(map(str, value))
-    return [str(value)] if repeatable and value is not None else value
+        return list(map(str, value)) if is_repeatable(field) else ",".join(map(str, value))
+    if value is None or type(value).__name__ in re.findall(r"bool|int|float", str(field.type)):
+        return value
+    return [str(value)] if is_repeatable(field) else str(value)

@@ -1,18 +1,34 @@
-"""Atomic writing of files and directories: an incomplete one never has its final name."""
+"""Atomic writing of files and directories: an incomplete one never has its final name.
+
+What is under way has a hidden name beside the final one, and is locked, so that the next run can tell what a killed
+process left and removes it. A directory is replaced by exchanging both names at once, so that there always is one.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import glob
+import hashlib
+import json
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from mifuse_cli.errors import InputError
 
+LARGEST_TEXT = 64 << 20
+"""Bytes of a configuration, a table of prices and the like: what is longer is something else."""
+_LONGEST_NAME = 200
+"""Bytes of a file name that leave room for what `_temporary` adds."""
 LOCKED = frozenset({errno.EAGAIN, errno.EDEADLK, errno.ENOLCK, 524})
 """Numbers of errors of files that another process holds, or of file systems that cannot lock; 524 is that of NFS."""
 
@@ -26,56 +42,54 @@ def found_errno(error: BaseException) -> int | None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """A temporary path beside ``path``, renamed to it if the block succeeds and deleted if it fails.
 
+    Args:
+        path: the file to write. A link there is replaced, and what it leads to is left alone.
+        replace: whether a file that is there by then may be replaced.
+
     Raises:
-        InputError: the directory is not writable, the disk is full, or ``path`` is a directory.
+        InputError: the directory is not writable, the disk is full, ``path`` is a directory, or it exists and must
+            not be replaced.
     """
     check_place(path)
-    temporary = _temporary(path)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_directory(path.parent)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}). Make room or choose another --out; "
-            "what was there before is unchanged."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _told(path):
+        remove_leftovers(path)
+        with _temporary(path, directory=False) as temporary:
+            yield temporary
+            _sync(temporary)
+            if replace:
+                os.replace(temporary, path)
+            else:
+                _rename_to_nothing(temporary, path)
+            _sync(path.parent)
 
 
 @contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """A temporary directory beside ``path`` that replaces it when the block succeeds.
+def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """A temporary directory beside ``path`` that takes its place when the block succeeds.
+
+    Args:
+        path: the directory to write.
+        replace: whether a directory that is there by then may be replaced; an empty one always is.
 
     Raises:
-        InputError: the parent directory cannot be written.
+        InputError: the parent directory cannot be written, the disk is full, there is a file at ``path``, or a
+            directory that must not be replaced.
     """
     _make_parent(path)
-    temporary = _temporary(path)
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
-        _sync_directory(path.parent)
-        if old.is_file():
-            old.unlink()
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _told(path):
+        remove_leftovers(path)
+        with _temporary(path, directory=True) as temporary:
+            yield temporary
+            for file in (*temporary.rglob("*"), temporary):
+                _sync(file)
+            if replace and path.is_dir():
+                _exchange(temporary, path)
+            else:
+                _rename_to_nothing(temporary, path)
+            _sync(path.parent)
 
 
 def check_place(path: Path) -> None:
@@ -84,20 +98,102 @@ def check_place(path: Path) -> None:
     Raises:
         InputError: it cannot be made or written, or ``path`` is a directory itself.
     """
-    if path.is_dir():
-        raise InputError(f"{path}: is a directory, but a file is to be written. Choose another --out.")
+    with _told(path):
+        if path.is_dir():
+            raise InputError(f"{path}: is a directory, but a file is to be written. Choose another --out.")
     _make_parent(path)
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete temporary files of ``path`` left by killed processes; no process may be writing it now."""
-    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        if temporary.is_file():
-            temporary.unlink()
+    """Delete what killed processes left beside ``path``; what a live one is writing is locked, and stays."""
+    for found in path.parent.glob(f"{glob.escape(_hidden(path))}*.tmp"):
+        try:
+            descriptor = os.open(found, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:  # a link, or gone by now
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(found)
+        except OSError:  # locked, or a file system without locks
+            continue
+        finally:
+            os.close(descriptor)
+    for found in path.parent.glob(f"{glob.escape(_hidden(path))}{'[0-9a-f]' * 8}.old"):
+        if os.path.lexists(path):
+            _remove(found)
+        else:  # killed within `_exchange`, where names can be changed only one by one
+            os.rename(found, path)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def refuse_links(*paths: Path) -> None:
+    """Refuse to write to or below these paths where one is a link, since that would change what it leads to.
+
+    Raises:
+        InputError: naming the link.
+    """
+    for path in paths:
+        if path.is_symlink():
+            raise InputError(
+                f"{path}: is a link to {os.readlink(path)}, and nothing is written through links. Give that path "
+                "itself, or remove the link."
+            )
+
+
+def check_file(path: Path) -> Path:
+    """``path``, if it is a file and no device, pipe or directory, also if a link leads there.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not path.is_file():
+        found = "is no file" if path.exists() else "no such file"
+        raise InputError(f"{path}: {found}. Expected a regular file; devices and pipes are not read.")
+    return path
+
+
+def read_text(path: Path) -> str:
+    """Content of a small text file in UTF-8.
+
+    Raises:
+        OSError: it cannot be read, or is larger than `LARGEST_TEXT`, as a device without end is.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    with path.open("rb") as file:
+        content = file.read(LARGEST_TEXT + 1)
+    if len(content) > LARGEST_TEXT:
+        raise OSError(
+            errno.EFBIG, f"holds more than {LARGEST_TEXT >> 20} MB, which is no such file", str(path)
+        )
+    return content.decode("utf-8")
+
+
+def read_results(directory: Path) -> dict[str, Any]:
+    """Content of the ``results.json`` in a directory; empty if there is none, or none of that form."""
+    try:
+        found = json.loads(read_text(directory / "results.json"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Errors of the file system, whoever raises them, as those of ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(path, error.strerror or str(error)) from error
+    except Exception as error:
+        # The writer of safetensors has an error of its own, which tells the cause in words alone.
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise _unwritable(path, str(error)) from error
+
+
+def _unwritable(path: Path, why: str) -> InputError:
+    return InputError(
+        f"{path}: cannot be written ({why}). Make room or choose another --out; what was there before is unchanged."
+    )
 
 
 def _make_parent(path: Path) -> None:
@@ -111,9 +207,99 @@ def _make_parent(path: Path) -> None:
         raise InputError(f"{path.parent}: cannot be written. Choose another --out or change its permissions.")
 
 
-def _sync_directory(path: Path) -> None:
+def _hidden(path: Path) -> str:
+    """How the names of what is under way for ``path`` begin."""
+    long = len(os.fsencode(path.name)) > _LONGEST_NAME
+    return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16] if long else path.name}."
+
+
+@contextmanager
+def _temporary(path: Path, *, directory: bool) -> Iterator[Path]:
+    """A new locked file or directory beside ``path``, removed at the end if it is still there."""
+    while True:
+        temporary = path.with_name(f"{_hidden(path)}{secrets.token_hex(4)}.tmp")
+        if directory:
+            temporary.mkdir()
+            descriptor = os.open(temporary, os.O_RDONLY)
+        else:
+            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        with suppress(OSError):  # a file system without locks: what a killed process leaves there stays
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if temporary.exists():
+            break
+        os.close(descriptor)  # taken for a leftover before it was locked
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+        os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    if path.is_symlink():
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _rename_to_nothing(temporary: Path, path: Path) -> None:
+    """Give a file or a directory its final name, unless there is something of that name.
+
+    Raises:
+        InputError: there is.
+    """
+    try:
+        if temporary.is_dir():
+            os.rename(temporary, path)
+            return
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            if os.path.lexists(path):
+                raise FileExistsError from None
+            os.rename(temporary, path)
+    except OSError as error:
+        if not os.path.lexists(path):
+            raise
+        raise InputError(
+            f"{path}: exists by now. Another process wrote it meanwhile, and it is left as it is. Choose another "
+            "output, or pass --force to overwrite it."
+        ) from error
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Exchange the names of two directories at once; where the system cannot, one after the other."""
+    call = _renamer()
+    if call is not None:
+        if call(os.fsencode(new), os.fsencode(old)) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+            raise OSError(number, os.strerror(number), str(old))
+    aside = old.with_name(f"{_hidden(old)}{secrets.token_hex(4)}.old")
+    os.rename(old, aside)
+    os.rename(new, old)
+    os.rename(aside, new)
+
+
+@cache
+def _renamer() -> Callable[[bytes, bytes], int] | None:
+    """The system's call that exchanges two names, with its place and flag filled in; None if it has none."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if sys.platform == "darwin":
+        found, swap = getattr(library, "renamex_np", None), 2
+        return found and (lambda a, b: found(a, b, swap))
+    found, exchange, here = getattr(library, "renameat2", None), 2, -100
+    return found and (lambda a, b: found(here, a, here, b, exchange))

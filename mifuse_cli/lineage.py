@@ -14,13 +14,25 @@ import numpy as np
 from mifuse_cli import artifacts, audio, manifest
 from mifuse_cli.artifacts import Artifact, Header, Parent, Training
 from mifuse_cli.audio import file_sha256
-from mifuse_cli.config import StepConfig, as_dict, settings
-from mifuse_cli.errors import ArtifactError, InputError, MifuseError
+from mifuse_cli.config import Config, StepConfig, as_dict, settings
+from mifuse_cli.errors import ArtifactError, InputError, MifuseError, some
+from mifuse_cli.files import check_file
 from mifuse_cli.manifest import Clip
 from mifuse_cli.provenance import text_digest, without_secrets
 
 COMPARED = ("lalm", "source", "fused", "model", "predictions")
 """Roles of parents that are artifacts or checkpoints, whose content hash can be recomputed."""
+
+_HISTORY = "train.h5"
+_CHECKPOINT = (
+    _HISTORY,
+    "predictions.h5",
+    "config.json",
+    "preprocessor_config.json",
+    "model.safetensors",
+    "encoder",
+)
+"""What there is in the directory of a checkpoint."""
 
 _MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.bin")
 
@@ -38,7 +50,7 @@ def digest(path: Path) -> str:
     files = sorted(file for pattern in _MODEL_FILES for file in path.rglob(pattern))
     if not files:
         raise InputError(f"{path}: holds no model (config.json and *.safetensors). Check the path.")
-    lines = [f"{file.relative_to(path).as_posix()} {file_sha256(file)}" for file in files]
+    lines = [f"{file.relative_to(path).as_posix()} {file_sha256(check_file(file))}" for file in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -128,24 +140,74 @@ def _public(values: dict[str, Any]) -> dict[str, Any]:
     return {key: without_secrets(v) if isinstance(v, str) else v for key, v in values.items()}
 
 
-def refuse_overwrite(config: StepConfig, out: Path) -> None:
-    """Stop early where the output exists and neither --force nor --update was given.
+def refuse_overwrite(config: StepConfig, out: Path, kind: type[Artifact]) -> None:
+    """Stop early where the output must not be written: it exists and neither --force nor --update was given, or
+    it is something else than what this step makes, or an input.
 
-    A directory that is no checkpoint is never replaced.
+    Args:
+        config: of the step.
+        out: what it will write.
+        kind: of artifact; `Training` for a checkpoint directory.
 
     Raises:
-        InputError: it exists.
+        InputError: naming what is there.
     """
-    if out.is_dir() and any(out.iterdir()) and not (out / "train.h5").is_file():
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        refuse_other(out, kind)
+        if not config.force and not config.update:
+            raise InputError(
+                f"{out}: exists already. Choose another --out, or pass --force to overwrite it "
+                "(--update to do so only if its settings or inputs changed)."
+            )
+    refuse_inputs(config, out)
+
+
+def refuse_other(out: Path, kind: type[Artifact]) -> None:
+    """Refuse to replace what is no artifact of this kind that mifuse made.
+
+    Raises:
+        InputError: naming what was found.
+    """
+    never = "Choose another --out, or move that away; neither --force nor --update replaces it."
+    is_checkpoint = kind is Training
+    what = "a checkpoint" if is_checkpoint else f"an artifact of kind {kind.kind!r}"
+    if is_checkpoint != out.is_dir() or (is_checkpoint and not (out / _HISTORY).exists()):
+        found = "is a directory" if out.is_dir() else "is a file" if out.exists() else "is a link to nothing"
+        raise InputError(f"{out}: {found}, but not {what}. {never}")
+    try:
+        found, _ = artifacts.read_header(out / _HISTORY if is_checkpoint else out)
+    except MifuseError as error:
+        raise InputError(f"{out}: exists, and is not {what} ({error}) {never}") from None
+    if found != kind.kind:
+        raise InputError(f"{out}: is of kind {found!r}, and not {what}. {never}")
+    if is_checkpoint and (others := sorted(one.name for one in out.iterdir() if not _of_checkpoint(one))):
         raise InputError(
-            f"{out}: is a directory, but not a checkpoint. Choose another --out; "
-            "neither --force nor --update replaces it."
+            f"{out}: holds more than a checkpoint, which would be lost: {some(others)}. Move that away, or choose "
+            "another --out."
         )
-    if out.exists() and not config.force and not config.update:
-        raise InputError(
-            f"{out}: exists already. Choose another --out, or pass --force to overwrite it "
-            "(--update to do so only if its settings or inputs changed)."
-        )
+
+
+def _of_checkpoint(file: Path) -> bool:
+    return file.name in _CHECKPOINT or file.name.startswith(".")
+
+
+def refuse_inputs(config: Config, out: Path) -> None:
+    """Refuse an output that is an input of the same step, or holds one.
+
+    Raises:
+        InputError: naming the option.
+    """
+    place = out.resolve()
+    for name, given in as_dict(config).items():
+        for value in given if isinstance(given, list) else [given]:
+            if name == "out" or not isinstance(value, str) or not value or "\0" in value:
+                continue
+            path = Path(value)
+            if os.path.exists(path) and path.resolve().is_relative_to(place):
+                raise InputError(
+                    f"{out}: is to be written, but --{name.replace('_', '-')} {value} is read from there. Choose "
+                    "another --out."
+                )
 
 
 def is_current(config: StepConfig, out: Path, parents: Sequence[Parent]) -> bool:
@@ -153,7 +215,7 @@ def is_current(config: StepConfig, out: Path, parents: Sequence[Parent]) -> bool
     if not config.update or config.force:
         return False
     try:
-        made = artifacts.read(out / "train.h5" if out.is_dir() else out)
+        made = artifacts.read(out / _HISTORY if out.is_dir() else out)
         if out.is_dir() and digest(out) != made.header.parameters["model_sha256"]:
             return False
     except (MifuseError, KeyError):

@@ -71,7 +71,7 @@ class Table:
         """Number of the last line and values by column of every row that is not empty.
 
         Raises:
-            InputError: a row that is longer or shorter than the header, or a doubled column with two values.
+            InputError: a row of another length than the header, a zero byte, or a doubled column with two values.
         """
         with self._opened() as (reader, above, _):
             names = self._header(reader)
@@ -80,6 +80,10 @@ class Table:
                 line, values = reader.line_num + above, [cell.strip() for cell in cells]
                 if not any(values):
                     continue
+                if any("\0" in value for value in values):  # no file name or artifact can hold one
+                    raise InputError(
+                        f"{self.path}, line {line}: holds a zero byte. Save the table anew as UTF-8."
+                    )
                 while len(values) > len(names) and not values[-1]:
                     values.pop()
                 if len(values) != len(names):

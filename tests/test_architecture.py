@@ -22,8 +22,8 @@ FLOORS = [
     # From the ground up. A room may import from floors below, and within itself.
     {"mifuse_cli"},  # the package itself: its version, and names that it finds when asked
     {"errors"},
-    {"labels", "encoding_settings"},
-    {"files", "config", "provenance", "audio", "splits", "cores", "segments", "tables"},
+    {"files", "labels", "encoding_settings"},
+    {"config", "provenance", "audio", "splits", "cores", "segments", "tables"},
     {"listing"},
     {"manifest", "artifacts"},
     {"kaldi"},

@@ -1,6 +1,8 @@
 import fcntl
 import json
+import os
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from conftest import HANG_SECONDS
 
 from mifuse_cli import artifacts, files, lineage, provenance
 from mifuse_cli.artifacts import (
@@ -263,12 +266,84 @@ class TestAtomicWriting:
             raise failure
         assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x", "old")]
 
-    def test_a_directory_takes_the_place_of_a_file_or_a_directory(self, tmp_path):
-        (tmp_path / "x").write_text("a file")
+    @pytest.mark.parametrize("can_exchange", [True, False])
+    def test_a_directory_takes_the_place_of_a_directory(self, tmp_path, monkeypatch, can_exchange):
+        if not can_exchange:
+            monkeypatch.setattr(files, "_renamer", lambda: None)
         for name in ("1", "2"):
             with files.atomic_directory(tmp_path / "x") as temporary:
                 (temporary / name).touch()
         assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["x", "x/2"]
+
+    def test_a_directory_does_not_take_the_place_of_a_file(self, tmp_path):
+        (tmp_path / "x").write_text("a file")
+        with pytest.raises(InputError, match="exists by now"), files.atomic_directory(tmp_path / "x"):
+            pass
+        assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x", "a file")]
+
+    @pytest.mark.parametrize("atomic", [files.atomic_file, files.atomic_directory])
+    def test_what_another_process_wrote_meanwhile_is_kept(self, tmp_path, atomic):
+        late, first = (atomic(tmp_path / "x", replace=False) for _ in range(2))
+        with pytest.raises(InputError, match="exists by now"), late, first as temporary:
+            (temporary / "first" if temporary.is_dir() else temporary).write_text("first")
+        assert [p.name for p in tmp_path.iterdir()] == ["x"]
+        assert [p.read_text() for p in tmp_path.rglob("*") if p.is_file()] == ["first"]
+
+    @pytest.mark.parametrize("atomic", [files.atomic_file, files.atomic_directory])
+    def test_a_link_is_replaced_and_not_written_through(self, tmp_path, atomic):
+        (tmp_path / "target").mkdir()
+        with atomic(tmp_path / "target/x") as temporary:
+            (temporary / "a" if temporary.is_dir() else temporary).write_text("old")
+        (tmp_path / "x").symlink_to(tmp_path / "target/x")
+        with atomic(tmp_path / "x") as temporary:
+            (temporary / "a" if temporary.is_dir() else temporary).write_text("new")
+        assert not (tmp_path / "x").is_symlink()
+        assert {p.read_text() for p in (tmp_path / "target").rglob("*") if p.is_file()} == {"old"}
+        assert {p.name for p in tmp_path.iterdir()} == {"x", "target"}
+
+    @pytest.mark.parametrize("atomic", ["atomic_file", "atomic_directory"])
+    def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_live_one_writes_is_not(
+        self, tmp_path, atomic
+    ):
+        code = (
+            "import os, signal, sys\nfrom pathlib import Path\nfrom mifuse_cli import files\n"
+            f"with files.{atomic}(Path(sys.argv[1])) as temporary:\n"
+            "    (temporary / 'a' if temporary.is_dir() else temporary).write_text('half')\n"
+            "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        )
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], timeout=HANG_SECONDS)
+        left = list(tmp_path.iterdir())
+        assert len(left) == 1 and left[0].name.startswith(".x.")
+        with getattr(files, atomic)(tmp_path / "x") as temporary:
+            assert list(tmp_path.iterdir()) == [temporary]
+            files.remove_leftovers(tmp_path / "x")
+            assert list(tmp_path.iterdir()) == [temporary]
+
+    def test_a_kill_between_two_renames_is_put_right_by_the_next_run(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(files, "_renamer", lambda: None)
+        (tmp_path / "x").mkdir()
+        (tmp_path / "x/old").touch()
+        rename = os.rename
+
+        def dies(a, b):
+            rename(a, b)
+            if str(b).endswith(".old"):
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "rename", dies)
+        with pytest.raises(KeyboardInterrupt), files.atomic_directory(tmp_path / "x"):
+            pass
+        monkeypatch.setattr(os, "rename", rename)
+        assert not (tmp_path / "x").exists()
+        files.remove_leftovers(tmp_path / "x")
+        assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["x", "x/old"]
+
+    def test_names_may_be_as_long_as_the_file_system_takes(self, tmp_path):
+        with files.atomic_file(tmp_path / ("ä" * 127)) as temporary:
+            temporary.write_text("x")
+        assert [p.read_text() for p in tmp_path.iterdir()] == ["x"]
+        with pytest.raises(InputError, match="too long"), files.atomic_file(tmp_path / ("x" * 300)):
+            pass
 
     def test_a_failure_leaves_the_old_directory(self, tmp_path):
         (tmp_path / "x").mkdir()
@@ -351,10 +426,41 @@ class TestLineage:
     def test_an_output_is_overwritten_only_when_told(self, family):
         out = family / "fused.h5"
         with pytest.raises(InputError, match=r"exists already.*--force"):
-            lineage.refuse_overwrite(MixConfig(out=out), out)
-        lineage.refuse_overwrite(MixConfig(out=out, force=True), out)
-        lineage.refuse_overwrite(MixConfig(out=out, update=True), out)
-        lineage.refuse_overwrite(MixConfig(out=family / "new.h5"), family / "new.h5")
+            lineage.refuse_overwrite(MixConfig(out=out), out, Fused)
+        lineage.refuse_overwrite(MixConfig(out=out, force=True), out, Fused)
+        lineage.refuse_overwrite(MixConfig(out=out, update=True), out, Fused)
+        lineage.refuse_overwrite(MixConfig(out=family / "new.h5"), family / "new.h5", Fused)
+
+    @pytest.mark.parametrize("told", [{}, {"force": True}, {"update": True}])
+    @pytest.mark.parametrize("kind", [Fused, Training])
+    def test_what_is_something_else_is_never_overwritten(self, family, kind, told):
+        (family / "notes.csv").write_text("file,emotion\n")
+        (family / "cut.h5").write_bytes((family / "fused.h5").read_bytes()[:1000])
+        (family / "nowhere").symlink_to(family / "absent")
+        (family / "empty").mkdir()
+        for name in ("notes.csv", "lalm.h5", "cut.h5", "model", "nowhere"):
+            with pytest.raises(InputError, match=r"(neither|an)other|replaces it"):
+                lineage.refuse_overwrite(MixConfig(out=family / name, **told), family / name, kind)
+        lineage.refuse_overwrite(MixConfig(out=family / "empty", **told), family / "empty", Training)
+
+    def test_a_checkpoint_with_further_files_is_not_overwritten(self, family):
+        training().save(family / "model/train.h5")
+        config = MixConfig(out=family / "model", force=True)
+        lineage.refuse_overwrite(config, config.out, Training)
+        (family / "model/eval.h5").touch()
+        with pytest.raises(InputError, match=r"which would be lost: eval\.h5"):
+            lineage.refuse_overwrite(config, config.out, Training)
+
+    def test_an_input_is_never_the_output(self, family):
+        (family / "link").symlink_to(family / "fused.h5")
+        for name in ("fused.h5", "link", "./fused.h5"):
+            config = MixConfig(out=family / "fused.h5", force=True, url=str(family / name))
+            with pytest.raises(InputError, match=r"--url .* is read from there"):
+                lineage.refuse_overwrite(config, config.out, Fused)
+        training().save(family / "model/train.h5")
+        config = MixConfig(out=family / "model", force=True, url=str(family / "model/config.json"))
+        with pytest.raises(InputError, match=r"--url .* is read from there"):
+            lineage.refuse_overwrite(config, config.out, Training)
 
 
 class TestIsCurrent:

@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 import mifuse_cli
 from mifuse_cli.artifacts import KINDS, Lalm, Training
+from mifuse_cli.errors import InputError
 from mifuse_cli.files import atomic_directory
 
 COMMANDS = (
@@ -318,7 +319,7 @@ class TestTrain:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["s", "whole"]
 
     def test_half_written_directories_do_not_show(self, tmp_path):
-        with pytest.raises(OSError, match="full"), atomic_directory(tmp_path / "d") as directory:
+        with pytest.raises(InputError, match="full"), atomic_directory(tmp_path / "d") as directory:
             (directory / "a").write_text("x")
             raise OSError("disk full")
         assert list(tmp_path.iterdir()) == []

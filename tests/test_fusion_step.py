@@ -121,7 +121,10 @@ class TestCalibration:
         probs = Lalm.load(three[0]).probs
         change(three[0], np.stack([np.roll(probs[:, 0], n, axis=-1) for n in range(3)], axis=1))
         result = m.fuse(fuse_config(copy, three, calibrate_lalm="self-agreement"))
-        assert [note[:25] for note in result.notes] == ["a: its temperature 20 is "]
+        assert [note[:25] for note in result.notes] == [
+            "a: gives all classes the ",
+            "a: its temperature 20 is ",
+        ]
 
     def test_one_answer_a_clip(self, copy):
         probs = Lalm.load(copy.lalm).probs.copy()

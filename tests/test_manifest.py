@@ -351,3 +351,9 @@ class TestNames:
         with caplog.at_level("INFO", "mifuse"):
             Clips(None, corpus / "wav")
         assert "1 without suffix, 1 .m4p, which are no audio that can be decoded here" in caplog.text
+
+
+def test_a_zero_byte_is_named_with_its_line(tmp_path):
+    (tmp_path / "m.csv").write_bytes(b"file,utt_id\na.wav,x\nb.wav,a\0b\n")
+    with pytest.raises(InputError, match="line 3: holds a zero byte"):
+        read_clips(tmp_path / "m.csv", need_audio=False)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from mifuse_cli.artifacts.examination import examine, trust
 from mifuse_cli.artifacts.schema import (
     SCHEMA_VERSION,
     Header,
@@ -109,13 +110,14 @@ class Artifact:
             raise unsorted(where)
         return self
 
-    def save(self, path: Path) -> str:
+    def save(self, path: Path, *, replace: bool = True) -> str:
         """Check, then write to ``path`` atomically; returns the content hash.
 
         Raises:
             ArtifactError: the arrays violate the schema (nothing is written).
+            InputError: it cannot be written; or there is something by then, unless it is to ``replace`` it.
         """
-        with writing(path, type(self), self.header.classes) as writer:
+        with writing(path, type(self), self.header.classes, replace=replace) as writer:
             writer.append(**self.arrays())
             return writer.finish(self.header)
 
@@ -320,7 +322,9 @@ KINDS: dict[str, type[Artifact]] = {
 
 
 @contextmanager
-def writing(path: Path, kind: type[Artifact], classes: tuple[str, ...]) -> Iterator[Writer]:
+def writing(
+    path: Path, kind: type[Artifact], classes: tuple[str, ...], *, replace: bool = True
+) -> Iterator[Writer]:
     """Write an artifact block by block; it is moved to ``path`` when the with-block succeeds.
 
     `Writer.finish` has to be called before that. Otherwise, as after an exception, ``path`` is
@@ -330,6 +334,7 @@ def writing(path: Path, kind: type[Artifact], classes: tuple[str, ...]) -> Itera
         path: the artifact to write.
         kind: one of `KINDS`.
         classes: class names; the header has to have the same.
+        replace: whether a file that is there by then may be replaced.
 
     Raises:
         InputError: it cannot be written: the directory is read-only, the disk is full, ...
@@ -337,13 +342,14 @@ def writing(path: Path, kind: type[Artifact], classes: tuple[str, ...]) -> Itera
     """
     import h5py
 
-    with atomic_file(path) as temporary, Output(temporary) as output:
+    with atomic_file(path, replace=replace) as temporary, Output(temporary) as output:
         with h5py.File(output, "w") as file:
             writer = Writer(file, output, kind.kind, kind.columns(), classes, str(path))
             yield writer
         output.check()
         if not writer.finished:
             raise RuntimeError(f"{path}: the writer was left without finish()")
+    trust(path)
 
 
 def read(path: Path) -> Artifact:
@@ -353,7 +359,7 @@ def read(path: Path) -> Artifact:
         InputError: no such file, or not a readable HDF5 file.
         ArtifactError: unknown kind, newer schema, missing dataset, or content that violates the schema.
     """
-    with _opened(path) as file:
+    with _opened(path, whole=True) as file:
         kind, header = _header(file, path)
         arrays = {}
         for name, spec in KINDS[kind].columns().items():
@@ -376,24 +382,31 @@ def read_header(path: Path) -> tuple[str, Header]:
         InputError: no such file, or not a readable HDF5 file.
         ArtifactError: unknown kind, newer schema or damaged attributes.
     """
-    with _opened(path) as file:
+    with _opened(path, whole=False) as file:
         return _header(file, path)
 
 
+def _texts(kind: Any) -> dict[str, bool]:
+    """Whether every dataset of a kind of artifact holds text; none for what is no kind."""
+    columns = KINDS[kind].columns() if isinstance(kind, str) and kind in KINDS else {}
+    return {name: spec["dtype"] == "str" for name, spec in columns.items()}
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
+def _opened(path: Path, *, whole: bool) -> Iterator[h5py.File]:
     import h5py
 
     if not path.is_file():
         raise InputError(f"{path}: no such file. Make it first or check the path.")
     try:
+        examine(path, _texts if whole else None)
         # Files get their name when they are complete and are not changed after: to read them takes no lock, which
         # network file systems may not have.
         with h5py.File(path, "r", locking=False) as file:
             yield file
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, MemoryError) as error:
         raise InputError(f"{path}: {_why_unreadable(path, error)}") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ArtifactError(f"{path}: is damaged or no mifuse artifact ({error}). {_anew(path)}") from None
 
 
@@ -424,8 +437,8 @@ def _anew(path: Path) -> str:
 
 def _header(file: h5py.File, path: Path) -> tuple[str, Header]:
     attributes: dict[str, Any] = dict(file.attrs)
-    kind = attributes.get("kind")
-    if kind not in KINDS or "schema_version" not in attributes:
+    kind, version = attributes.get("kind"), attributes.get("schema_version")
+    if not isinstance(kind, str) or kind not in KINDS or not isinstance(version, int | np.integer):
         raise ArtifactError(f"{path}: is HDF5 but no mifuse artifact (kind {kind!r}).")
     if attributes["schema_version"] > SCHEMA_VERSION:
         raise ArtifactError(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mifuse_cli import provenance
+from mifuse_cli.artifacts.parameters import FORMS, OPTIONS, recorded
 from mifuse_cli.errors import ArtifactError
 
 SCHEMA_VERSION = 1
@@ -29,6 +30,18 @@ class Parent:
     role: str
     path: str
     sha256: str
+
+    def checked(self) -> Parent:
+        """This parent, as read from a file.
+
+        Raises:
+            TypeError, ValueError: one of its fields is no text, or none that could be a path.
+        """
+        for text in (self.role, self.path, self.sha256):
+            if not isinstance(text, str) or "\0" in text:
+                raise TypeError(f"{text!r} is no text")
+            text.encode()
+        return self
 
 
 @dataclass(frozen=True)
@@ -70,17 +83,33 @@ class Header:
             ArtifactError: one is missing or malformed.
         """
         try:
+            classes = attributes["classes"]
+            if (
+                not isinstance(classes, np.ndarray)
+                or classes.ndim != 1
+                or not len(set(classes)) == len(classes) > 0
+            ):
+                raise ValueError(f"classes {classes!r}")
+            for text in (*classes, attributes["command"], attributes["created"]):
+                if not isinstance(text, str):
+                    raise TypeError(f"{text!r} is no text")
+                text.encode()
+            if not isinstance(attributes["seed"], int | np.integer):
+                raise TypeError(f"seed {attributes['seed']!r}")
+            where, parents = str(path), json.loads(attributes["parents"])
             return cls(
-                classes=tuple(map(str, attributes["classes"])),
+                classes=tuple(map(str, classes)),
                 seed=int(attributes["seed"]),
-                config=json.loads(attributes["config"]),
-                parameters=json.loads(attributes["parameters"]),
-                parents=tuple(Parent(**parent) for parent in json.loads(attributes["parents"])),
-                versions=json.loads(attributes["versions"]),
+                config=recorded(attributes["config"], where, OPTIONS),
+                parameters=recorded(attributes["parameters"], where, FORMS),
+                parents=tuple(Parent(**parent).checked() for parent in parents),
+                versions=recorded(
+                    attributes["versions"], where, {name: str for name in provenance.versions()}
+                ),
                 command=attributes["command"],
                 created=attributes["created"],
             )
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise ArtifactError(f"{path}: root attributes are damaged ({error!r}). Make it anew.") from None
 
 

@@ -18,7 +18,7 @@ from mifuse_cli.fusion.calibration import (
     with_temperature,
 )
 from mifuse_cli.fusion.dawid_skene import LEAST_TEACHERS, dawid_skene
-from mifuse_cli.fusion.diagnostics import confidence, disagreement, label_agreement, mean_mi
+from mifuse_cli.fusion.diagnostics import confidence, disagreement, label_agreement, mean_mi, one_sided
 from mifuse_cli.fusion.estimators import (
     MI_ESTIMATORS,
     are_votes,
@@ -36,7 +36,7 @@ from mifuse_cli.fusion.pools import POOLS, sharpened
 from mifuse_cli.fusion.settings import CROSS_FIT, PARTS, FusionSettings
 from mifuse_cli.fusion.weightings import OF_MI, OF_RAW_MI, OF_TAU, WEIGHTINGS, Weighting
 
-VERSION = 3
+VERSION = 4
 """To be raised when the same answers and settings give other labels than before: ``compare`` then fuses anew."""
 
 __all__ = [
@@ -73,6 +73,7 @@ __all__ = [
     "label_free_temperature",
     "mean_and_mi",
     "mean_mi",
+    "one_sided",
     "self_agreement",
     "share_identical",
     "sharpened",

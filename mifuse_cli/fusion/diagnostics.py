@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from mifuse_cli.fusion.estimators import entropy
+
+_ONE_SIDED, _FEWEST = 0.95, 10
+"""Share of clips with the same answer that calls for a word, and number of clips from which on it does."""
+_EVEN = 0.02
+"""Difference of probabilities that is none."""
 
 
 def mean_mi(mi: np.ndarray) -> np.ndarray:
@@ -21,6 +28,32 @@ def label_agreement(mean: np.ndarray, probs: np.ndarray) -> np.ndarray:
     """Share (T,) of the clips that a teacher answered where its most probable class is that of ``probs``."""
     same = mean.argmax(axis=-1) == probs.argmax(axis=-1)[:, None]
     return _over_clips(same.astype(float), ~np.isnan(mean).any(axis=-1))
+
+
+def one_sided(who: str, probs: np.ndarray, classes: Sequence[str]) -> tuple[str, ...]:
+    """A sentence if distributions (U, K) name one class for nearly all clips, or none more than others; else nothing.
+
+    Args:
+        who: whose they are.
+        probs: NaN rows where there is none.
+        classes: K names in order.
+    """
+    known = probs[~np.isnan(probs).any(axis=-1)]
+    if len(known) < _FEWEST:
+        return ()
+    even = float((np.ptp(known, axis=-1) < _EVEN).mean())
+    if even >= _ONE_SIDED:
+        return (
+            f"{who}: gives all classes the same probability on {even:.0%} of {len(known)} clips, and so says nothing",
+        )
+    counts = np.bincount(known.argmax(axis=-1), minlength=len(classes))
+    share = counts.max() / len(known)
+    if share < _ONE_SIDED:
+        return ()
+    return (
+        f"{who}: says {classes[int(counts.argmax())]} of {share:.0%} of {len(known)} clips; unless that is true of "
+        "them, it does not tell the classes apart",
+    )
 
 
 def disagreement(mean: np.ndarray) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mifuse_cli.fusion.calibration import label_free_temperature, with_temperature
 from mifuse_cli.fusion.dawid_skene import dawid_skene
-from mifuse_cli.fusion.estimators import is_dead, mean_and_mi, share_identical, summarised
+from mifuse_cli.fusion.estimators import Summary, is_dead, mean_and_mi, share_identical, summarised
 from mifuse_cli.fusion.forecast import Forecast, forecast, softness_of
 from mifuse_cli.fusion.pools import pool_of, sharpened
 from mifuse_cli.fusion.settings import CROSS_FIT, FusionSettings
@@ -39,7 +39,7 @@ class Fusion:
         mi: (U, T) mutual information in nats, NaN where silent.
         top_counts: (U, T, K) number of samples by most probable class, see `estimators.top_counts`.
         settings: as given, but with uniform weights instead of a weighting by mutual information if the
-            answers of a teacher never vary.
+            answers of a teacher never vary, or there is one a clip.
         temperature: of every teacher, None where it was left as it is.
         identical: share of clips on which a teacher's answers do not vary, of every teacher.
         votes: whether the answers are single labels, of every teacher.
@@ -106,7 +106,11 @@ def fuse_samples(
         for one, summary in zip(answers, summaries, strict=True)
     ]
     mean, mi = (np.stack(parts, axis=1) for parts in zip(*stats, strict=True))
-    if settings.weighting in OF_MI and any(map(is_dead, identical)) and not settings.keep_weighting:
+    unknown = any(
+        is_dead(share) or _is_unknown(share, one, settings)
+        for share, one in zip(identical, summaries, strict=True)
+    )
+    if settings.weighting in OF_MI and unknown and not settings.keep_weighting:
         settings = settings.uniform()
     found, expected, softness = None, None, 1.0
     if settings.is_weighted:
@@ -143,6 +147,12 @@ def fuse_samples(
         forecast=expected,
         softness=softness,
     )
+
+
+def _is_unknown(identical: float, summary: Summary, settings: FusionSettings) -> bool:
+    """Whether nothing tells how the answers of a teacher vary: there is one a clip, and no estimate from one vote."""
+    estimated = summary.votes and settings.mi_estimator == "bayes"
+    return bool(np.isnan(identical)) and bool(summary.count.any()) and not estimated
 
 
 def _not_judged(settings: FusionSettings, teachers: int) -> list[int]:

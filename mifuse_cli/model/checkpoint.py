@@ -7,9 +7,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,8 +18,8 @@ import torch
 from mifuse_cli import lineage
 from mifuse_cli.artifacts import Predictions, Training
 from mifuse_cli.audio import RATE
-from mifuse_cli.errors import InputError
-from mifuse_cli.files import atomic_directory
+from mifuse_cli.errors import InputError, some
+from mifuse_cli.files import atomic_directory, check_file
 from mifuse_cli.model.classifier import Classifier, Head
 from mifuse_cli.model.encoder import copy_encoder
 from mifuse_cli.model.features import FrozenEncoder
@@ -62,22 +63,28 @@ def save(
     encoder_dir: Path,
     history: Training,
     predictions: Predictions | None = None,
+    *,
+    replace: bool = False,
 ) -> Path:
     """Write a checkpoint directory atomically and return it.
 
     Args:
-        out: the directory; an older one there is replaced.
+        out: the directory.
         shape: written to ``config.json``.
         model: its head is saved, and its encoder if it has one.
         statistics: (L, D) feature statistics.
         encoder_dir: files of the encoder, copied if the model has none of its own.
         history: saved as ``train.h5`` with the hash of the model added to its parameters.
         predictions: saved as ``predictions.h5``.
+        replace: whether a directory that is there by then may be replaced.
+
+    Raises:
+        InputError: it cannot be written, or must not be replaced.
     """
     from safetensors.torch import save_file
 
     tensors = {**model.head.state_dict(), "feature_mean": statistics.mean, "feature_std": statistics.std}
-    with atomic_directory(out) as directory:
+    with atomic_directory(out, replace=replace) as directory:
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, directory / "model.safetensors"
         )
@@ -93,7 +100,9 @@ def save(
         else:
             (directory / "preprocessor_config.json").write_text(json.dumps({"sampling_rate": RATE}) + "\n")
         parameters = {**history.header.parameters, "model_sha256": lineage.digest(directory)}
-        replace(history, header=replace(history.header, parameters=parameters)).save(directory / "train.h5")
+        dataclasses.replace(history, header=dataclasses.replace(history.header, parameters=parameters)).save(
+            directory / "train.h5"
+        )
         if predictions is not None:
             predictions.save(directory / "predictions.h5")
     return out
@@ -109,18 +118,29 @@ def load(directory: Path) -> Checkpoint:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    shape = read_shape(directory)
+    shape, path = read_shape(directory), directory / "model.safetensors"
     try:
-        tensors = load_file(directory / "model.safetensors")
+        tensors = load_file(check_file(path))
         statistics = Statistics(tensors.pop("feature_mean"), tensors.pop("feature_std"))
-        head = new_head(shape)
+        with torch.device("meta"):  # takes no memory, whatever the configuration claims
+            expected = new_head(shape).state_dict()
         # Older checkpoints have no scale and shift.
-        plain = {name: tensor for name, tensor in head.state_dict().items() if name in ("scale", "shift")}
+        optional = {"scale", "shift"}
+        if wrong := sorted(
+            name
+            for name in expected.keys() | tensors.keys()
+            if getattr(expected.get(name), "shape", None) != getattr(tensors.get(name), "shape", None)
+            and not (name in optional and name not in tensors)
+        ):
+            raise ValueError(f"{some(wrong)} not of the shape that config.json tells of")
+        if not statistics.mean.shape == statistics.std.shape == (len(shape.layers), shape.width):
+            raise ValueError(f"feature statistics of shape {tuple(statistics.mean.shape)}")
+        head = new_head(shape)
+        plain = {name: tensor for name, tensor in head.state_dict().items() if name in optional}
         head.load_state_dict({**plain, **tensors})
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        raise InputError(
-            f"{directory}/model.safetensors: cannot be loaded ({error}). Train the model anew."
-        ) from None
+    except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path}: cannot be loaded ({error}). Train the model anew.") from None
+    tensors |= {"feature_mean": statistics.mean, "feature_std": statistics.std}
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise InputError(
             f"{directory}/model.safetensors: holds NaN or infinite weights. Train the model anew."

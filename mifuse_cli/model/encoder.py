@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mifuse_cli.audio import RATE
+from mifuse_cli.errors import InputError
 from mifuse_cli.model.batches import (
     MOST_PADDING,
     attentive_mean,
@@ -34,7 +35,14 @@ from mifuse_cli.model.batches import (
     time_std,
 )
 from mifuse_cli.model.clip_norm import by_clip
-from mifuse_cli.model.loading import feature_extractor, load_weights, pretrained, read_config, read_tensor
+from mifuse_cli.model.loading import (
+    feature_extractor,
+    load_weights,
+    pretrained,
+    read_config,
+    read_tensor,
+    tried,
+)
 from mifuse_cli.model.transformer import (
     audio_model,
     blocks_of,
@@ -45,6 +53,8 @@ from mifuse_cli.model.transformer import (
 )
 
 _LOGMEL_TYPE = "mifuse-logmel"
+_LARGEST_LOGMEL = 4096
+"""Bands and channels of a log-mel encoder."""
 _SHORTEST_S = 0.1
 _POOLING = "pooling.safetensors"
 _MASKED = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat")
@@ -384,18 +394,30 @@ def load_encoder(directory: Path, precision: str = "fp32", pooling: str = "mean"
     config = read_config(directory)
     family = config.get("model_type")
     if family == _LOGMEL_TYPE:
-        encoder: Encoder = LogMelEncoder(**{k: config[k] for k in ("n_mels", "channels", "dropout")})
-        load_weights(encoder, directory / "model.safetensors")
+        encoder: Encoder = _logmel(config, directory)
     elif family == "whisper":
         encoder = WhisperEncoder(directory)
     else:
         encoder = AudioModel(directory)
-    encoder.precision = precision
     encoder.pool_by(pooling)
     if encoder.query is not None and (directory / _POOLING).is_file():
         with torch.no_grad():
             encoder.query.copy_(read_tensor(directory / _POOLING, "query", encoder.query.shape))
-    return encoder.eval()
+    encoder = tried(encoder, directory)
+    encoder.precision = precision
+    return encoder
+
+
+def _logmel(config: dict[str, Any], directory: Path) -> LogMelEncoder:
+    numbers: dict[str, Any] = {name: config.get(name) for name in ("n_mels", "channels", "dropout")}
+    bands, channels, dropout = numbers.values()
+    if not all(type(one) is int and 0 < one <= _LARGEST_LOGMEL for one in (bands, channels)) or not (
+        isinstance(dropout, float | int) and 0 <= dropout < 1
+    ):
+        raise InputError(f"{directory}/config.json: no log-mel encoder has {numbers}. Train the model anew.")
+    encoder = LogMelEncoder(**numbers)
+    load_weights(encoder, directory / "model.safetensors")
+    return encoder
 
 
 def copy_encoder(source: Path, target: Path) -> None:

@@ -3,58 +3,135 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mifuse_cli.audio import RATE
-from mifuse_cli.errors import InputError
+from mifuse_cli.errors import DependencyError, InputError, MifuseError
+from mifuse_cli.files import check_file, read_text
+
+_Network = TypeVar("_Network", bound=nn.Module)
+_EXTRACTOR = "preprocessor_config.json"
+_LARGEST, _LARGEST_LIST = 1 << 24, 1 << 12
+_MOST = {"n_fft": 1 << 14, "feature_size": 1 << 12, "mel": 1 << 12, "_layers": 1000}
+"""Largest numbers in a configuration, by part of their name; of others `_LARGEST`."""
+_COMPRESSED, _SMALL = 8, 64 << 20
+"""Bytes of weights in memory for a byte in files, at most, beside so many that do not matter."""
 
 _ATTENTION = {True: "sdpa", False: "eager", None: None}
 """By whether a class has scaled-dot-product attention; one that only finds the class of a model does not say."""
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """Content of a directory's ``config.json``.
+    """Content of a directory's ``config.json``, if the directory is one that may be loaded.
 
     Raises:
-        InputError: there is none, or it is no JSON.
+        InputError: there is none, or it is no mapping in JSON; sizes that no model has; weights that are no files, or
+            are outside of the directory.
     """
+    for pattern in ("*.json", "*.safetensors", "*.bin"):
+        for file in directory.glob(pattern):
+            check_file(file)
+    config = _mapping(directory / "config.json")
+    _check_sizes(config, directory / "config.json")
+    if (directory / _EXTRACTOR).exists():
+        _check_sizes(_mapping(directory / _EXTRACTOR), directory / _EXTRACTOR)
+    for index in directory.glob("*.index.json"):
+        parts = _mapping(index).get("weight_map")
+        if not isinstance(parts, dict) or not all(isinstance(one, str) for one in parts.values()):
+            raise InputError(f"{index}: has no weight_map from tensors to files. Get the model anew.")
+        for name in sorted(set(parts.values())):
+            if name != Path(name).name or not (directory / name).is_file():
+                raise InputError(f"{index}: names weights in {name!r}, which is no file of this directory.")
+    return config
+
+
+def _mapping(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{directory}: has no readable config.json ({error}).") from None
+        found = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path.parent}: has no readable {path.name} ({error}).") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: holds {type(found).__name__}, expected a mapping.")
+    return found
+
+
+def _check_sizes(config: dict[str, Any], path: Path) -> None:
+    """Refuse numbers that would fill the memory or the time before any weight is read."""
+    for name, value in config.items():
+        most = next((most for part, most in _MOST.items() if part in name), _LARGEST)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not abs(number) <= most:
+                raise InputError(f"{path}: {name} {number!r}, expected at most {most}.")
+        if isinstance(value, list) and len(value) > _LARGEST_LIST:
+            raise InputError(f"{path}: {name} has {len(value)} values, expected at most {_LARGEST_LIST}.")
+
+
+@contextmanager
+def loading(directory: Path, what: str) -> Iterator[None]:
+    """Whatever a library stumbles over in files of another form, as an error of the directory."""
+    try:
+        yield
+    except MifuseError:
+        raise
+    except ImportError as error:
+        raise DependencyError(f"{directory}: {what} needs what is not installed ({error}).") from None
+    except Exception as error:
+        # With trust_remote_code=False, transformers tells people to set it; that is not to be had here.
+        why = (
+            "it comes with code of its own, which is never run"
+            if "trust_remote_code" in str(error)
+            else error
+        )
+        named = "" if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: "
+        raise InputError(f"{directory}: {what} cannot be loaded ({named}{why}).") from None
 
 
 def pretrained(model_class: Any, directory: Path, part: str = "") -> Any:
     """Load a transformers model in float32; refuse weights that would leave part of it randomly initialised.
 
+    Code in the directory is never run, and pickled weights are read as tensors alone.
+
     Args:
         model_class: class of transformers with ``from_pretrained``.
-        directory: of the model.
+        directory: of the model, see `read_config`.
         part: first word of the names of the tensors that are needed; "" for all.
 
     Raises:
         InputError: files that cannot be read, or that lack weights.
     """
-    from safetensors import SafetensorError
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try:
+    with loading(directory, "an encoder"):
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        with torch.device("meta"):  # takes no memory, whatever the configuration claims
+            make = getattr(model_class, "from_config", model_class)
+            needed = sum(4 * tensor.numel() for tensor in make(config).parameters())
+        there = sum(
+            file.stat().st_size for name in ("*.safetensors", "*.bin") for file in directory.glob(name)
+        )
+        if needed > _COMPRESSED * there + _SMALL:
+            raise InputError(
+                f"{directory}: config.json tells of {needed / 1e6:.0f} MB of weights, but its files hold "
+                f"{there / 1e6:.0f} MB. Get the model anew."
+            )
         model, info = model_class.from_pretrained(
             directory,
             dtype=torch.float32,
             # Whatever a configuration asks for, which may be slower or not installed.
             attn_implementation=_ATTENTION[getattr(model_class, "_supports_sdpa", None)],
             output_loading_info=True,
+            trust_remote_code=False,
+            weights_only=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{directory}: cannot be loaded as an encoder ({error}).") from None
     missing = sorted(
         key for key in info["missing_keys"] if key.startswith(part) and "masked_spec_embed" not in key
     )
@@ -73,10 +150,8 @@ def feature_extractor(directory: Path) -> Any:
     """
     from transformers import AutoFeatureExtractor
 
-    try:
-        extractor = AutoFeatureExtractor.from_pretrained(directory)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{directory}: its preprocessor_config.json cannot be loaded ({error}).") from None
+    with loading(directory, f"its {_EXTRACTOR}"):
+        extractor = AutoFeatureExtractor.from_pretrained(directory, trust_remote_code=False)
     check_rate(directory, extractor.sampling_rate)
     return extractor
 
@@ -109,6 +184,23 @@ def read_tensor(path: Path, name: str, shape: Sequence[int]) -> Tensor:
     return found
 
 
+def tried(network: _Network, directory: Path) -> _Network:
+    """A network in evaluation mode that makes finite values of a short clip.
+
+    Raises:
+        InputError: it does not: its configuration or weights make no sense.
+    """
+    network.eval()
+    clip = torch.sin(torch.arange(RATE) * 0.1)
+    with loading(directory, "an encoder"), torch.no_grad():
+        found = network([clip])
+    if not torch.isfinite(found).all():
+        raise InputError(
+            f"{directory}: gives a vector with NaN or infinity; its weights are damaged. Get the model anew."
+        )
+    return network
+
+
 def load_weights(module: nn.Module, path: Path) -> None:
     """Load a safetensors file into a module, whose tensors it has to hold by the same names and shapes.
 
@@ -119,6 +211,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
     from safetensors.torch import load_file
 
     try:
+        if not path.is_file():
+            raise OSError("no such file, or a device")
         module.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"{path}: weights cannot be loaded ({error}).") from None

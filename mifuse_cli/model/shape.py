@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mifuse_cli.config import NORMALIZATIONS
 from mifuse_cli.errors import ArtifactError, InputError
+from mifuse_cli.files import read_text
 
 PRECISIONS = ("fp32", "bf16")
 POOLINGS = ("mean", "mean+deviation", "attentive")
 """What becomes of the frames of a hidden state: mean; mean and standard deviation; a mean with learned weights."""
 _TYPE = "mifuse-classifier"
+_LARGEST, _MOST_LAYERS = 1 << 20, 1000
+"""Width of a layer and number of layers: what is larger is no encoder, and would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,15 @@ def read_shape(directory: Path) -> Shape:
         ArtifactError: a model of another type, or one that this version cannot run.
     """
     try:
-        config: dict[str, Any] = json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError) as error:
+        config: Any = json.loads(read_text(directory / "config.json"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{directory}: is no readable checkpoint ({error}). Make one with mifuse train-source or train."
         ) from None
+    if not isinstance(config, dict):
+        raise InputError(
+            f"{directory}/config.json: holds {type(config).__name__}, expected a mapping. Train the model anew."
+        )
     if config.get("model_type") != _TYPE:
         raise ArtifactError(
             f"{directory}: is a {config.get('model_type')!r} model, expected a mifuse checkpoint. "
@@ -88,10 +97,39 @@ def read_shape(directory: Path) -> Shape:
                 "Upgrade mifuse or train the model anew."
             )
     try:
-        classes = tuple(config["id2label"][str(number)] for number in range(len(config["id2label"])))
-        names = [name for name in Shape.__dataclass_fields__ if name != "classes"]
-        return Shape(
-            classes=classes, **{**{name: config[name] for name in names}, "layers": tuple(config["layers"])}
-        )
+        names = config["id2label"]
+        classes = tuple(names[str(number)] for number in range(len(names)))
+        values = {name: config[name] for name in Shape.__dataclass_fields__ if name != "classes"}
+        shape = Shape(classes=classes, **{**values, "layers": tuple(values["layers"])})
+        faults = list(_faults(shape))
     except (KeyError, TypeError) as error:
         raise ArtifactError(f"{directory}/config.json: lacks {error}. Train the model anew.") from None
+    if faults:
+        raise ArtifactError(f"{directory}/config.json: {'; '.join(faults)}. Train the model anew.")
+    return shape
+
+
+def _faults(shape: Shape) -> Iterator[str]:
+    """What no head can have."""
+    texts = {name: getattr(shape, name) for name in ("normalize", "statistics_of", "tune", "encoder")}
+    for name, value in {**texts, "classes": shape.classes, "linear": shape.linear}.items():
+        kind = bool if name == "linear" else tuple if name == "classes" else str
+        if not isinstance(value, kind):
+            yield f"{name} {value!r}, expected {kind.__name__}"
+    if not shape.classes or not all(isinstance(one, str) and one for one in shape.classes):
+        yield f"classes {shape.classes!r}, expected names"
+    if shape.normalize not in NORMALIZATIONS or shape.statistics_of not in ("source", "target"):
+        yield f"normalize {shape.normalize!r} with statistics of {shape.statistics_of!r}"
+    for name in ("width", "hidden"):
+        if not _is_whole(getattr(shape, name), 1):
+            yield f"{name} {getattr(shape, name)!r}, expected a whole number from 1 to {_LARGEST}"
+    if not 0 < len(shape.layers) <= _MOST_LAYERS or not all(_is_whole(one, 0) for one in shape.layers):
+        yield f"layers {shape.layers!r}, expected positions of hidden states"
+    for name, low, high in (("dropout", 0.0, 1.0), ("temperature", 1e-6, 1e6)):
+        value = getattr(shape, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
+            yield f"{name} {value!r}, expected a number from {low:g} to {high:g}"
+
+
+def _is_whole(value: Any, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= _LARGEST

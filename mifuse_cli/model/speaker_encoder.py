@@ -25,7 +25,14 @@ from mifuse_cli.errors import InputError
 from mifuse_cli.manifest import Clip
 from mifuse_cli.model.batches import batch_seconds, in_batches
 from mifuse_cli.model.cache import cached
-from mifuse_cli.model.loading import check_rate, feature_extractor, load_weights, pretrained, read_config
+from mifuse_cli.model.loading import (
+    check_rate,
+    feature_extractor,
+    load_weights,
+    pretrained,
+    read_config,
+    tried,
+)
 
 _CACHE_VERSION = 1
 _X_VECTOR = "ForXVector"
@@ -120,6 +127,10 @@ class DVectorEncoder(SpeakerEncoder):
             raise InputError(
                 f"{directory}/config.json: lacks {error}, which a {_D_VECTOR} model needs."
             ) from None
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+            raise InputError(
+                f"{directory}/config.json: no {_D_VECTOR} model has such values ({error})."
+            ) from None
         load_weights(self.network, directory / "model.safetensors")
 
     def embeddings(self, clips: Sequence[Tensor]) -> Tensor:
@@ -147,10 +158,12 @@ def load_speaker_encoder(directory: Path) -> SpeakerEncoder:
     """
     config = read_config(directory)
     family, heads = config.get("model_type"), config.get("architectures") or []
+    if not isinstance(heads, list):
+        heads = [heads]
     if family == _D_VECTOR:
-        return DVectorEncoder(directory, config).eval()
+        return tried(DVectorEncoder(directory, config), directory)
     if any(str(head).endswith(_X_VECTOR) for head in heads):
-        return XVectorEncoder(directory).eval()
+        return tried(XVectorEncoder(directory), directory)
     raise InputError(
         f"{directory}: holds a {family!r} model ({', '.join(map(str, heads)) or 'without architectures'}), which is no "
         f"speaker encoder; expected a transformers model whose architecture is one of *{_X_VECTOR}, or one of type "

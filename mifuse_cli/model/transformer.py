@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mifuse_cli.errors import InputError
-from mifuse_cli.model.loading import pretrained, read_config
+from mifuse_cli.model.loading import loading, pretrained, read_config
 
 _AUDIO = ("input_values", "input_features")
 """What transformers calls a waveform, and the spectrum that a feature extractor makes of one."""
@@ -37,9 +37,9 @@ def model_class(directory: Path) -> tuple[Any, Any]:
 
     family = read_config(directory).get("model_type")
     try:
-        config = AutoConfig.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         found = MODEL_MAPPING[type(config)]
-    except (OSError, ValueError, KeyError):
+    except Exception:  # whatever transformers stumbles over in a configuration
         kind = f"a {family!r} model, which transformers {__version__} does not know"
         raise InputError(f"{directory}: {_expected(kind)}") from None
     if found.main_input_name not in _AUDIO:
@@ -67,7 +67,7 @@ def depth(directory: Path) -> int:
         InputError: as of `model_class`, or a model without blocks.
     """
     found, config = model_class(directory)
-    with torch.device("meta"):
+    with loading(directory, "an encoder"), torch.device("meta"):
         model = found(config)
     network = encoding_part(model)
     return len(network.get_submodule(blocks_of(directory, network)))

@@ -77,7 +77,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         UsageError: ``centre`` with a model that is no student of cross-fit labels.
         ArtifactError: labelled clips without a prediction; no labelled clip but those given to fuse.
     """
-    lineage.refuse_overwrite(config, config.out)
+    lineage.refuse_overwrite(config, config.out, Evaluation)
     system = config.model or config.predictions
     assert system is not None
     made = artifacts.read(system / "train.h5" if config.model else system)
@@ -148,7 +148,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         reliability_confidence=sure,
         reliability_accuracy=right,
     )
-    artifact.save(config.out)
+    artifact.save(config.out, replace=config.replaces)
     return _result(config.out, artifact)
 
 
@@ -255,6 +255,9 @@ def _result(out: Path, artifact: Evaluation, *, up_to_date: bool = False) -> Eva
     scored, predicted = len(artifact.utt_id), parameters.get("predicted", 0)
     if scored + gold < predicted:
         notes = (*notes, f"{scored} of {predicted} predictions are scored, those with a label")
+    notes = (*notes, *fusion.one_sided("predictions", artifact.probs, artifact.header.classes))
+    if scored == 1:
+        notes = (*notes, "one clip: there is nothing to draw an interval from")
     of_class = zip(artifact.header.classes, artifact.confusion.sum(axis=1).tolist(), strict=True)
     absent = [name for name, clips in of_class if not clips]
     if absent:

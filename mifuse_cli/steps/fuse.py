@@ -121,7 +121,7 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
             without any answer, or with unanswered questions unless ``partial``; answers that
             ``calibrate_lalm`` or ``weighting`` cannot use.
     """
-    lineage.refuse_overwrite(config, config.out)
+    lineage.refuse_overwrite(config, config.out, Fused)
     lalms, source = _load(config)
     parents = _parents(config, source)
     gold = None
@@ -189,7 +189,7 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
         prior=None if agreed is None else agreed.mixture.prior.astype(np.float32),
         gold=artifacts.united(None if gold is None else source.utt_id[gold >= 0], source.gold),
     )
-    artifact.save(config.out)
+    artifact.save(config.out, replace=config.replaces)
     return _result(config.out, artifact)
 
 
@@ -427,8 +427,16 @@ def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:
                 f"{name}: answers are identical on {share:.0%} of clips, so its mutual information is meaningless; "
                 "sample it at a temperature above 0 or use --weighting uniform"
             )
+        elif share is None and np.isfinite(artifact.mi[:, parameters["teachers"].index(name)]).any():
+            yield (
+                f"{name}: has one answer a clip, so that nothing tells how sure it is; ask for more with query-lalm "
+                "--n-samples"
+            )
     if parameters["weighting"] != artifact.header.config["weighting"]:
         yield "all teachers weigh the same therefore; --keep-weighting insists on the weighting"
+    for number, name in enumerate(parameters["teachers"]):
+        yield from fusion.one_sided(name, artifact.mean[:, number], artifact.header.classes)
+    yield from fusion.one_sided("labels", artifact.probs, artifact.header.classes)
     votes = parameters["votes"]
     if votes and parameters["weighting"] in fusion.OF_RAW_MI:
         yield (

@@ -77,7 +77,7 @@ def merge(config: MergeConfig, *, progress: Progress | None = None) -> MergeResu
         ArtifactError: parts of other kinds or settings, or that contradict each other; no such parts; a part that is
             not what its journal holds; a source model that has changed.
     """
-    lineage.refuse_overwrite(config, config.out)
+    lineage.refuse_overwrite(config, config.out, artifacts.KINDS[artifacts.read_header(config.parts[0])[0]])
     check_place(config.out)
     made = [artifacts.read(path) for path in config.parts]
     digests = [one.digest() for one in made]

@@ -106,7 +106,7 @@ def sample_source(config: SampleSourceConfig, *, progress: Progress | None = Non
         ArtifactError: the model is no mifuse checkpoint.
         DependencyError: the speaker encoder is not on the hub, or the hub cannot be reached.
     """
-    lineage.refuse_overwrite(config, config.out)
+    lineage.refuse_overwrite(config, config.out, Source)
     clips, where = clips_of(config.manifest, config.wav_dir, shard=config.shard)
     shape = read_shape(config.model)
     parents = [
@@ -187,7 +187,7 @@ def _sample(
         gold=trained.gold,
         audio_sha256=heard if config.shard else None,
     )
-    artifact.save(config.out)
+    artifact.save(config.out, replace=config.replaces)
     return _result(config.out, artifact)
 
 

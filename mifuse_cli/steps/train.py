@@ -24,7 +24,7 @@ from mifuse_cli.config import (
     tune_problems,
 )
 from mifuse_cli.errors import ArtifactError
-from mifuse_cli.fusion import FusionSettings
+from mifuse_cli.fusion import FusionSettings, one_sided
 from mifuse_cli.manifest import Clip, clips_of
 from mifuse_cli.methods.adaptation import (
     STUDENTS,
@@ -132,7 +132,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
             parents.
         UsageError: ``refresh`` with labels that cannot be renewed.
     """
-    lineage.refuse_overwrite(config, config.out)
+    lineage.refuse_overwrite(config, config.out, Training)
     clips, where = clips_of(config.manifest, config.wav_dir)
     shape, history = read_shape(config.model), config.out / "train.h5"
     model, heard = lineage.parent("model", config.model, history), lineage.clips_parent(clips, where, history)
@@ -267,7 +267,16 @@ def _train(
     predictions = Predictions(header=header, utt_id=utt_id, probs=predict(student, inputs), gold=gold)
 
     def save() -> None:
-        checkpoint.save(config.out, shape, student, statistics, source.encoder_dir, training, predictions)
+        checkpoint.save(
+            config.out,
+            shape,
+            student,
+            statistics,
+            source.encoder_dir,
+            training,
+            predictions,
+            replace=config.replaces,
+        )
         resume.forget(partial)
 
     processes.by_first(save)
@@ -320,6 +329,7 @@ def _result(out: Path, *, up_to_date: bool = False, resumed_from: int = 0) -> Tr
         )
     if parameters["method"] == "oracle":
         notes = (*notes, "oracle: trained on target labels, an upper bound and not a result of adaptation")
+    notes = (*notes, *one_sided("student", predictions.probs, made.header.classes))
     labels = ""
     if "refresh" in parameters:
         every = parameters["refresh"]

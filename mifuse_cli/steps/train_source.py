@@ -152,7 +152,7 @@ def train_source(config: TrainSourceConfig, *, progress: Progress | None = None)
         InputError: manifest, audio or encoder that cannot be used, or an output that exists.
         UsageError: layers that the encoder does not have.
     """
-    lineage.refuse_overwrite(config, config.out)
+    lineage.refuse_overwrite(config, config.out, Training)
     classes = parse_classes(config.classes)
     labelled = read_labelled(config.manifest, classes)
     clips = [one.clip for one in labelled]
@@ -266,7 +266,15 @@ def _train(
     )
     shape = dataclasses.replace(shape, temperature=temperature)
     processes.by_first(
-        lambda: checkpoint.save(config.out, shape, model, inputs.statistics, encoder_dir or Path(), training)
+        lambda: checkpoint.save(
+            config.out,
+            shape,
+            model,
+            inputs.statistics,
+            encoder_dir or Path(),
+            training,
+            replace=config.replaces,
+        )
     )
     return _result(config.out, notes=notes)
 

@@ -15,6 +15,8 @@ from mifuse_cli.errors import InputError, did_you_mean
 
 AUDIO_RATE = 50.0  # tokens per second of audio where nobody knows; above every rate known
 
+_HIGHEST = 1e9
+"""No price, rate or factor is above it; what is, is a mistake."""
 _BUILT_IN = Path(__file__).with_name("prices.yaml")
 _DATED = re.compile(r"(.+)-20\d\d-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])")
 
@@ -122,7 +124,7 @@ def _read(path: Path) -> dict[str, Price]:
 def _price(path: Path, model: str, entry: Any) -> Price:
     where = f"{path}, {model}"
     if not isinstance(entry, dict):
-        raise InputError(f"{where}: found {entry!r}, expected a mapping with {', '.join(_FIELDS)}.")
+        raise InputError(f"{where}: found {repr(entry)[:60]}, expected a mapping with {', '.join(_FIELDS)}.")
     for name in entry:
         if name not in _FIELDS:
             hint = did_you_mean(name, _FIELDS, "did you mean {}?") or f"expected {', '.join(_FIELDS)}."
@@ -147,6 +149,6 @@ def _checked(where: str, name: str, value: Any) -> Any:
         raise InputError(f"{where}: source {value!r}, expected a text.")
     if value is None and _FIELDS[name].default is None:
         return None
-    if type(value) not in (int, float) or not 0 <= value < math.inf:
-        raise InputError(f"{where}: {name} {value!r}, expected a number of 0 or more.")
+    if type(value) not in (int, float) or not 0 <= value <= _HIGHEST:
+        raise InputError(f"{where}: {name} {value!r}, expected a number from 0 to {_HIGHEST:g}.")
     return float(value)

@@ -110,7 +110,12 @@ def _texts(path: Path) -> dict[str, str]:
             raise UsageError(f"--prompt {path}: unknown key {name!r}{hint}.")
         if not isinstance(value, str):
             raise UsageError(
-                f"--prompt {path}: {name} is {value!r}, expected text. Put it in quotes, or in a block after |."
+                f"--prompt {path}: {name} is {repr(value)[:60]}, expected text. Put it in quotes, or in a block "
+                "after |."
+            )
+        if value != value.encode("utf-8", "replace").decode():
+            raise UsageError(
+                f"--prompt {path}: {name} holds a character that is half of one (a lone surrogate)."
             )
     return values
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -13,16 +14,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mifuse_cli import lineage
 from mifuse_cli.artifacts import Compared
 from mifuse_cli.config import Progress
 from mifuse_cli.cores import free_cores
 from mifuse_cli.errors import InputError, MifuseError
-from mifuse_cli.files import atomic_file
+from mifuse_cli.files import atomic_file, read_results, refuse_links
 from mifuse_cli.steps.compare.config import CompareConfig, CompareResult
 from mifuse_cli.steps.compare.formatting import as_csv, latex, markdown
 from mifuse_cli.steps.compare.planning import Plan, plan
 from mifuse_cli.steps.compare.scoring import results
 from mifuse_cli.steps.compare.targets import write_targets
+
+_TABLES = ("table.md", "table.tex", "scores.csv", "results.json")
 
 __all__ = ["CompareConfig", "CompareResult", "compare"]
 
@@ -42,7 +46,7 @@ def compare(config: CompareConfig, *, progress: Progress | None = None) -> Compa
             unknown, fewer answers or speakers than needed, an output that is not a comparison.
         ArtifactError: models or answers over other classes or clips, answers that are not complete.
     """
-    _refuse_other(config.out)
+    _refuse_other(config)
     planned = plan(config)
     todo = [task for task in planned.tasks.values() if task.systems]
     made, total = 0, sum(len(task.systems) for task in todo)
@@ -76,8 +80,16 @@ def compare(config: CompareConfig, *, progress: Progress | None = None) -> Compa
     )
 
 
-def _refuse_other(out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()) and not (out / "runs").is_dir():
+def _refuse_other(config: CompareConfig) -> None:
+    out = config.out
+    lineage.refuse_inputs(config, out)
+    refuse_links(
+        out, out / "runs", out / "targets", *(out / "runs").rglob("*"), *(out / "targets").rglob("*")
+    )
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    tables = [name for name in _TABLES if os.path.lexists(out / name)]
+    if not (out / "runs").is_dir() or (tables and "systems" not in read_results(out)):
         raise InputError(
             f"{out}: is a directory that holds something else than a comparison. Choose another --out."
         )

@@ -6,9 +6,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from mifuse_cli import lineage
 from mifuse_cli.config import Progress
 from mifuse_cli.errors import ArtifactError, InputError, did_you_mean
-from mifuse_cli.files import atomic_file
+from mifuse_cli.files import atomic_file, read_results, refuse_links
 from mifuse_cli.steps.compare_worlds.config import CompareWorldsConfig, CompareWorldsResult
 from mifuse_cli.steps.compare_worlds.formatting import as_csv, markdown
 from mifuse_cli.steps.compare_worlds.reading import World, read_world
@@ -25,6 +26,7 @@ def compare_worlds(config: CompareWorldsConfig, *, progress: Progress | None = N
         ArtifactError: comparisons over other classes, of an earlier version, or whose runs changed since.
     """
     _refuse_other(config)
+    lineage.refuse_inputs(config, config.out)
     worlds = [read_world(name, directory) for name, directory in config.named()]
     _check_classes(worlds)
     systems = [name for name in worlds[0].groups if all(name in world.groups for world in worlds)]
@@ -57,9 +59,10 @@ def compare_worlds(config: CompareWorldsConfig, *, progress: Progress | None = N
 
 def _refuse_other(config: CompareWorldsConfig) -> None:
     """Refuse an output directory that holds something else, or that holds tables which must not be replaced."""
+    refuse_links(config.out)
     if not config.out.is_dir() or not any(config.out.iterdir()):
         return
-    if (config.out / "runs").exists() or not (config.out / "results.json").is_file():
+    if (config.out / "runs").exists() or "worlds" not in read_results(config.out):
         raise InputError(
             f"{config.out}: is a directory that holds something else than tables of worlds. Choose another --out."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ from mifuse_cli.files import check_place
 from mifuse_cli.model.shape import read_shape
 from mifuse_cli.steps.predict.config import PredictConfig, PredictResult
 from mifuse_cli.steps.predict.kept import Kept, kept_in, key_of
-from mifuse_cli.steps.predict.output import Prediction, format_of, write
+from mifuse_cli.steps.predict.output import Prediction, format_of, is_output, write
 from mifuse_cli.steps.predict.parts import Part, parts_of
 
 __all__ = ["PredictConfig", "PredictResult", "predict"]
@@ -39,10 +40,12 @@ def predict(config: PredictConfig, *, progress: Progress | None = None) -> Predi
         UsageError: ``centre`` with a model that is no student of cross-fit labels.
     """
     if config.out is not None:
-        lineage.refuse_overwrite(config, config.out)
         check_place(config.out)
-    shape, parts = read_shape(config.model), parts_of(config)
+    shape = read_shape(config.model)
     kind = "" if config.out is None else format_of(config.out, config.format)
+    if config.out is not None:
+        _refuse_overwrite(config, config.out, kind, shape.classes)
+    parts = parts_of(config)
     parents = []
     if config.out is not None and kind == "h5":
         parts.sort(key=lambda part: part.utt_id)
@@ -95,6 +98,23 @@ def predict(config: PredictConfig, *, progress: Progress | None = None) -> Predi
             gold=history.gold,
         )
     return _result(config, shape.classes, seen, prior, continued=continued)
+
+
+def _refuse_overwrite(config: PredictConfig, out: Path, kind: str, classes: tuple[str, ...]) -> None:
+    """As `lineage.refuse_overwrite`, for text too."""
+    if kind == "h5":
+        lineage.refuse_overwrite(config, out, Predictions)
+        return
+    lineage.refuse_inputs(config, out)
+    if not os.path.lexists(out):
+        return
+    if not is_output(out, kind, classes):
+        raise InputError(
+            f"{out}: exists, and was not written by mifuse predict in this format for these classes. Choose another "
+            "--out, or move that away; neither --force nor --update replaces it."
+        )
+    if not config.replaces:
+        raise InputError(f"{out}: exists already. Choose another --out, or pass --force to overwrite it.")
 
 
 class _Counted:

@@ -19,6 +19,7 @@ from mifuse_cli.files import atomic_file
 
 FORMATS = ("csv", "jsonl", "rttm", "audformat", "h5")
 _BLOCK = 4096
+_LONGEST_HEADER = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,24 @@ def format_of(out: Path, given: str) -> str:
     return given or {"json": "jsonl", "ndjson": "jsonl", "hdf5": "h5"}.get(
         ending, ending if ending in FORMATS else ""
     )
+
+
+def is_output(path: Path, kind: str, classes: tuple[str, ...]) -> bool:
+    """Whether a text file was written by `write` for these classes, by its first line."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = file.readline(_LONGEST_HEADER).strip()
+    except (OSError, UnicodeDecodeError):
+        return False
+    match kind:
+        case "csv":
+            return first.startswith("utt_id,file,") and f"{','.join(classes)},predicted,decision" in first
+        case "audformat":
+            return first == ",".join(["file", "start", "end", "emotion", *classes])
+        case "rttm":
+            return first.startswith("SPEAKER ") and first.count("<NA>") == 3
+        case _:
+            return first.startswith('{"utt_id": ') and ('"decision": ' in first or '"skipped": ' in first)
 
 
 def write(

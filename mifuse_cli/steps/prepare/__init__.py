@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mifuse_cli import audio, corpora, manifest, provenance
+from mifuse_cli import audio, corpora, lineage, manifest, provenance
 from mifuse_cli.config import Progress, as_dict, settings
 from mifuse_cli.corpora import Corpus, Utterance
 from mifuse_cli.corpora.selection import (
@@ -62,7 +63,7 @@ def prepare(config: PrepareConfig, *, progress: Progress | None = None) -> Prepa
     digest = _digest(config, selection.chosen)
     if config.update and not config.force and (summary := _current(config.out, digest)):
         return _result(config.out, summary, up_to_date=True)
-    with atomic_directory(config.out) as directory:
+    with atomic_directory(config.out, replace=config.force or config.update) as directory:
         rows, silent = hear(config, corpus, selection.chosen, directory, progress)
         published = compare(corpus, utterances)
         summary = {
@@ -86,15 +87,38 @@ def prepare(config: PrepareConfig, *, progress: Progress | None = None) -> Prepa
 
 def _refuse_overwrite(config: PrepareConfig) -> None:
     out = config.out
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / SUMMARY).is_file())):
-        raise InputError(
-            f"{out}: is not a prepared corpus. Choose another OUT; neither --force nor --update replaces it."
-        )
-    if out.is_dir() and any(out.iterdir()) and not config.force and not config.update:
-        raise InputError(
-            f"{out}: exists already. Choose another OUT, or pass --force to overwrite it "
-            "(--update to do so only if its settings or inputs changed)."
-        )
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        others = _other_files(out)
+        if others is None:
+            raise InputError(
+                f"{out}: is not a prepared corpus. Choose another OUT; neither --force nor --update replaces it."
+            )
+        if not config.force and not config.update:
+            raise InputError(
+                f"{out}: exists already. Choose another OUT, or pass --force to overwrite it "
+                "(--update to do so only if its settings or inputs changed)."
+            )
+        if others:
+            raise InputError(
+                f"{out}: holds more than a prepared corpus, which would be lost: {some(others)}. Move that away, or "
+                "choose another OUT."
+            )
+    lineage.refuse_inputs(config, out)
+
+
+def _other_files(out: Path) -> list[str] | None:
+    """Files in a prepared corpus that ``prepare`` did not write, None if it is none."""
+    try:
+        summary = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+        known = {*summary["files"], SUMMARY} if "digest" in summary and "corpus" in summary else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if known is None:
+        return None
+    found = (
+        path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir() or path.is_symlink()
+    )
+    return sorted(name for name in found if name not in known and not Path(name).name.startswith("."))
 
 
 def _digest(config: PrepareConfig, chosen: Sequence[Chosen]) -> str:

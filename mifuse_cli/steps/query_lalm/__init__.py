@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,7 +14,7 @@ from mifuse_cli import artifacts, audio, lalm, lineage, provenance
 from mifuse_cli.artifacts import Lalm
 from mifuse_cli.config import Progress, options_of
 from mifuse_cli.errors import ArtifactError, InputError, RemoteError, UsageError
-from mifuse_cli.files import check_place, remove_leftovers
+from mifuse_cli.files import check_place, refuse_links, remove_leftovers
 from mifuse_cli.labels import parse_classes
 from mifuse_cli.manifest import Clips
 from mifuse_cli.steps.query_lalm.addressing import address, api_key, profile_of
@@ -80,6 +81,10 @@ def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> 
         )
     if config.dry_run:
         return dry_run(config, clips, options, price)
+    lineage.refuse_inputs(config, config.out)
+    refuse_links(lalm.journal_path(config.out), lalm.journal_path(config.out).with_suffix(".sqlite.lock"))
+    if config.force and os.path.lexists(config.out):
+        lineage.refuse_other(config.out, Lalm)
     if config.update and config.out.exists():
         ordered = sorted(clips, key=lambda clip: clip.utt_id)
         files = ((one.utt_id, audio.key(*one.excerpt)) for one in ordered)
