@@ -48,12 +48,18 @@ if TYPE_CHECKING:  # The same names for type checkers; a test compares both.
     from mifuse_cli.steps.fuse import FuseConfig as FuseConfig
     from mifuse_cli.steps.fuse import FuseResult as FuseResult
     from mifuse_cli.steps.fuse import fuse as fuse
+    from mifuse_cli.steps.pick import PickConfig as PickConfig
+    from mifuse_cli.steps.pick import PickResult as PickResult
+    from mifuse_cli.steps.pick import pick as pick
     from mifuse_cli.steps.prepare import PrepareConfig as PrepareConfig
     from mifuse_cli.steps.prepare import PrepareResult as PrepareResult
     from mifuse_cli.steps.prepare import prepare as prepare
     from mifuse_cli.steps.query_lalm import QueryLalmConfig as QueryLalmConfig
     from mifuse_cli.steps.query_lalm import QueryLalmResult as QueryLalmResult
     from mifuse_cli.steps.query_lalm import query_lalm as query_lalm
+    from mifuse_cli.steps.report import ReportConfig as ReportConfig
+    from mifuse_cli.steps.report import ReportResult as ReportResult
+    from mifuse_cli.steps.report import report as report
     from mifuse_cli.steps.sample_source import SampleSourceConfig as SampleSourceConfig
     from mifuse_cli.steps.sample_source import SampleSourceResult as SampleSourceResult
     from mifuse_cli.steps.sample_source import sample_source as sample_source
@@ -94,8 +100,10 @@ _HOME = {
     "steps.compare_worlds": ("CompareWorldsConfig", "CompareWorldsResult", "compare_worlds"),
     "steps.evaluate": ("EvaluateConfig", "EvaluateResult", "evaluate"),
     "steps.fuse": ("FuseConfig", "FuseResult", "fuse"),
+    "steps.pick": ("PickConfig", "PickResult", "pick"),
     "steps.prepare": ("PrepareConfig", "PrepareResult", "prepare"),
     "steps.query_lalm": ("QueryLalmConfig", "QueryLalmResult", "query_lalm"),
+    "steps.report": ("ReportConfig", "ReportResult", "report"),
     "steps.sample_source": ("SampleSourceConfig", "SampleSourceResult", "sample_source"),
     "steps.show": ("ShowConfig", "ShowResult", "show"),
     "steps.train": ("TrainConfig", "TrainResult", "train"),

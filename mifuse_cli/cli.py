@@ -387,6 +387,31 @@ def _(result: Any) -> str:
     return f"{console.describe(general)}\n\n{table}"
 
 
+@command("report", "mifuse report exp/demo --out report.html")
+def _(result: Any) -> str:
+    return console.describe(
+        {
+            "page": f"{result.out}, {result.bytes / 1e6:.2f} MB",
+            **({"runs": ", ".join(result.runs)} if result.runs else {}),
+            **({"comparisons": ", ".join(result.comparisons)} if result.comparisons else {}),
+            "clips": f"{result.clips}, {result.embedded} of them to be heard without their files",
+            **({"to label": f"{result.to_label} clips"} if result.to_label else {}),
+        }
+    )
+
+
+@command("pick", "mifuse pick --fused exp/fused.h5 --n 50 --out pick.csv")
+def _(result: Any) -> str:
+    return console.describe(
+        {
+            "file": result.out,
+            "clips": f"{result.clips} of {result.of}"
+            + (f", of {result.speakers} voices" if result.speakers else ""),
+            "by label": result.by_label,
+        }
+    )
+
+
 @command("show", "mifuse show fused.h5")
 def _(result: Any) -> str:
     general = console.describe(

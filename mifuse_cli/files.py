@@ -76,6 +76,17 @@ def check_place(path: Path) -> None:
     _make_parent(path)
 
 
+def refuse_existing(path: Path, force: bool) -> None:
+    """Stop early where a file of this name exists, unless ``force``, or where none can be written.
+
+    Raises:
+        InputError: it exists, or its directory cannot be written.
+    """
+    if path.exists() and not force:
+        raise InputError(f"{path}: exists already. Choose another name, or pass --force to overwrite it.")
+    check_place(path)
+
+
 def remove_leftovers(path: Path) -> None:
     """Delete temporary files of ``path`` left by killed processes; no process may be writing it now."""
     for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):

@@ -9,7 +9,6 @@ from typing import Any
 from mifuse_cli import artifacts, lineage
 from mifuse_cli.artifacts import SCHEMA_VERSION
 from mifuse_cli.config import Config, Progress, option
-from mifuse_cli.errors import MifuseError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +78,7 @@ def show(config: ShowConfig, *, progress: Progress | None = None) -> ShowResult:
         },
         summary=header.parameters.get("summary", {}),
         parents=[
-            {"role": one.role, "path": one.path, "sha256": one.sha256, "state": _state(path, one)}
+            {"role": one.role, "path": one.path, "sha256": one.sha256, "state": lineage.state(path, one)}
             for one in header.parents
         ],
         parameters={name: value for name, value in header.parameters.items() if name != "summary"},
@@ -91,14 +90,3 @@ def show(config: ShowConfig, *, progress: Progress | None = None) -> ShowResult:
         versions=header.versions,
     )  # fmt: skip
 
-
-def _state(file: Path, parent: artifacts.Parent) -> str:
-    if parent.role not in lineage.COMPARED:
-        return "not compared"
-    place = lineage.place_of(parent, file)
-    if not place.exists():
-        return "absent"
-    try:
-        return "unchanged" if lineage.digest(place) == parent.sha256 else "changed"
-    except MifuseError:
-        return "changed"
