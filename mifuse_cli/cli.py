@@ -308,6 +308,8 @@ def _(result: Any) -> str:
 
 @command("evaluate", "mifuse evaluate --model exp/student --manifest ravdess/metadata.csv --out eval.h5")
 def _(result: Any) -> str:
+    if result.table:
+        return str(result.table)
     m = result.metrics
     scores = console.describe(
         {
@@ -316,6 +318,11 @@ def _(result: Any) -> str:
             "WA": f"{100 * m['wa']:.2f} %",
             "macro F1": f"{100 * m['macro_f1']:.2f} %",
             "ECE": m["ece"],
+            **{
+                f"{name} of all clips": _with_interval({**result.estimate, "interval": "clips"}, key)
+                for name, key in (("UA", "ua"), ("WA", "wa"))
+                if result.estimate
+            },
             "protocol": result.signature,
         }
     )
@@ -332,7 +339,25 @@ def _(result: Any) -> str:
         )
     ]
     header = ["true, by predicted", *names, "recall", "marginal"]
-    return f"{scores}\n\n{console.table(header, rows)}"
+    parts = [scores, console.table(header, rows)]
+    if drawn := _bars({"recall": dict(zip(result.classes, m["recall"], strict=True))}):
+        parts.append(drawn)
+    return "\n\n".join(parts)
+
+
+def _bars(rates: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Bars for rates by name and class, where a terminal shows them."""
+    blocks = []
+    for what, by_class in rates.items():
+        width = max(map(len, by_class))
+        lines = [
+            f"{name:<{width}}  {100 * rate:5.1f} %  {console.bar(rate)}".rstrip()
+            for name, rate in by_class.items()
+            if rate is not None and console.bar(1.0)
+        ]
+        if lines:
+            blocks.append("\n".join([what, *lines]))
+    return "\n\n".join(blocks)
 
 
 def _with_interval(metrics: Mapping[str, Any], name: str) -> str:
@@ -436,6 +461,8 @@ def _(result: Any) -> str:
         parts.append("parameters\n" + _indented(result.parameters))
     if result.config:
         parts.append("configuration\n" + _indented(result.config))
+    if drawn := _bars(result.rates):
+        parts.append(drawn)
     return "\n\n".join(parts)
 
 

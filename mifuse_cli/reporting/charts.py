@@ -59,13 +59,14 @@ def histogram(groups: Mapping[str, np.ndarray], label: str, title: str, bins: in
     most = max(1, int(sum(counts.values(), np.zeros(bins, int)).max()))
     parts = [_frame(width, height, (0, top), (0, most), label, "clips")]
     base = np.zeros(bins)
+    colours = _GROUPS if len(groups) > 1 else (0,)
     for number, count in enumerate(counts.values()):
         for place, n in enumerate(count):
             if n:
                 x, tall = _LEFT + place * width / bins, n * height / most
                 y = _TOP + height - (base[place] + n) * height / most
                 parts.append(
-                    f'<rect class="fill c{_GROUPS[number]}" x="{x + 0.5:.1f}" y="{y:.1f}" '
+                    f'<rect class="fill c{colours[number]}" x="{x + 0.5:.1f}" y="{y:.1f}" '
                     f'width="{width / bins - 1:.1f}" height="{tall:.1f}"/>'
                 )
         base += count

@@ -79,6 +79,7 @@ class Run:
         lalms: artifacts of query-lalm by name.
         trainings: histories of the source model and the students by name.
         gold: number of clips whose true class was given.
+        of_comparison: whether it is a part of a comparison, which has a table of its own.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Run:
     lalms: dict[str, Lalm] = field(default_factory=dict)
     trainings: dict[str, Training] = field(default_factory=dict)
     gold: int = 0
+    of_comparison: bool = False
 
     def of_role(self, *roles: str) -> list[Predictor]:
         """Predictors with one of these roles."""

@@ -51,7 +51,7 @@ def sections_of(run: Run) -> dict[str, Any]:
 
 def overview_of(runs: Sequence[Run]) -> dict[str, Any] | None:
     """UA of every predictor in every transfer, in per cent, averaged over seeds; None for less than two scored runs."""
-    scored = [run for run in runs if any(one.score for one in run.predictors)]
+    scored = [run for run in runs if any(one.score for one in run.predictors) and not run.of_comparison]
     if len(scored) < 2:
         return None
     columns = list(dict.fromkeys(_transfer(run.name) for run in scored))
@@ -247,15 +247,18 @@ def _forecasts(run: Run) -> Iterator[dict[str, Any]]:
             score = one.score if one else None
             found = score.ua if score else float("nan")
             expected = float("nan") if expected is None else expected
-            rows.append(
-                [
-                    one.name if one else key,
-                    _percent(expected),
-                    _percent(found),
-                    _number(100 * (expected - found), "+.1f"),
-                ]
-            )
-        yield {"name": name, "rows": rows, "recalls": list(_recalls(name, run)), "classes": run.classes}
+            shown = [one.name if one else key, _percent(expected)]
+            if run.has_truth:
+                shown += [_percent(found), _number(100 * (expected - found), "+.1f")]
+            rows.append(shown)
+        head = ["UA %", "expected", "found", "difference"]
+        yield {
+            "head": head if run.has_truth else head[:2],
+            "rows": rows,
+            "recalls": list(_recalls(name, run)),
+            "classes": run.classes,
+            "how": "expected / found" if run.has_truth else "expected",
+        }
 
 
 def _recalls(name: str, run: Run) -> Iterator[list[str]]:
@@ -269,7 +272,8 @@ def _recalls(name: str, run: Run) -> Iterator[list[str]]:
         yield [
             teacher,
             *(
-                f"{_number(100 * float(value), '.0f')} / {'–' if known is None else f'{100 * known:.0f}'}"
+                _number(100 * float(value), ".0f")
+                + ((" / –" if known is None else f" / {100 * known:.0f}") if run.has_truth else "")
                 for value, known in zip(values, true, strict=True)
             ),
         ]

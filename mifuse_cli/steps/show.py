@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mifuse_cli import artifacts, lineage
-from mifuse_cli.artifacts import SCHEMA_VERSION
+from mifuse_cli.artifacts import SCHEMA_VERSION, Evaluation, Fused, Lalm, Predictions, Source
 from mifuse_cli.config import Config, Progress, option
 
 
@@ -29,6 +31,7 @@ class ShowResult:
         classes: names in order.
         sizes: length of every axis by letter.
         datasets: axes, shape and meaning of every dataset.
+        rates: by name rates in [0, 1] by class: the mean of the distributions, the estimated prior, recalls.
         summary: counts, tokens and cost of the answers of query-lalm; empty for other kinds.
         parents: role, path, hash, and state: "unchanged", "changed", "absent" or "not compared".
         parameters: what the step recorded.
@@ -43,6 +46,7 @@ class ShowResult:
     classes: tuple[str, ...]
     sizes: dict[str, int]
     datasets: dict[str, dict[str, Any]]
+    rates: dict[str, dict[str, float | None]]
     summary: dict[str, Any]
     parents: list[dict[str, str]]
     parameters: dict[str, Any]
@@ -76,6 +80,7 @@ def show(config: ShowConfig, *, progress: Progress | None = None) -> ShowResult:
                    "shape": list(array.shape), "holds": made.columns()[name]["holds"]}
             for name, array in made.arrays().items()
         },
+        rates=_rates(made),
         summary=header.parameters.get("summary", {}),
         parents=[
             {"role": one.role, "path": one.path, "sha256": one.sha256, "state": lineage.state(path, one)}
@@ -90,3 +95,20 @@ def show(config: ShowConfig, *, progress: Progress | None = None) -> ShowResult:
         versions=header.versions,
     )  # fmt: skip
 
+
+def _rates(made: artifacts.Artifact) -> dict[str, dict[str, float | None]]:
+    """What a terminal can draw of an artifact, by name and class."""
+    found: dict[str, list[float | None]] = {}
+    if isinstance(made, Lalm | Source | Fused | Predictions | Evaluation):
+        known = made.probs[~np.isnan(made.probs).any(axis=-1)]
+        if len(known):
+            found["mean probability"] = known.mean(axis=0, dtype=float).tolist()
+    if isinstance(made, Fused) and made.prior is not None:
+        found["estimated prior"] = made.prior.tolist()
+    if isinstance(made, Fused) and made.recall is not None:
+        for teacher, values in zip(made.header.parameters["teachers"], made.recall, strict=True):
+            found[f"estimated recall, {teacher}"] = [None if np.isnan(v) else float(v) for v in values]
+    if isinstance(made, Evaluation):
+        found["recall"] = made.header.parameters["metrics"]["recall"]
+    classes = made.header.classes
+    return {name: dict(zip(classes, values, strict=True)) for name, values in found.items()}

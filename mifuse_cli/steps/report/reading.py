@@ -149,19 +149,19 @@ _Cluster = dict[Path, Artifact]
 def _clusters(found: _Cluster) -> Iterator[_Cluster]:
     """Artifacts over the same clips, or some of them; histories of training go to all."""
     histories = {path: one for path, one in found.items() if isinstance(one, Training)}
-    clusters: list[tuple[set[str], tuple[str, ...], _Cluster]] = []
+    clusters: list[tuple[set[str], _Cluster]] = []
     others = [(path, one) for path, one in found.items() if path not in histories]
     for path, one in sorted(others, key=lambda item: -len(item[1].utt_id)):
         if isinstance(one, Compared | Target):
             raise ArtifactError(f"{path}: is part of a comparison. Give the directory that compare made.")
         ids = set(one.utt_id.tolist())
-        for wider, classes, cluster in clusters:
-            if ids <= wider and classes == one.header.classes:
+        for wider, cluster in clusters:
+            if ids <= wider and all(_same_clips(one, other) for other in cluster.values()):
                 cluster[path] = one
                 break
         else:
-            clusters.append((ids, one.header.classes, {path: one}))
-    for ids, _, cluster in clusters:
+            clusters.append((ids, {path: one}))
+    for ids, cluster in clusters:
         near = {path.parent for path in cluster}
         for path, one in histories.items():
             if path.parent in near or not ids.intersection(one.utt_id.tolist()):
@@ -169,6 +169,12 @@ def _clusters(found: _Cluster) -> Iterator[_Cluster]:
         yield cluster
     if not clusters and histories:
         yield histories
+
+
+def _same_clips(one: Artifact, other: Artifact) -> bool:
+    """Whether two artifacts have the same classes and were not made from other audio."""
+    heard = {clips.sha256 for clips in (one.header.parent("clips"), other.header.parent("clips")) if clips}
+    return one.header.classes == other.header.classes and (len(heard) < 2 or len(one.utt_id) != len(other.utt_id))
 
 
 def _without_parts(clusters: list[tuple[Path, _Cluster]]) -> list[tuple[Path, _Cluster]]:
@@ -441,7 +447,7 @@ def _comparison(shelf: _Shelf, table: Path) -> tuple[Comparison, list[Run]]:
         known = directory / "targets" / f"{target}.h5"
         if not predicted.is_file() or not known.is_file():
             continue
-        runs.append(_light(shelf, f"{directory.name}: {transfer}, seed {seed}", predicted, known, wanted))
+        runs.append(_light(shelf, f"{directory.name}: {transfer} seed {seed}", predicted, known, wanted))
     return comparison, runs
 
 
@@ -468,5 +474,6 @@ def _light(shelf: _Shelf, name: str, predicted: Path, known: Path, wanted: list[
         predictors=tuple(predictors),
         truth=truth,
         speaker=speaker,
+        of_comparison=True,
         files=(_listed(shelf, predicted, made, home), _listed(shelf, known, target, home)),
     )

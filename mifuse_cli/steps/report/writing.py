@@ -33,12 +33,14 @@ def report(config: ReportConfig, *, progress: Progress | None = None) -> ReportR
     picked = list(Clips(config.pick, None, need_audio=False)) if config.pick else []
     first = [clip.utt_id for clip in picked]
     run_to_label = _run_of(config, [run for run, _ in told.runs], first) if config.pick else None
-    addresses, embedded = [], 0
+    addresses: list[list[str | None]] = []
+    embedded = 0
     for run, clips in told.runs:
-        chosen = _to_embed(run, first if run is run_to_label else [], config.embed_audio - embedded)
-        found, inside = _addresses(clips, len(run.utt_id), chosen, config.out, progress)
-        addresses.append(found)
-        embedded += inside
+        files = [clip.path if clip.path.is_file() else None for clip in clips or ()] or [None] * len(run.utt_id)
+        order = _by_need(run, first if run is run_to_label else [])
+        chosen = set([one for one in order if files[one]][: config.embed_audio - embedded])
+        addresses.append(_addresses(files, chosen, config.out, progress))
+        embedded += len(chosen)
     shown = [Shown(run, found) for (run, _), found in zip(told.runs, addresses, strict=True)]
     task = None
     if run_to_label is not None:
@@ -47,7 +49,7 @@ def report(config: ReportConfig, *, progress: Progress | None = None) -> ReportR
     text = page(config.title or _title(config.paths, names), shown, told.comparisons, task)
     with atomic_file(config.out) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    unheard = [run.name for run, clips in told.runs if clips is None and len(run.utt_id)]
+    unheard = [run.name for run, clips in told.runs if clips is None and len(run.utt_id) and not run.of_comparison]
     return ReportResult(
         out=config.out,
         runs=tuple(names),
@@ -80,37 +82,33 @@ def _run_of(config: ReportConfig, runs: Sequence[Run], ids: Sequence[str]) -> Ru
     )
 
 
-def _to_embed(run: Run, first: Sequence[str], number: int) -> set[int]:
-    """Positions of the clips whose audio goes into the page."""
-    if number <= 0 or not len(run.utt_id):
-        return set()
+def _by_need(run: Run, first: Sequence[str]) -> list[int]:
+    """Positions of the clips in the order in which their audio goes into the page."""
     at = {name: position for position, name in enumerate(run.utt_id.tolist())}
     teachers = [one.probs for one in run.of_role("lalm", "source")]
-    differ = fusion.disagreements(np.stack(teachers, axis=1)) if teachers else np.zeros(len(run.utt_id))
+    differ = fusion.disagreements(np.stack(teachers, axis=1)) if teachers else np.zeros(len(at))
     order = np.argsort(-np.nan_to_num(differ, nan=-1.0), kind="stable").tolist()
-    return set(list(dict.fromkeys([*(at[name] for name in first), *order]))[:number])
+    return list(dict.fromkeys([*(at[name] for name in first), *order]))
 
 
 def _addresses(
-    clips: Sequence[Clip] | None, number: int, chosen: set[int], out: Path, progress: Progress | None
-) -> tuple[list[str | None], int]:
-    """Where the page finds the audio of every clip, and how many of them are in the page."""
-    if clips is None:
-        return [None] * number, 0
+    files: Sequence[Path | None], chosen: set[int], out: Path, progress: Progress | None
+) -> list[str | None]:
+    """Where the page finds the audio of every clip: in itself for those that are chosen, else beside it."""
     found: list[str | None] = []
-    inside = 0
-    for position, clip in enumerate(clips):
-        if not clip.path.is_file():
+    inside, home = 0, os.path.realpath(out.parent)
+    for position, file in enumerate(files):
+        if file is None:
             found.append(None)
         elif position in chosen:
-            found.append(_data(clip.path))
+            found.append(_data(file))
             inside += 1
             if progress:
                 progress("embedding audio", inside, len(chosen))
         else:
-            relative = os.path.relpath(os.path.realpath(clip.path), os.path.realpath(out.parent))
+            relative = os.path.relpath(os.path.realpath(file), home)
             found.append(quote(os.fsencode(Path(relative).as_posix())))
-    return found, inside
+    return found
 
 
 def _data(path: Path) -> str:
