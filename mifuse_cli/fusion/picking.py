@@ -19,7 +19,7 @@ from mifuse_cli.fusion.diagnostics import disagreements
 from mifuse_cli.fusion.estimators import entropy
 
 _LIKELIER = 9.0
-"""How many times likelier the most informative clip of a class is drawn than the least informative one."""
+"""How many times likelier the most informative clip is drawn than the least informative one, within a class."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def picked(
         if voices is not None:
             _, voice = np.unique(voices, return_inverse=True)
             clips = clips[np.argsort(rng.permutation(voice.max() + 1)[voice[clips]], kind="stable")]
-        chance = inclusion_probabilities(1 + (_LIKELIER - 1) * informative[clips], share)
+        chance = inclusion_probabilities(_LIKELIER ** informative[clips], share)
         drawn = _systematic(chance, float(rng.random()))
         positions.append(clips[drawn])
         inclusion.append(chance[drawn])
@@ -107,11 +107,12 @@ def _shares(sizes: np.ndarray, number: int) -> np.ndarray:
 
 
 def _informative(probs: np.ndarray, mean: np.ndarray, mi: np.ndarray) -> np.ndarray:
-    """Mean rank (U,), 0 to 1, by disagreement of teachers, entropy of the label and uncertainty of teachers."""
+    """Rank (U,), 0 to 1, by the mean rank in disagreement of teachers, entropy of the label and their uncertainty."""
     with np.errstate(invalid="ignore"):
         known = ~np.isnan(mi)
         uncertain = np.where(known, mi, 0.0).sum(axis=1) / np.where(known.any(axis=1), known.sum(axis=1), np.nan)
-    return np.mean([_ranks(one) for one in (disagreements(mean), entropy(probs), uncertain)], axis=0)
+    ranks = [_ranks(one) for one in (disagreements(mean), entropy(probs), uncertain)]
+    return _ranks(np.mean(ranks, axis=0))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -102,7 +102,7 @@ class Labelling {
       card.append(element("p", { className: "note soft small-note", textContent: clip.audio ? "" : "The audio of this clip is not where its manifest was." }));
       const choices = element("div", { className: "choices" });
       task.classes.forEach((name, k) => {
-        const button = element("button", { type: "button" }, k < 9 ? element("kbd", { textContent: k + 1 }) : null, name);
+        const button = element("button", { type: "button" }, k < 9 ? element("kbd", { textContent: k + 1 }) : null, " " + name);
         button.addEventListener("click", () => this.label(k));
         choices.append(button);
       });
@@ -110,7 +110,7 @@ class Labelling {
     }
     const after = element("div", { className: "after" });
     const add = (text, key, act, usable, main = false) => {
-      const button = element("button", { type: "button", disabled: !usable, className: main ? "main" : "" }, key ? element("kbd", { textContent: key }) : null, text);
+      const button = element("button", { type: "button", disabled: !usable, className: main ? "main" : "" }, key ? element("kbd", { textContent: key }) : null, " " + text);
       button.addEventListener("click", act);
       after.append(button);
       return button;
