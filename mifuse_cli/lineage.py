@@ -88,7 +88,7 @@ def clips_of(artifact: Artifact, path: Path) -> list[Clip] | None:
         InputError: the manifest or the directory cannot be read.
     """
     named = artifact.header.parent("clips")
-    place = named and place_of(named, path)
+    place = place_of(named, path) if named else None
     if place is None or not place.exists():
         return None
     return manifest.scan(place) if place.is_dir() else manifest.read_clips(place, need_audio=False)

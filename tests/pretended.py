@@ -58,7 +58,9 @@ class Corpus:
         return self
 
     def header(self, out: Path, parents=(), seed=0, **parameters) -> Header:
-        clips = Parent("clips", lineage.relative(self.manifest, out), provenance.text_digest(str(self.directory)))
+        clips = Parent(
+            "clips", lineage.relative(self.manifest, out), provenance.text_digest(str(self.directory))
+        )
         return Header(self.classes, seed, {"settings": {}, "out": str(out)}, parameters, (*parents, clips))
 
     def samples(self, seed: int, number: int, skill: float) -> np.ndarray:
@@ -71,7 +73,9 @@ class Corpus:
         return (weights / weights.sum(axis=-1, keepdims=True)).astype(np.float32)
 
 
-def pretend_lalm(corpus: Corpus, out: Path, text: str = '{"angry": 100}', seed: int = 0, model: str = "standin") -> Path:
+def pretend_lalm(
+    corpus: Corpus, out: Path, text: str = '{"angry": 100}', seed: int = 0, model: str = "standin"
+) -> Path:
     """Three answers a clip, the first clip's last one refused."""
     probs = corpus.samples(10 + seed, 3, 1.0)
     status = np.full(probs.shape[:2], int(Status.OK), dtype=np.uint8)
@@ -104,7 +108,9 @@ def pretend_lalm(corpus: Corpus, out: Path, text: str = '{"angry": 100}', seed: 
     return out
 
 
-def pretend_transfer(corpus: Corpus, directory: Path, lalm: Path, seed: int = 0, evaluated: bool = True) -> None:
+def pretend_transfer(
+    corpus: Corpus, directory: Path, lalm: Path, seed: int = 0, evaluated: bool = True
+) -> None:
     """Source samples, fused labels and a student in ``directory``, and its evaluations if wanted."""
     directory.mkdir(parents=True, exist_ok=True)
     ids = np.array(corpus.ids)
@@ -122,7 +128,9 @@ def pretend_transfer(corpus: Corpus, directory: Path, lalm: Path, seed: int = 0,
     parents = (lineage.parent("lalm", lalm, fused), lineage.parent("source", source, fused))
     forecast = {"ua": {"lalm": 0.6, "source": 0.5, "labels": 0.7}, "at_chance": [], "unnamed": []}
     Fused(
-        header=corpus.header(fused, parents, seed, teachers=["lalm", "source"], **MI.parameters(), forecast=forecast),
+        header=corpus.header(
+            fused, parents, seed, teachers=["lalm", "source"], **MI.parameters(), forecast=forecast
+        ),
         utt_id=ids,
         probs=found.probs.astype(np.float32),
         weights=found.weights.astype(np.float32),
@@ -134,7 +142,13 @@ def pretend_transfer(corpus: Corpus, directory: Path, lalm: Path, seed: int = 0,
     student.mkdir()
     history = np.linspace(1, 0.4, 12).reshape(6, 2)
     parent = (lineage.parent("fused", fused, student / "train.h5"),)
-    told = {"method": "mifuse", "checkpoint": "last", "normalize": "source", "refresh": 1, "fusion": MI.parameters()}
+    told = {
+        "method": "mifuse",
+        "checkpoint": "last",
+        "normalize": "source",
+        "refresh": 1,
+        "fusion": MI.parameters(),
+    }
     Training(
         header=corpus.header(student / "train.h5", parent, seed, **told),
         utt_id=ids,

@@ -58,7 +58,7 @@ def test_each_clip_is_drawn_as_often_as_its_probability_says():
 
 
 def test_accuracy_is_estimated_without_bias_where_the_plain_one_is_biased():
-    labels, mean, mi = planted()
+    labels, _, _ = planted()
     right = np.random.default_rng(1).random(600) < np.where(np.arange(600) % 3 == 0, 0.3, 0.9)
     truth = np.where(right, labels.argmax(axis=1), (labels.argmax(axis=1) + 1) % K)
     total, hajek, plain, ua = [], [], [], []
@@ -180,12 +180,16 @@ def test_evaluate_estimates_the_accuracy_over_all_clips(transfer, tmp_path):
     for value, current in ((rows[0]["inclusion"], True), ("0.5", False)):
         rows[0]["inclusion"] = value
         write_csv(gold, rows)
-        config = m.EvaluateConfig(predictions=predictions, manifest=gold, out=tmp_path / "some.h5", update=True)
+        config = m.EvaluateConfig(
+            predictions=predictions, manifest=gold, out=tmp_path / "some.h5", update=True
+        )
         assert m.evaluate(config).up_to_date is current
     for value in ("0", "1.5", "often"):
         rows[0]["inclusion"] = value
         write_csv(gold, rows)
-        answer = mifuse("evaluate", "--predictions", predictions, "--manifest", gold, "--out", tmp_path / "d.h5")
+        answer = mifuse(
+            "evaluate", "--predictions", predictions, "--manifest", gold, "--out", tmp_path / "d.h5"
+        )
         refused(answer, 3, "inclusion", value, "gold.csv")
 
 

@@ -16,7 +16,7 @@ from mifuse_cli.artifacts import Evaluation
 from mifuse_cli.errors import ArtifactError, DependencyError, InputError, UsageError
 from mifuse_cli.reporting import Predictor
 from mifuse_cli.reporting.page import embedded
-from mifuse_cli.reporting.run import agreements
+from mifuse_cli.reporting.predictors import agreements
 from mifuse_cli.reporting.sections import _auroc
 
 HOSTILE = "</script><img src=x onerror=alert(1)>{{7*7}}<!--\u2028&amp;'\""
@@ -178,7 +178,10 @@ def test_an_experiment_has_a_run_for_every_transfer_and_seed_and_no_other(tmp_pa
     assert set(result.runs) == {f"{a}-{b}/seed{s}" for a in names for b in names if a != b for s in (0, 1)}
     assert page.titles.count("Clips") == 12 and page.titles[0] == "Overview"
     ua = [
-        100 * Evaluation.load(expdir / "anna-bob" / f"seed{s}" / "eval-mifuse.h5").header.parameters["metrics"]["ua"]
+        100
+        * Evaluation.load(expdir / "anna-bob" / f"seed{s}" / "eval-mifuse.h5").header.parameters["metrics"][
+            "ua"
+        ]
         for s in (0, 1)
     ]
     assert f"{np.mean(ua):.1f} ± {np.std(ua, ddof=1):.1f}" in page.text
@@ -231,7 +234,11 @@ def test_a_comparison(tmp_path, transfer):
     (directory / "results.json").write_text(json.dumps(told))
     result, page = made(tmp_path, directory)
     assert result.comparisons == ("compared",) and result.runs == ("compared: a>b seed 3",)
-    assert "61.2 ± 2.0" in page.text and "the best baseline is nrc" in page.text and "Overview" not in page.titles
+    assert (
+        "61.2 ± 2.0" in page.text
+        and "the best baseline is nrc" in page.text
+        and "Overview" not in page.titles
+    )
     (data,) = page.of("data")
     assert [one["name"] for one in data["predictors"]] == ["lalm", "source-only", "nrc", "mine"]
     metrics = scored.header.parameters["metrics"]
@@ -256,15 +263,21 @@ def test_clips_to_label_are_embedded_first_and_their_card_tells_nothing(transfer
     result, page = made(tmp_path, run, pick=tmp_path / "pick.csv", embed_audio=3)
     (task,) = page.of("task")
     assert [clip["utt_id"] for clip in task["clips"]] == [corpus.ids[n] for n in (4, 2, 39)]
-    assert {key for clip in task["clips"] for key in clip} == {"utt_id", "file", "speaker", "inclusion", "audio"}
+    assert {key for clip in task["clips"] for key in clip} == {
+        "utt_id",
+        "file",
+        "speaker",
+        "inclusion",
+        "audio",
+    }
     starts = [(clip["audio"] or "")[:11] for clip in task["clips"]]
     assert starts == ["data:audio/", "data:audio/", ""]
     assert result.embedded == 3 and task["classes"] == list(CLASSES)
-    assert [clip["file"] for clip in task["clips"]][0] == "data/wav/00004.wav"
+    assert task["clips"][0]["file"] == "data/wav/00004.wav"
 
 
 def test_refusals(transfer, tmp_path):
-    corpus, run = transfer
+    _, run = transfer
     out = tmp_path / "r.html"
     refused(mifuse("report", tmp_path / "nowhere", "--out", out), 3, "nowhere")
     (tmp_path / "empty").mkdir()

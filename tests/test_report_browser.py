@@ -18,10 +18,16 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs the browser Chromium: apt-get install chromium"),
     pytest.mark.skipif(find_spec("playwright") is None, reason="needs playwright: pip install 'mifuse[dev]'"),
 ]
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --mute-audio"
-).split()
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--mute-audio",
+]
 LIMIT = HANG_SECONDS * 1000
 
 
@@ -50,7 +56,9 @@ def opened(browser, path: Path, width: int = 1280, scheme: str = "light"):
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
     context.set_default_timeout(LIMIT)
     page, heard = context.new_page(), Heard()
-    page.on("console", lambda one: heard.errors.append(one.text) if one.type in ("error", "warning") else None)
+    page.on(
+        "console", lambda one: heard.errors.append(one.text) if one.type in ("error", "warning") else None
+    )
     page.on("pageerror", lambda one: heard.errors.append(str(one)))
     page.on("dialog", lambda one: heard.errors.append(f"a dialog: {one.message}"))
     page.on("request", lambda one: heard.requests.append(one.url))
@@ -243,7 +251,9 @@ def test_labelling_by_keys_gives_gold_that_fuse_and_evaluate_take(browser, pipel
         page.keyboard.press("1")
         page.click("text=go through the 1 skipped")
         page.keyboard.press("1")
-        assert "7 labelled, 0 skipped" in page.inner_text("#cards") and "All clips are labelled" in page.inner_text("#cards")
+        assert "7 labelled, 0 skipped" in page.inner_text(
+            "#cards"
+        ) and "All clips are labelled" in page.inner_text("#cards")
 
     rows = read_rows(tmp_path / "gold.csv")
     names = ("angry", "happy", "neutral", "happy", "neutral")

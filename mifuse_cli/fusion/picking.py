@@ -110,7 +110,9 @@ def _informative(probs: np.ndarray, mean: np.ndarray, mi: np.ndarray) -> np.ndar
     """Rank (U,), 0 to 1, by the mean rank in disagreement of teachers, entropy of the label and their uncertainty."""
     with np.errstate(invalid="ignore"):
         known = ~np.isnan(mi)
-        uncertain = np.where(known, mi, 0.0).sum(axis=1) / np.where(known.any(axis=1), known.sum(axis=1), np.nan)
+        uncertain = np.where(known, mi, 0.0).sum(axis=1) / np.where(
+            known.any(axis=1), known.sum(axis=1), np.nan
+        )
     ranks = [_ranks(one) for one in (disagreements(mean), entropy(probs), uncertain)]
     return _ranks(np.mean(ranks, axis=0))
 

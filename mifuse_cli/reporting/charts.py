@@ -30,9 +30,7 @@ def reliability(clips: np.ndarray, confidence: np.ndarray, accuracy: np.ndarray,
     """Accuracy against confidence by bins (I,), areas by the number of clips."""
     size = 190
     parts = [_frame(size, size, (0, 1), (0, 1), "confidence", "accuracy", percent=True)]
-    parts.append(
-        f'<line class="ideal" x1="{_LEFT}" y1="{_TOP + size}" x2="{_LEFT + size}" y2="{_TOP}"/>'
-    )
+    parts.append(f'<line class="ideal" x1="{_LEFT}" y1="{_TOP + size}" x2="{_LEFT + size}" y2="{_TOP}"/>')
     most = max(int(clips.max()), 1)
     points = [
         (_LEFT + float(x) * size, _TOP + size - float(y) * size, int(n))
@@ -143,23 +141,21 @@ def _frame(
     for share in (0, 0.5, 1):
         y, value = _TOP + height * (1 - share), (up[0] + share * (up[1] - up[0])) * scale
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_LEFT + width}" y1="{y:g}" y2="{y:g}"/>')
-        parts.append(f'<text class="tick" text-anchor="end" x="{_LEFT - 5}" y="{y + 4:g}">{_short(value)}</text>')
+        parts.append(
+            f'<text class="tick" text-anchor="end" x="{_LEFT - 5}" y="{y + 4:g}">{_short(value)}</text>'
+        )
         if across:
             x, value = _LEFT + width * share, (across[0] + share * (across[1] - across[0])) * scale
             anchor = "start" if share == 0 else "end" if share == 1 else "middle"
             place = f'x="{x:g}" y="{_TOP + height + 15}"'
-            parts.append(
-                f'<text class="tick" text-anchor="{anchor}" {place}>{_short(value)}</text>'
-            )
+            parts.append(f'<text class="tick" text-anchor="{anchor}" {place}>{_short(value)}</text>')
     middle = _LEFT + width / 2
     if x_label:
         parts.append(
             f'<text class="name" text-anchor="middle" x="{middle:g}" y="{_TOP + height + 27}">'
             f"{escape(x_label)}{unit if across else ''}</text>"
         )
-    parts.append(
-        f'<text class="name" x="2" y="{_TOP - 11}">{escape(y_label)}{unit}</text>'
-    )
+    parts.append(f'<text class="name" x="2" y="{_TOP - 11}">{escape(y_label)}{unit}</text>')
     return "".join(parts)
 
 

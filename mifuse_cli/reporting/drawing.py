@@ -69,9 +69,15 @@ def _draw_reliability(axes: Any, scored: Evaluation) -> None:
     if clips is not None and sure is not None and right is not None and clips.sum():
         some, bins = clips > 0, len(clips)
         axes.bar(
-            (np.arange(bins) + 0.5) / bins, clips / clips.sum(), width=0.9 / bins, color="0.85", label="share of clips"
+            (np.arange(bins) + 0.5) / bins,
+            clips / clips.sum(),
+            width=0.9 / bins,
+            color="0.85",
+            label="share of clips",
         )
-        axes.plot(sure[some], right[some], "o-", markersize=3.5, linewidth=1.2, clip_on=False, label="accuracy")
+        axes.plot(
+            sure[some], right[some], "o-", markersize=3.5, linewidth=1.2, clip_on=False, label="accuracy"
+        )
         axes.legend(frameon=False, loc="upper left")
     ece = scored.header.parameters["metrics"]["ece"]
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), title=f"ECE {ece:.3f}")

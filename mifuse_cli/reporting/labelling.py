@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class TaskClip:
+class ClipToLabel:
     """A clip to label.
 
     Attributes:
@@ -29,11 +29,11 @@ class TaskClip:
 
 
 @dataclass(frozen=True)
-class Task:
+class Labelling:
     """Clips to label, in order, and the classes to choose from."""
 
     classes: tuple[str, ...]
-    clips: Sequence[TaskClip]
+    clips: Sequence[ClipToLabel]
 
     def plain(self) -> dict[str, Any]:
         """For the page; ``key`` is that under which the browser keeps the labels."""

@@ -16,10 +16,10 @@ from typing import Any
 
 from mifuse_cli import __version__, provenance
 from mifuse_cli.errors import DependencyError
-from mifuse_cli.reporting.clips import answers_of, clips_of
-from mifuse_cli.reporting.labelling import Task
-from mifuse_cli.reporting.run import Run
-from mifuse_cli.reporting.sections import Comparison, comparison_table, overview_of, sections_of
+from mifuse_cli.reporting.clip_table import answers_of, clips_of
+from mifuse_cli.reporting.labelling import Labelling
+from mifuse_cli.reporting.predictors import Run
+from mifuse_cli.reporting.sections import ComparisonTable, comparison_table, overview_of, sections_of
 
 _SCRIPTS = ("audio.js", "clips.js", "labels.js", "page.js")
 _ESCAPED = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
@@ -34,7 +34,10 @@ class Shown:
 
 
 def page(
-    title: str, shown: Sequence[Shown], comparisons: Sequence[Comparison] = (), task: Task | None = None
+    title: str,
+    shown: Sequence[Shown],
+    comparisons: Sequence[ComparisonTable] = (),
+    task: Labelling | None = None,
 ) -> str:
     """The report as HTML.
 
@@ -51,10 +54,10 @@ def page(
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError:
         raise DependencyError("the report needs jinja2: pip install 'mifuse[report]'") from None
-    here = files("mifuse_cli.reporting") / "page"
+    here = files("mifuse_cli.reporting") / "template"
     script = "\n".join((here / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     environment = Environment(
-        loader=PackageLoader("mifuse_cli.reporting", "page"),
+        loader=PackageLoader("mifuse_cli.reporting", "template"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

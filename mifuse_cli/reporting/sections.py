@@ -13,13 +13,13 @@ import numpy as np
 from mifuse_cli import evaluation
 from mifuse_cli.artifacts import Header
 from mifuse_cli.reporting import charts
-from mifuse_cli.reporting.run import Listed, Predictor, Run, agreements
+from mifuse_cli.reporting.predictors import Listed, Predictor, Run, agreements
 
 _COLUMNS = ("UA %", "prior-corrected", "WA %", "macro F1 %", "ECE")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonTable:
     """What compare or compare-worlds found.
 
     Attributes:
@@ -71,7 +71,7 @@ def overview_of(runs: Sequence[Run]) -> dict[str, Any] | None:
     return {"columns": [*columns, "average"], "rows": rows, "seeds": seeds}
 
 
-def comparison_table(one: Comparison) -> dict[str, Any]:
+def comparison_table(one: ComparisonTable) -> dict[str, Any]:
     """UA of every system in per cent, by transfer or by world, with its rank."""
     found = one.results
     of_worlds = "worlds" in found
@@ -111,12 +111,17 @@ def _story(run: Run) -> Iterator[str]:
     for name, lalm in run.lalms.items():
         told = lalm.header.parameters.get("summary", {}).get("statuses", {})
         asked = sum(told.values())
-        read = f"; {100 * told.get('ok', 0) / asked:.1f} % of the answers are valid distributions" if asked else ""
+        read = (
+            f"; {100 * told.get('ok', 0) / asked:.1f} % of the answers are valid distributions"
+            if asked
+            else ""
+        )
         yield f"The {name} was asked {lalm.status.shape[1]} times about each of {len(lalm.utt_id)} clips{read}."
     for name, training in run.trainings.items():
         if "method" not in training.header.parameters:
             encoder = training.header.config.get("encoder", "")
-            yield f"The {name} was trained on {len(training.utt_id)} clips{f' with the encoder {encoder}' if encoder else ''}."
+            by = f" with the encoder {encoder}" if encoder else ""
+            yield f"The {name} was trained on {len(training.utt_id)} clips{by}."
     if run.fused:
         made = ", ".join(run.fused)
         yield f"Fused from the teachers: {made}."
@@ -129,7 +134,8 @@ def _story(run: Run) -> Iterator[str]:
         yield f"Trained on the labels{count}: {', '.join(students)}."
     known = int((run.truth >= 0).sum())
     if known:
-        yield f"Scored on {known if known < clips else 'all'} of {clips} clips; true classes were read by evaluate alone."
+        some = f"{known} of {clips}" if known < clips else f"all {clips}"
+        yield f"Scored on {some} clips; true classes were read by evaluate alone."
     elif clips:
         yield f"No true class of the {clips} clips is known here: what needs one is left out."
 
@@ -190,7 +196,10 @@ def _agreement(run: Run) -> dict[str, Any] | None:
     rows = [
         {
             "name": name,
-            "cells": [{"share": 0 if isnan(v) else round(float(v), 3), "percent": _number(100 * v, ".0f")} for v in row],
+            "cells": [
+                {"share": 0 if isnan(v) else round(float(v), 3), "percent": _number(100 * v, ".0f")}
+                for v in row
+            ],
         }
         for name, row in zip(names, shares, strict=True)
     ]
@@ -325,15 +334,24 @@ def _answered(name: str, header: Header) -> dict[str, Any]:
         ("questions", f"{asked:,}"),
         ("clips without a valid answer", f"{summary.get('without_answer', 0):,}"),
         *((f"{kind} tokens", f"{number:,}") for kind, number in summary.get("tokens", {}).items()),
-        *((f"requests {kind}", f"{number:,}") for kind, number in summary.get("requests", {}).items() if number),
+        *(
+            (f"requests {kind}", f"{number:,}")
+            for kind, number in summary.get("requests", {}).items()
+            if number
+        ),
         ("spent", "price not known" if spent is None else f"{spent:.4f} USD"),
         ("asked at", header.parameters.get("host", "")),
     ]
     outcomes = [
-        {"name": kind.replace("_", " "), "count": f"{n:,}", "percent": _number(100 * n / asked, ".1f"), "share": n / asked}
+        {
+            "name": kind.replace("_", " "),
+            "count": f"{n:,}",
+            "percent": _number(100 * n / asked, ".1f"),
+            "share": n / asked,
+        }
         for kind, n in statuses.items()
         if asked
-    ]  # fmt: skip
+    ]
     spec = header.parameters.get("spec", {})
     return {
         "name": name,

@@ -34,7 +34,13 @@ def _scores(scored: Evaluation) -> list[tuple[str, str, str]]:
     for key, name in _RATES.items():
         low, high = (metrics.get(f"{key}_{end}") for end in ("low", "high"))
         known = low is not None and high is not None and isfinite(low) and isfinite(high)
-        rows.append((f"{name} %", f"{100 * metrics[key]:.1f}", f"[{100 * low:.1f}, {100 * high:.1f}]" if known else ""))
+        rows.append(
+            (
+                f"{name} %",
+                f"{100 * metrics[key]:.1f}",
+                f"[{100 * low:.1f}, {100 * high:.1f}]" if known else "",
+            )
+        )
     rows.append(("ECE", f"{metrics['ece']:.3f}", ""))
     return rows
 
@@ -54,13 +60,18 @@ def _markdown(scored: Evaluation) -> str:
     def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
         return "\n".join(
-            "| " + " | ".join(cell.replace("\\", "\\\\").replace("|", "\\|") for cell in line) + " |" for line in lines
+            "| " + " | ".join(cell.replace("\\", "\\\\").replace("|", "\\|") for cell in line) + " |"
+            for line in lines
         )
 
     header, rows = _confusion(scored)
     protocol = scored.header.parameters["signature"]
     return "\n\n".join(
-        [table(["score", "value", "95 % interval"], _scores(scored)), table(header, rows), f"Protocol: `{protocol}`"]
+        [
+            table(["score", "value", "95 % interval"], _scores(scored)),
+            table(header, rows),
+            f"Protocol: `{protocol}`",
+        ]
     )
 
 
@@ -82,7 +93,9 @@ def _latex(scored: Evaluation) -> str:
 
     header, rows = _confusion(scored)
     protocol = f"% Protocol: {scored.header.parameters['signature']}"
-    return "\n\n".join([protocol, table(["score", "value", r"95 % interval"], _scores(scored)), table(header, rows)])
+    return "\n\n".join(
+        [protocol, table(["score", "value", r"95 % interval"], _scores(scored)), table(header, rows)]
+    )
 
 
 def _csv(scored: Evaluation) -> str:
@@ -92,7 +105,9 @@ def _csv(scored: Evaluation) -> str:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["what", "name", "predicted", "value", "low", "high"])
     for key in (*_RATES, "ece"):
-        rows.writerow(["score", key, "", metrics[key], metrics.get(f"{key}_low", ""), metrics.get(f"{key}_high", "")])
+        rows.writerow(
+            ["score", key, "", metrics[key], metrics.get(f"{key}_low", ""), metrics.get(f"{key}_high", "")]
+        )
     for name, recall in zip(classes, metrics["recall"], strict=True):
         rows.writerow(["recall", name, "", "" if recall is None else recall, "", ""])
     for name, counts in zip(classes, scored.confusion.tolist(), strict=True):

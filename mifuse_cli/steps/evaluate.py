@@ -11,7 +11,15 @@ import numpy as np
 
 from mifuse_cli import __version__, artifacts, evaluation, fusion, lineage, manifest, provenance
 from mifuse_cli.artifacts import Artifact, Evaluation, Fused, Lalm, Parent, Predictions, Source, Training
-from mifuse_cli.config import EncodingConfig, Progress, StepResult, at_least, normalize_problems, one_of, option
+from mifuse_cli.config import (
+    EncodingConfig,
+    Progress,
+    StepResult,
+    at_least,
+    normalize_problems,
+    one_of,
+    option,
+)
 from mifuse_cli.errors import ArtifactError, InputError, UsageError
 from mifuse_cli.files import refuse_existing
 from mifuse_cli.fusion import FusionSettings
@@ -45,9 +53,7 @@ class EvaluateConfig(EncodingConfig):
     plot: Path | None = option(
         None, "Also draw confusion matrix and reliability diagram: FILE.png, FILE.svg or FILE.pdf."
     )
-    format: str = option(
-        "text", f"How the scores are printed: text, {', '.join(FORMS)}.", settles=False
-    )
+    format: str = option("text", f"How the scores are printed: text, {', '.join(FORMS)}.", settles=False)
 
     def problems(self) -> Iterable[str]:
         """Values that make no sense."""
@@ -285,8 +291,8 @@ def _inclusion(config: EvaluateConfig, clips: Sequence[Clip]) -> np.ndarray | No
             found[number] = np.nan
         if not 0 < found[number] <= 1:
             raise InputError(
-                f"{config.manifest}, {clip.utt_id}: inclusion {text!r} is no probability above 0, as mifuse pick writes "
-                "it. Correct it, or take the column out."
+                f"{config.manifest}, {clip.utt_id}: inclusion {text!r} is no probability above 0, as mifuse pick "
+                "writes it. Correct it, or take the column out."
             )
     return found
 

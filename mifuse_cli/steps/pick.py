@@ -15,7 +15,6 @@ from mifuse_cli.config import Config, Progress, StepResult, at_least, option
 from mifuse_cli.errors import ArtifactError, InputError
 from mifuse_cli.files import atomic_file, refuse_existing
 from mifuse_cli.fusion import Picked
-from mifuse_cli.fusion.voices import clustered_vectors
 from mifuse_cli.manifest import Clip
 
 COLUMNS = ("file", "utt_id", "speaker", "emotion", "inclusion")
@@ -111,12 +110,14 @@ def _voices(config: PickConfig, fused: Fused, clips: list[Clip]) -> np.ndarray |
     if known is not None:
         return np.array(known)
     named = fused.header.parent("source")
-    place = named and lineage.place_of(named, config.fused)
+    place = lineage.place_of(named, config.fused) if named else None
     if place is None or not place.is_file():
         return None
     vectors = Source.load(place).voice
     if vectors is None:
         return None
+    from mifuse_cli.fusion.voices import clustered_vectors
+
     found = clustered_vectors(
         vectors.astype(float), fused.probs.astype(float), provenance.rng(config.seed, "voices")
     )

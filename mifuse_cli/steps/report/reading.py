@@ -27,7 +27,7 @@ from mifuse_cli.artifacts import (
 )
 from mifuse_cli.errors import ArtifactError, InputError
 from mifuse_cli.manifest import Clip
-from mifuse_cli.reporting import ROLES, Comparison, Listed, Predictor, Run, score_of, scored
+from mifuse_cli.reporting import ROLES, ComparisonTable, Listed, Predictor, Run, score_of, scored
 
 _SKIPPED = {"encoder", "cache", "logs", "data"}
 _TABLES = "results.json"
@@ -43,7 +43,7 @@ class Told:
     """
 
     runs: tuple[tuple[Run, tuple[Clip, ...] | None], ...]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[ComparisonTable, ...]
 
 
 def read_paths(paths: Sequence[Path]) -> Told:
@@ -167,14 +167,16 @@ def _clusters(found: _Cluster) -> Iterator[_Cluster]:
             if path.parent in near or not ids.intersection(one.utt_id.tolist()):
                 cluster[path] = one
         yield cluster
-    if not clusters and histories:
-        yield histories
+    if histories and not clusters:
+        yield {**histories}
 
 
 def _same_clips(one: Artifact, other: Artifact) -> bool:
     """Whether two artifacts have the same classes and were not made from other audio."""
     heard = {clips.sha256 for clips in (one.header.parent("clips"), other.header.parent("clips")) if clips}
-    return one.header.classes == other.header.classes and (len(heard) < 2 or len(one.utt_id) != len(other.utt_id))
+    return one.header.classes == other.header.classes and (
+        len(heard) < 2 or len(one.utt_id) != len(other.utt_id)
+    )
 
 
 def _without_parts(clusters: list[tuple[Path, _Cluster]]) -> list[tuple[Path, _Cluster]]:
@@ -205,9 +207,7 @@ def _named(clusters: list[tuple[Path, _Cluster]]) -> Iterator[tuple[Path, _Clust
 
 
 def _run(shelf: _Shelf, home: Path, cluster: _Cluster, name: str) -> tuple[Run, tuple[Clip, ...] | None]:
-    widest = max(
-        cluster.values(), key=lambda one: 0 if isinstance(one, Training) else len(one.utt_id)
-    )
+    widest = max(cluster.values(), key=lambda one: 0 if isinstance(one, Training) else len(one.utt_id))
     histories = {path: one for path, one in cluster.items() if isinstance(one, Training)}
     only_history = len(histories) == len(cluster)
     utt_id = np.array([], dtype=str) if only_history else widest.utt_id
@@ -232,7 +232,9 @@ def _run(shelf: _Shelf, home: Path, cluster: _Cluster, name: str) -> tuple[Run, 
         files=tuple(_listed(shelf, path, one, home) for path, one in cluster.items()),
         fused={made.names[path]: one for path, one in cluster.items() if isinstance(one, Fused)},
         teachers={
-            made.names[path]: made.teachers(path, one) for path, one in cluster.items() if isinstance(one, Fused)
+            made.names[path]: made.teachers(path, one)
+            for path, one in cluster.items()
+            if isinstance(one, Fused)
         },
         lalms={made.names[path]: one for path, one in cluster.items() if isinstance(one, Lalm)},
         trainings={_training_name(path, one): one for path, one in histories.items()},
@@ -304,7 +306,10 @@ class _Predictors:
             if parent.role == role
         ]
         own = [self.names.get(place) for place in places] if len(places) == len(told) else [None] * len(told)
-        return tuple(name or (other if other != "source" else "source model") for name, other in zip(own, told, strict=True))
+        return tuple(
+            name or (other if other != "source" else "source model")
+            for name, other in zip(own, told, strict=True)
+        )
 
     def _put(
         self,
@@ -428,10 +433,10 @@ def _json(path: Path) -> Any:
         raise InputError(f"{path}: cannot be read as JSON ({error}). Make it anew.") from None
 
 
-def _comparison(shelf: _Shelf, table: Path) -> tuple[Comparison, list[Run]]:
+def _comparison(shelf: _Shelf, table: Path) -> tuple[ComparisonTable, list[Run]]:
     """A comparison, and of its first seed a run for each transfer with the systems that matter most."""
     found, directory = _json(table), table.parent
-    comparison = Comparison(directory.name, found)
+    comparison = ComparisonTable(directory.name, found)
     wanted = [
         name
         for name in dict.fromkeys(
@@ -463,7 +468,9 @@ def _light(shelf: _Shelf, name: str, predicted: Path, known: Path, wanted: list[
     predictors = []
     for system in wanted:
         if system in systems:
-            one = Predictor(system, roles.get(system, "student"), made.probs[systems.index(system)].astype(float))
+            one = Predictor(
+                system, roles.get(system, "student"), made.probs[systems.index(system)].astype(float)
+            )
             predictors.append(dataclasses.replace(one, score=scored(one, truth, speaker)))
     predictors.sort(key=lambda one: ROLES.index(one.role))
     home = predicted.parent

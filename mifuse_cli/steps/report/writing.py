@@ -15,7 +15,7 @@ from mifuse_cli.config import Progress
 from mifuse_cli.errors import ArtifactError
 from mifuse_cli.files import atomic_file, refuse_existing
 from mifuse_cli.manifest import Clip, Clips
-from mifuse_cli.reporting import Run, Shown, Task, TaskClip, page
+from mifuse_cli.reporting import ClipToLabel, Labelling, Run, Shown, page
 from mifuse_cli.steps.report.config import ReportConfig, ReportResult
 from mifuse_cli.steps.report.reading import read_paths
 
@@ -36,7 +36,9 @@ def report(config: ReportConfig, *, progress: Progress | None = None) -> ReportR
     addresses: list[list[str | None]] = []
     embedded = 0
     for run, clips in told.runs:
-        files = [clip.path if clip.path.is_file() else None for clip in clips or ()] or [None] * len(run.utt_id)
+        files = [clip.path if clip.path.is_file() else None for clip in clips or ()] or [None] * len(
+            run.utt_id
+        )
         order = _by_need(run, first if run is run_to_label else [])
         chosen = set([one for one in order if files[one]][: config.embed_audio - embedded])
         addresses.append(_addresses(files, chosen, config.out, progress))
@@ -49,7 +51,9 @@ def report(config: ReportConfig, *, progress: Progress | None = None) -> ReportR
     text = page(config.title or _title(config.paths, names), shown, told.comparisons, task)
     with atomic_file(config.out) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    unheard = [run.name for run, clips in told.runs if clips is None and len(run.utt_id) and not run.of_comparison]
+    unheard = [
+        run.name for run, clips in told.runs if clips is None and len(run.utt_id) and not run.of_comparison
+    ]
     return ReportResult(
         out=config.out,
         runs=tuple(names),
@@ -116,11 +120,11 @@ def _data(path: Path) -> str:
     return f"data:audio/flac;base64,{base64.b64encode(audio.flac_bytes(audio.read(path))).decode()}"
 
 
-def _task(config: ReportConfig, picked: Sequence[Clip], shown: Shown) -> Task:
+def _task(config: ReportConfig, picked: Sequence[Clip], shown: Shown) -> Labelling:
     assert config.pick is not None
     heard = dict(zip(shown.run.utt_id.tolist(), shown.audio, strict=True))
     clips = [
-        TaskClip(
+        ClipToLabel(
             utt_id=clip.utt_id,
             file=Path(os.path.relpath(clip.path, config.pick.parent)).as_posix(),
             speaker=clip.speaker or "",
@@ -129,4 +133,4 @@ def _task(config: ReportConfig, picked: Sequence[Clip], shown: Shown) -> Task:
         )
         for clip in picked
     ]
-    return Task(shown.run.classes, clips)
+    return Labelling(shown.run.classes, clips)

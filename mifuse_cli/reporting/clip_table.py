@@ -9,7 +9,7 @@ import numpy as np
 
 from mifuse_cli import fusion
 from mifuse_cli.artifacts import Lalm
-from mifuse_cli.reporting.run import Run
+from mifuse_cli.reporting.predictors import Run
 
 _LONGEST = 2000
 """Characters of a raw answer that are shown."""

@@ -143,18 +143,16 @@ def scored(
 
 def score_of(artifact: Evaluation) -> evaluation.Score:
     """The score that an artifact of evaluate holds; what an earlier version did not measure is NaN."""
-    metrics: dict[str, Any] = dict(artifact.header.parameters["metrics"])
-    missing = {
-        name: float("nan")
-        for name in ("ua_prior_corrected", "ua_prior_corrected_low", "ua_prior_corrected_high")
-        if name not in metrics
-    }
+    unmeasured = dict.fromkeys(
+        ("ua_prior_corrected", "ua_prior_corrected_low", "ua_prior_corrected_high"), float("nan")
+    )
+    metrics: dict[str, Any] = {**unmeasured, **artifact.header.parameters["metrics"]}
     metrics["recall"], metrics["marginal"] = tuple(metrics["recall"]), tuple(metrics["marginal"])
-    return evaluation.Score(**metrics, **missing, confusion=artifact.confusion)
+    return evaluation.Score(**metrics, confusion=artifact.confusion)
 
 
 def agreements(predictors: Sequence[Predictor]) -> np.ndarray:
-    """Share (P, P) of clips on whose most probable class two predictors agree, of those that both predict; NaN if none."""
+    """Share (P, P) of the clips that two predictors both predict on which their most probable class is the same."""
     found = np.full((len(predictors), len(predictors)), np.nan)
     for i, one in enumerate(predictors):
         for j, other in enumerate(predictors):
