@@ -4,7 +4,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist wo
 
 .PHONY: demo check test lint bench docs clean
 
-demo: .venv/installed  ## the whole method on synthetic speech: a table and a picture in exp/demo
+demo: .venv/installed  ## the whole method on synthetic speech: a table, a picture and a report in exp/demo
 	$(BIN)/python -m mifuse_cli.demo --out exp/demo
 
 check: lint  ## lint and the tests that are not slow

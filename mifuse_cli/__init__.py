@@ -57,6 +57,9 @@ if TYPE_CHECKING:  # The same names for type checkers; a test compares both.
     from mifuse_cli.steps.merge import MergeConfig as MergeConfig
     from mifuse_cli.steps.merge import MergeResult as MergeResult
     from mifuse_cli.steps.merge import merge as merge
+    from mifuse_cli.steps.pick import PickConfig as PickConfig
+    from mifuse_cli.steps.pick import PickResult as PickResult
+    from mifuse_cli.steps.pick import pick as pick
     from mifuse_cli.steps.predict import PredictConfig as PredictConfig
     from mifuse_cli.steps.predict import PredictResult as PredictResult
     from mifuse_cli.steps.predict import predict as predict
@@ -66,6 +69,9 @@ if TYPE_CHECKING:  # The same names for type checkers; a test compares both.
     from mifuse_cli.steps.query_lalm import QueryLalmConfig as QueryLalmConfig
     from mifuse_cli.steps.query_lalm import QueryLalmResult as QueryLalmResult
     from mifuse_cli.steps.query_lalm import query_lalm as query_lalm
+    from mifuse_cli.steps.report import ReportConfig as ReportConfig
+    from mifuse_cli.steps.report import ReportResult as ReportResult
+    from mifuse_cli.steps.report import report as report
     from mifuse_cli.steps.sample_source import SampleSourceConfig as SampleSourceConfig
     from mifuse_cli.steps.sample_source import SampleSourceResult as SampleSourceResult
     from mifuse_cli.steps.sample_source import sample_source as sample_source
@@ -110,8 +116,10 @@ _HOME = {
     "steps.fuse": ("FuseConfig", "FuseResult", "fuse"),
     "steps.merge": ("MergeConfig", "MergeResult", "merge"),
     "steps.predict": ("PredictConfig", "PredictResult", "predict"),
+    "steps.pick": ("PickConfig", "PickResult", "pick"),
     "steps.prepare": ("PrepareConfig", "PrepareResult", "prepare"),
     "steps.query_lalm": ("QueryLalmConfig", "QueryLalmResult", "query_lalm"),
+    "steps.report": ("ReportConfig", "ReportResult", "report"),
     "steps.sample_source": ("SampleSourceConfig", "SampleSourceResult", "sample_source"),
     "steps.show": ("ShowConfig", "ShowResult", "show"),
     "steps.train": ("TrainConfig", "TrainResult", "train"),

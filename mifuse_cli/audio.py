@@ -216,6 +216,15 @@ def mp3_bytes(samples: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def flac_bytes(samples: np.ndarray) -> bytes:
+    """A 16 kHz mono 16-bit FLAC file of ``samples`` (S,) in [-1, 1]; half as large as WAV and as exact."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(samples, -1, 1), RATE, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
 def file_sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes.
 

@@ -340,6 +340,8 @@ def _(result: Any) -> str:
     "evaluate", "mifuse evaluate --model exp/student --manifest exp/demo/target/labels.csv --out exp/eval.h5"
 )
 def _(result: Any) -> str:
+    if result.table:
+        return str(result.table)
     m = result.metrics
     scores = console.describe(
         {
@@ -348,6 +350,11 @@ def _(result: Any) -> str:
             "WA": f"{100 * m['wa']:.2f} %",
             "macro F1": f"{100 * m['macro_f1']:.2f} %",
             "ECE": m["ece"],
+            **{
+                f"{name} of all clips": _with_interval({**result.estimate, "interval": "clips"}, key)
+                for name, key in (("UA", "ua"), ("WA", "wa"))
+                if result.estimate
+            },
             "protocol": result.signature,
         }
     )
@@ -364,7 +371,25 @@ def _(result: Any) -> str:
         )
     ]
     header = ["true, by predicted", *names, "recall", "marginal"]
-    return f"{scores}\n\n{console.table(header, rows)}"
+    parts = [scores, console.table(header, rows)]
+    if drawn := _bars({"recall": dict(zip(result.classes, m["recall"], strict=True))}):
+        parts.append(drawn)
+    return "\n\n".join(parts)
+
+
+def _bars(rates: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Bars for rates by name and class, where a terminal shows them."""
+    blocks = []
+    for what, by_class in rates.items():
+        width = max(map(len, by_class))
+        lines = [
+            f"{name:<{width}}  {100 * rate:5.1f} %  {console.bar(rate)}".rstrip()
+            for name, rate in by_class.items()
+            if rate is not None and console.bar(1.0)
+        ]
+        if lines:
+            blocks.append("\n".join([what, *lines]))
+    return "\n\n".join(blocks)
 
 
 def _with_interval(metrics: Mapping[str, Any], name: str) -> str:
@@ -464,6 +489,31 @@ def _(result: Any) -> str:
     return f"{console.describe(general)}\n\n{table}"
 
 
+@command("report", "mifuse report exp/demo --out exp/report.html")
+def _(result: Any) -> str:
+    return console.describe(
+        {
+            "page": f"{result.out}, {result.bytes / 1e6:.2f} MB",
+            **({"runs": ", ".join(result.runs)} if result.runs else {}),
+            **({"comparisons": ", ".join(result.comparisons)} if result.comparisons else {}),
+            "clips": f"{result.clips}, {result.embedded} of them to be heard without their files",
+            **({"to label": f"{result.to_label} clips"} if result.to_label else {}),
+        }
+    )
+
+
+@command("pick", "mifuse pick --fused exp/fused.h5 --n 50 --out exp/pick.csv")
+def _(result: Any) -> str:
+    return console.describe(
+        {
+            "file": result.out,
+            "clips": f"{result.clips} of {result.of}"
+            + (f", of {result.speakers} voices" if result.speakers else ""),
+            "by label": result.by_label,
+        }
+    )
+
+
 @command("show", "mifuse show exp/fused.h5")
 def _(result: Any) -> str:
     general = console.describe(
@@ -488,6 +538,8 @@ def _(result: Any) -> str:
         parts.append("parameters\n" + _indented(result.parameters))
     if result.config:
         parts.append("configuration\n" + _indented(result.config))
+    if drawn := _bars(result.rates):
+        parts.append(drawn)
     return "\n\n".join(parts)
 
 

@@ -23,6 +23,7 @@ _SECONDS = 60.0
 """A line is also written whenever this time has passed since the last one."""
 _AT_LEAST_SECONDS = 10.0
 """Time between two lines for people."""
+_EIGHTHS = "▏▎▍▌▋▊▉█"
 
 
 @contextmanager
@@ -172,6 +173,18 @@ def describe(pairs: dict[str, Any]) -> str:
     """Aligned ``name  value`` lines; numbers are shortened, mappings written as ``a 0.25, b 0.75``."""
     width = max(map(len, pairs))
     return "\n".join(f"{name:<{width}}  {_short(value)}" for name, value in pairs.items())
+
+
+def bar(share: float | None, width: int = 20) -> str:
+    """A share in [0, 1] as a bar of blocks, in eighths of a character; "" for None and where no terminal shows it."""
+    if share is None or not math.isfinite(share) or not sys.stdout.isatty():
+        return ""
+    try:
+        _EIGHTHS.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return "#" * round(share * width)
+    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
+    return _EIGHTHS[-1] * (eighths // 8) + (_EIGHTHS[eighths % 8 - 1] if eighths % 8 else "")
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -104,6 +104,17 @@ def check_place(path: Path) -> None:
     _make_parent(path)
 
 
+def refuse_existing(path: Path, force: bool) -> None:
+    """Stop early where a file of this name exists, unless ``force``, or where none can be written.
+
+    Raises:
+        InputError: it exists, or its directory cannot be written.
+    """
+    if path.exists() and not force:
+        raise InputError(f"{path}: exists already. Choose another name, or pass --force to overwrite it.")
+    check_place(path)
+
+
 def remove_leftovers(path: Path) -> None:
     """Delete what killed processes left beside ``path``; what a live one is writing is locked, and stays."""
     for found in path.parent.glob(f"{glob.escape(_hidden(path))}*.tmp"):

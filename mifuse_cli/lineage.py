@@ -80,6 +80,34 @@ def clips_parent(clips: Sequence[Clip], path: Path, out: Path) -> Parent:
     return Parent("clips", relative(path, out), manifest.digest(clips))
 
 
+def state(artifact: Path, parent: Parent) -> str:
+    """What has become of a parent of the artifact at a path: unchanged, changed, absent, or not compared."""
+    if parent.role not in COMPARED:
+        return "not compared"
+    place = place_of(parent, artifact)
+    if not place.exists():
+        return "absent"
+    try:
+        return "unchanged" if digest(place) == parent.sha256 else "changed"
+    except MifuseError:
+        return "changed"
+
+
+def clips_of(artifact: Artifact, path: Path) -> list[Clip] | None:
+    """The clips that the artifact at ``path`` was made from, sorted by utterance id, audio or not.
+
+    None if it names none, or if the manifest or directory that it names is not there any more.
+
+    Raises:
+        InputError: the manifest or the directory cannot be read.
+    """
+    named = artifact.header.parent("clips")
+    place = place_of(named, path) if named else None
+    if place is None or not place.exists():
+        return None
+    return manifest.scan(place) if place.is_dir() else manifest.read_clips(place, need_audio=False)
+
+
 def speakers_parent(clips: Sequence[Clip], path: Path, out: Path) -> Parent:
     """The speakers of the clips read from ``path`` as a parent, for steps whose result depends on them."""
     text = " ".join(f"{clip.utt_id}={clip.speaker}" for clip in clips)

@@ -30,7 +30,7 @@ FLOORS = [
     {"corpora"},
     {"lineage", "fusion", "evaluation"},
     {"truth", "answer_counts"},
-    {"lalm", "model"},
+    {"lalm", "model", "reporting"},
     {"methods"},
     {"steps", "notebook"},
     {"console"},
@@ -46,6 +46,7 @@ FORBIDDEN = {
     "model": {"fusion", "evaluation", "openai"} | SCREEN,
     "methods": {"artifacts", "lineage", "evaluation", "h5py", "openai"} | SCREEN,
     "evaluation": {"h5py", "soundfile"} | DEEP,
+    "reporting": {"lineage", "manifest", "truth", "audio", "h5py", "soundfile", "openai"} | DEEP | SCREEN,
     "artifacts": {"soundfile", "openai"} | DEEP,
     "manifest": {"artifacts", "h5py"} | DEEP,
     "kaldi": {"artifacts", "h5py", "soundfile"} | DEEP,
@@ -323,7 +324,7 @@ def loaded_after(statement: str) -> set[str]:
 
 
 def test_help_does_not_load_what_is_slow():
-    slow = {"openai", "h5py", "sklearn", "scipy", "soundfile", "matplotlib"} | DEEP
+    slow = {"openai", "h5py", "sklearn", "scipy", "soundfile", "matplotlib", "jinja2"} | DEEP
     loaded = loaded_after("import mifuse_cli.cli")
     assert "typer" in loaded and not loaded & slow
 

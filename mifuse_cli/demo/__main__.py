@@ -1,7 +1,7 @@
 """``python -m mifuse_cli.demo``: the whole method on two small synthetic corpora, without GPU, key or network.
 
 Makes the corpora, starts the stand-in for a language model on this machine, runs the real ``mifuse`` commands,
-prints a table and draws a picture.
+prints a table, draws a picture and writes a report.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ def commands(out: Path, base_url: str) -> list[list[str]]:
         lines.append(
             f"evaluate {what} --manifest {labels} --out {out}/eval-{name}.h5 --cache-dir {out}/cache"
         )
+    lines.append(f"report {out} --embed-audio 24 --title 'mifuse demo' --out {out}/report.html")
     return [shlex.split(line) for line in lines]
 
 
@@ -90,6 +91,7 @@ def run(out: Path) -> int:
     print("\nUnweighted accuracy (UA) on the target corpus; labels were read by evaluate only.\n")
     print(table(scores))
     print(f"\nPicture: {picture}")
+    print(f"Report:  {out / 'report.html'} (open it in a browser: all figures, and every clip to be heard)")
     print("The corpora are synthetic and the LALM is a stand-in: the figures show the mechanism, no more.")
     metrics = {row: score.header.parameters["metrics"]["ua"] for row, score in scores.items()}
     teachers = max(metrics["source-only"], metrics["LALM (stand-in)"])

@@ -19,6 +19,7 @@ from mifuse_cli.evaluation.scores import (
     signature,
 )
 from mifuse_cli.evaluation.tallies import ECE_BINS, METRICS, Tally, best_of, tally, unweighted_accuracy
+from mifuse_cli.evaluation.weighted import estimated_accuracy
 
 __all__ = [
     "DECISIONS",
@@ -32,6 +33,7 @@ __all__ = [
     "best_of",
     "bootstrap_metrics",
     "confusion",
+    "estimated_accuracy",
     "expected_calibration_error",
     "interval",
     "predicted_classes",

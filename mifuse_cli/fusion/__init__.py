@@ -18,7 +18,14 @@ from mifuse_cli.fusion.calibration import (
     with_temperature,
 )
 from mifuse_cli.fusion.dawid_skene import LEAST_TEACHERS, dawid_skene
-from mifuse_cli.fusion.diagnostics import confidence, disagreement, label_agreement, mean_mi, one_sided
+from mifuse_cli.fusion.diagnostics import (
+    confidence,
+    disagreement,
+    disagreements,
+    label_agreement,
+    mean_mi,
+    one_sided,
+)
 from mifuse_cli.fusion.estimators import (
     MI_ESTIMATORS,
     are_votes,
@@ -32,6 +39,7 @@ from mifuse_cli.fusion.estimators import (
 from mifuse_cli.fusion.forecast import ERROR as FORECAST_ERROR
 from mifuse_cli.fusion.forecast import Forecast
 from mifuse_cli.fusion.fusing import Fusion, fuse_answers, fuse_means, fuse_samples
+from mifuse_cli.fusion.picking import Picked, picked
 from mifuse_cli.fusion.pools import POOLS, sharpened
 from mifuse_cli.fusion.settings import CROSS_FIT, PARTS, FusionSettings
 from mifuse_cli.fusion.weightings import OF_MI, OF_RAW_MI, OF_TAU, WEIGHTINGS, Weighting
@@ -57,12 +65,14 @@ __all__ = [
     "Forecast",
     "Fusion",
     "FusionSettings",
+    "Picked",
     "Weighting",
     "agreement_with",
     "are_votes",
     "confidence",
     "dawid_skene",
     "disagreement",
+    "disagreements",
     "entropy",
     "fuse_answers",
     "fuse_means",
@@ -74,6 +84,7 @@ __all__ = [
     "mean_and_mi",
     "mean_mi",
     "one_sided",
+    "picked",
     "self_agreement",
     "share_identical",
     "sharpened",

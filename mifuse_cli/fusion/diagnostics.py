@@ -57,18 +57,25 @@ def one_sided(who: str, probs: np.ndarray, classes: Sequence[str]) -> tuple[str,
 
 
 def disagreement(mean: np.ndarray) -> float:
-    """Mean Jensen-Shannon divergence of the teachers' means (U, T, K), in nats; NaN without clips of two.
+    """Mean of `disagreements` in nats over the clips that two teachers answered; NaN without any."""
+    found = disagreements(mean)
+    shared = ~np.isnan(found)
+    return float(found[shared].mean()) if shared.any() else float("nan")
+
+
+def disagreements(mean: np.ndarray) -> np.ndarray:
+    """Jensen-Shannon divergence (U,) of the teachers' means (U, T, K), in nats; NaN where only one answered.
 
     H(mean_t p_t) - mean_t H(p_t) over the teachers that answered a clip: the mutual information between the
     label and the teacher that gives it; at most log 2 for two teachers.
     """
     valid = ~np.isnan(mean).any(axis=-1)
     shared = valid.sum(axis=1) > 1
-    if not shared.any():
-        return float("nan")
+    found = np.full(len(mean), np.nan)
     known, count = np.where(valid[..., None], mean, 0.0)[shared], valid.sum(axis=1)[shared]
     js = entropy(known.sum(axis=1) / count[:, None]) - entropy(known).sum(axis=1) / count
-    return float(np.maximum(js, 0).mean())
+    found[shared] = np.maximum(js, 0)
+    return found
 
 
 def _over_clips(values: np.ndarray, valid: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,21 @@ import numpy as np
 
 from mifuse_cli import __version__, artifacts, evaluation, fusion, lineage, manifest, provenance
 from mifuse_cli.artifacts import Artifact, Evaluation, Fused, Lalm, Parent, Predictions, Source, Training
-from mifuse_cli.config import EncodingConfig, Progress, StepResult, at_least, normalize_problems, option
+from mifuse_cli.config import (
+    EncodingConfig,
+    Progress,
+    StepResult,
+    at_least,
+    normalize_problems,
+    one_of,
+    option,
+)
 from mifuse_cli.errors import ArtifactError, InputError
+from mifuse_cli.files import refuse_existing
 from mifuse_cli.fusion import FusionSettings
-from mifuse_cli.manifest import read_labelled
+from mifuse_cli.manifest import Clip, read_labelled
+from mifuse_cli.reporting.drawing import PLOT_SUFFIXES, draw_evaluation
+from mifuse_cli.reporting.tables import FORMS, score_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +50,10 @@ class EvaluateConfig(EncodingConfig):
         "input so that its mean over all clips of the manifest is that of the classes that are predicted.",
     )
     resamples: int = option(evaluation.RESAMPLES, "Bootstrap draws of the 95 % interval.")
+    plot: Path | None = option(
+        None, "Also draw confusion matrix and reliability diagram: FILE.png, FILE.svg or FILE.pdf."
+    )
+    format: str = option("text", f"How the scores are printed: text, {', '.join(FORMS)}.", settles=False)
 
     def problems(self) -> Iterable[str]:
         """Values that make no sense."""
@@ -47,6 +62,9 @@ class EvaluateConfig(EncodingConfig):
         if self.centre and self.model is None:
             yield "--centre: moves the input of a model, give --model"
         yield from at_least("--resamples", self.resamples, 100)
+        yield from one_of("--format", self.format, ["text", *FORMS])
+        if self.plot is not None and self.plot.suffix.lower() not in PLOT_SUFFIXES:
+            yield f"--plot {self.plot}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}"
         yield from normalize_problems(self.normalize)
         yield from super().problems()
 
@@ -61,12 +79,17 @@ class EvaluateResult(StepResult):
         classes: names in order.
         metrics: all fields of `evaluation.Score` except the confusion matrix.
         confusion: K rows of K + 1 counts, true by predicted class, last column: no prediction.
+        estimate: ``wa`` and ``ua`` over all clips with their intervals, where the scored ones were chosen by pick;
+            else empty.
+        table: the scores in the form of --format, "" for text.
     """
 
     signature: str
     classes: tuple[str, ...]
     metrics: dict[str, Any]
     confusion: list[list[int]]
+    estimate: dict[str, float]
+    table: str
 
 
 def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> EvaluateResult:
@@ -78,6 +101,8 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         ArtifactError: labelled clips without a prediction; no labelled clip but those given to fuse.
     """
     lineage.refuse_overwrite(config, config.out, Evaluation)
+    if config.plot is not None:
+        refuse_existing(config.plot, config.force or config.update)
     system = config.model or config.predictions
     assert system is not None
     made = artifacts.read(system / "train.h5" if config.model else system)
@@ -88,7 +113,10 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     if not labelled:
         raise InputError(f"{config.manifest}: the column 'emotion' is empty throughout. Label some clips.")
     ids = np.array([one.clip.utt_id for one in labelled])
+    inclusion = _inclusion(config, [one.clip for one in labelled])
     text = " ".join(f"{one.clip.utt_id}={one.label}={one.clip.speaker}" for one in labelled)
+    if inclusion is not None:
+        text += f" picked with {inclusion.tolist()}"
     parents = [
         lineage.parent("model" if config.model else "predictions", system, config.out),
         Parent("labels", lineage.relative(config.manifest, config.out), provenance.text_digest(text)),
@@ -101,7 +129,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         current = Evaluation.load(config.out)
         # One of an earlier version lacks some metrics.
         if current.header.parameters["metrics"].keys() >= evaluation.METRICS.keys():
-            return _result(config.out, current, up_to_date=True)
+            return _result(config, current, up_to_date=True)
     if config.model:
         predicted = _predict(config, clips, progress)
         probs = predicted
@@ -139,6 +167,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
             signature=_signature(config, made, found, _seen(made, ids, clips)),
             gold=int((~scored).sum()),
             predicted=len(predicted),
+            **({} if inclusion is None else {"estimate": _estimate(config, truth, probs, inclusion[scored])}),
         ),
         utt_id=ids,
         probs=probs.astype(np.float32),
@@ -149,7 +178,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         reliability_accuracy=right,
     )
     artifact.save(config.out, replace=config.replaces)
-    return _result(config.out, artifact)
+    return _result(config, artifact)
 
 
 def gold_of(artifact: Artifact) -> np.ndarray:
@@ -174,7 +203,7 @@ def distributions(artifact: Artifact, where: str) -> np.ndarray:
     raise ArtifactError(f"{where}: is of kind {artifact.kind!r}, which holds no predictions to score.")
 
 
-def _predict(config: EvaluateConfig, clips: list[manifest.Clip], progress: Progress | None) -> np.ndarray:
+def _predict(config: EvaluateConfig, clips: list[Clip], progress: Progress | None) -> np.ndarray:
     from mifuse_cli.methods.student import centred, check_centring
     from mifuse_cli.model import checkpoint
     from mifuse_cli.model.classifier import predict
@@ -245,7 +274,44 @@ def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, 
     )
 
 
-def _result(out: Path, artifact: Evaluation, *, up_to_date: bool = False) -> EvaluateResult:
+def _inclusion(config: EvaluateConfig, clips: Sequence[Clip]) -> np.ndarray | None:
+    """Probability (U,) with which each of the clips was picked; None unless the manifest tells it of all.
+
+    Raises:
+        InputError: it is no number above 0 and at most 1.
+    """
+    told = [clip.extra.get("inclusion", "").strip() for clip in clips]
+    if not all(told):
+        return None
+    found = np.zeros(len(told))
+    for number, (clip, text) in enumerate(zip(clips, told, strict=True)):
+        try:
+            found[number] = float(text)
+        except ValueError:
+            found[number] = np.nan
+        if not 0 < found[number] <= 1:
+            raise InputError(
+                f"{config.manifest}, {clip.utt_id}: inclusion {text!r} is no probability above 0, as mifuse pick "
+                "writes it. Correct it, or take the column out."
+            )
+    return found
+
+
+def _estimate(
+    config: EvaluateConfig, truth: np.ndarray, probs: np.ndarray, inclusion: np.ndarray
+) -> dict[str, float]:
+    return evaluation.estimated_accuracy(
+        truth,
+        probs.astype(float),
+        inclusion,
+        resamples=config.resamples,
+        rng=provenance.rng(config.seed, "estimate"),
+    )
+
+
+def _result(config: EvaluateConfig, artifact: Evaluation, *, up_to_date: bool = False) -> EvaluateResult:
+    if config.plot is not None:
+        draw_evaluation(config.plot, artifact)
     parameters = artifact.header.parameters
     missing = parameters["metrics"]["missing"]
     notes = (f"{missing} clips have no prediction and count as wrong",) if missing else ()
@@ -259,6 +325,11 @@ def _result(out: Path, artifact: Evaluation, *, up_to_date: bool = False) -> Eva
     if scored == 1:
         notes = (*notes, "one clip: there is nothing to draw an interval from")
     of_class = zip(artifact.header.classes, artifact.confusion.sum(axis=1).tolist(), strict=True)
+    if "estimate" in parameters:
+        notes = (
+            *notes,
+            "clips were picked with unequal probabilities: the scores are of these clips, the estimates of all",
+        )
     absent = [name for name, clips in of_class if not clips]
     if absent:
         notes = (
@@ -266,11 +337,13 @@ def _result(out: Path, artifact: Evaluation, *, up_to_date: bool = False) -> Eva
             f"no clip is {' or '.join(absent)}: UA and macro F1 are means over the other classes",
         )
     return EvaluateResult(
-        out=out,
+        out=config.out,
         signature=parameters["signature"],
         classes=artifact.header.classes,
         metrics=parameters["metrics"],
         confusion=artifact.confusion.tolist(),
+        estimate=parameters.get("estimate", {}),
+        table="" if config.format == "text" else score_table(artifact, config.format),
         up_to_date=up_to_date,
         notes=notes,
     )

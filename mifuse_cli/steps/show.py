@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mifuse_cli import artifacts, lineage
-from mifuse_cli.artifacts import SCHEMA_VERSION
+from mifuse_cli.artifacts import SCHEMA_VERSION, Evaluation, Fused, Lalm, Predictions, Source
 from mifuse_cli.config import Config, Progress, option
-from mifuse_cli.errors import MifuseError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class ShowResult:
         classes: names in order.
         sizes: length of every axis by letter.
         datasets: axes, shape and meaning of every dataset.
+        rates: by name rates in [0, 1] by class: the mean of the distributions, the estimated prior, recalls.
         summary: counts, tokens and cost of the answers of query-lalm; empty for other kinds.
         parents: role, path, hash, and state: "unchanged", "changed", "absent" or "not compared".
         parameters: what the step recorded.
@@ -44,6 +46,7 @@ class ShowResult:
     classes: tuple[str, ...]
     sizes: dict[str, int]
     datasets: dict[str, dict[str, Any]]
+    rates: dict[str, dict[str, float | None]]
     summary: dict[str, Any]
     parents: list[dict[str, str]]
     parameters: dict[str, Any]
@@ -77,9 +80,10 @@ def show(config: ShowConfig, *, progress: Progress | None = None) -> ShowResult:
                    "shape": list(array.shape), "holds": made.columns()[name]["holds"]}
             for name, array in made.arrays().items()
         },
+        rates=_rates(made),
         summary=header.parameters.get("summary", {}),
         parents=[
-            {"role": one.role, "path": one.path, "sha256": one.sha256, "state": _state(path, one)}
+            {"role": one.role, "path": one.path, "sha256": one.sha256, "state": lineage.state(path, one)}
             for one in header.parents
         ],
         parameters={name: value for name, value in header.parameters.items() if name != "summary"},
@@ -92,13 +96,19 @@ def show(config: ShowConfig, *, progress: Progress | None = None) -> ShowResult:
     )  # fmt: skip
 
 
-def _state(file: Path, parent: artifacts.Parent) -> str:
-    if parent.role not in lineage.COMPARED:
-        return "not compared"
-    place = lineage.place_of(parent, file)
-    if not place.exists():
-        return "absent"
-    try:
-        return "unchanged" if lineage.digest(place) == parent.sha256 else "changed"
-    except MifuseError:
-        return "changed"
+def _rates(made: artifacts.Artifact) -> dict[str, dict[str, float | None]]:
+    """What a terminal can draw of an artifact, by name and class."""
+    found: dict[str, list[float | None]] = {}
+    if isinstance(made, Lalm | Source | Fused | Predictions | Evaluation):
+        known = made.probs[~np.isnan(made.probs).any(axis=-1)]
+        if len(known):
+            found["mean probability"] = known.mean(axis=0, dtype=float).tolist()
+    if isinstance(made, Fused) and made.prior is not None:
+        found["estimated prior"] = made.prior.tolist()
+    if isinstance(made, Fused) and made.recall is not None:
+        for teacher, values in zip(made.header.parameters["teachers"], made.recall, strict=True):
+            found[f"estimated recall, {teacher}"] = [None if np.isnan(v) else float(v) for v in values]
+    if isinstance(made, Evaluation):
+        found["recall"] = made.header.parameters["metrics"]["recall"]
+    classes = made.header.classes
+    return {name: dict(zip(classes, values, strict=True)) for name, values in found.items()}
