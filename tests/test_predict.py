@@ -71,6 +71,19 @@ class TestEqualToEvaluate:
         np.testing.assert_allclose([found[name] for name in ids], probs, atol=1e-5)
         assert list(found) == [Path(row["file"]).stem for row in read_rows(manifest)]  # the order given
 
+    @pytest.mark.parametrize(("pooling", "tune"), [("mean+deviation", "head"), ("attentive", "top-1")])
+    def test_of_any_pooling(self, corpora, encoders, tmp_path, pooling, tune):
+        model, out = tmp_path / "m", tmp_path / "p.csv"
+        options = {"pooling": pooling, "tune": tune, "layers": "0-1", "epochs": 3, "learning_rate": 1e-1}
+        config = m.TrainSourceConfig(
+            manifest=corpora.source, encoder=str(encoders["wavlm"]), out=model, validation=0.0, **options
+        )
+        m.train_source(config)
+        ids, probs = scored(tmp_path, model=model, manifest=corpora.labels)
+        m.predict(m.PredictConfig(model=model, manifest=corpora.target, out=out))
+        found = predicted(out)
+        np.testing.assert_allclose([found[name] for name in ids], probs, atol=1e-5)
+
     @pytest.mark.parametrize("options", [{}, {"centre": True}, {"centre": True, "normalize": "speaker"}])
     def test_of_a_student_of_cross_fit(self, cross_fit, corpora, tmp_path, monkeypatch, options):
         from mifuse_cli.steps.predict import predicting

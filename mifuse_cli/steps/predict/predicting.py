@@ -22,7 +22,6 @@ from mifuse_cli.methods.student import centring
 from mifuse_cli.model.checkpoint import Checkpoint
 from mifuse_cli.model.classifier import draw
 from mifuse_cli.model.encoding import Padding, encoded
-from mifuse_cli.model.features import FrozenEncoder
 from mifuse_cli.model.prepare import frozen_classifier
 from mifuse_cli.model.standard import RunningStatistics, Statistics
 from mifuse_cli.steps.predict.kept import Kept, key_of
@@ -86,7 +85,7 @@ def encode(
             kept.skip(part, str(fault))
         done += len(todo[excerpt])
 
-    network = FrozenEncoder(checkpoint.encoder_dir, checkpoint.shape.precision)
+    network = checkpoint.encoder(max(checkpoint.shape.layers) + 1)
     batches = encoded(list(todo), network, device, workers=workers, padding=padding, unreadable=skip)
     with closing(batches):
         for excerpts, matrices in batches:
