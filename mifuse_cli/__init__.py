@@ -45,6 +45,9 @@ if TYPE_CHECKING:  # The same names for type checkers; a test compares both.
     from mifuse_cli.steps.compare_worlds import CompareWorldsConfig as CompareWorldsConfig
     from mifuse_cli.steps.compare_worlds import CompareWorldsResult as CompareWorldsResult
     from mifuse_cli.steps.compare_worlds import compare_worlds as compare_worlds
+    from mifuse_cli.steps.doctor import DoctorConfig as DoctorConfig
+    from mifuse_cli.steps.doctor import DoctorResult as DoctorResult
+    from mifuse_cli.steps.doctor import doctor as doctor
     from mifuse_cli.steps.evaluate import EvaluateConfig as EvaluateConfig
     from mifuse_cli.steps.evaluate import EvaluateResult as EvaluateResult
     from mifuse_cli.steps.evaluate import evaluate as evaluate
@@ -111,6 +114,7 @@ _HOME = {
     "steps.cache": ("CacheConfig", "CacheResult", "cache"),
     "steps.compare": ("CompareConfig", "CompareResult", "compare"),
     "steps.compare_worlds": ("CompareWorldsConfig", "CompareWorldsResult", "compare_worlds"),
+    "steps.doctor": ("DoctorConfig", "DoctorResult", "doctor"),
     "steps.evaluate": ("EvaluateConfig", "EvaluateResult", "evaluate"),
     "steps.export": ("ExportConfig", "ExportResult", "export"),
     "steps.fuse": ("FuseConfig", "FuseResult", "fuse"),

@@ -575,6 +575,17 @@ def _(result: Any) -> str:
     return "\n".join(lines)
 
 
+@command("doctor", "mifuse doctor --cache-dir exp/demo/cache")
+def _(result: Any) -> str:
+    width = max(len(one.name) for one in result.checks)
+    lines = []
+    for one in result.checks:
+        lines.append(f"{one.state:<7}  {one.name:<{width}}  {one.found}")
+        if one.advice:
+            lines.append(f"{'':7}  {'':{width}}  -> {one.advice}")
+    return "\n".join(lines)
+
+
 def _indented(pairs: dict[str, Any]) -> str:
     return "\n".join(f"  {line}" for line in console.describe(pairs).splitlines())
 

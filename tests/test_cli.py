@@ -32,6 +32,7 @@ COMMANDS = (
     "show",
     "cache",
     "validate",
+    "doctor",
 )
 
 

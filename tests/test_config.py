@@ -134,6 +134,7 @@ VALID = {
     "MergeConfig": {"parts": ("a.h5", "b.h5"), "out": "o.h5"},
     "CacheConfig": {},
     "ValidateConfig": {"paths": ("o.h5",)},
+    "DoctorConfig": {},
 }
 BOTH = {"wav_dir": "w"}
 NEITHER = {"manifest": None}
@@ -246,6 +247,7 @@ WRONG = [
     ("PredictConfig", {"normalize": "x"}, "--normalize"),
     ("PredictConfig", {"n_samples": 1}, "one pass does not vary"),
     ("PredictConfig", {"workers": -1}, "--workers"),
+    ("DoctorConfig", {"model": "m"}, "give --base-url"),
     ("ExportConfig", {"to": "onxx"}, "did you mean 'onnx'"),
 ]
 

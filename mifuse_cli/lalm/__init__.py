@@ -27,6 +27,7 @@ from mifuse_cli.lalm.questions.dialect import AUDIO_PARTS, TOKEN_LIMITS
 from mifuse_cli.lalm.questions.prompts import read_wording
 from mifuse_cli.lalm.questions.question_options import QuestionOptions
 from mifuse_cli.lalm.service.advice import THINKING
+from mifuse_cli.lalm.service.catalogue import listed_models
 from mifuse_cli.lalm.service.environment import check_environment
 from mifuse_cli.lalm.service.profiles import Profile, body_problems, header_problems, read_profile
 from mifuse_cli.lalm.service.run import run
@@ -72,6 +73,7 @@ __all__ = [
     "host_of",
     "is_local",
     "journal_path",
+    "listed_models",
     "observations",
     "parse_answer",
     "price_of",

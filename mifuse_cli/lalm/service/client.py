@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
 from mifuse_cli.errors import UsageError
+from mifuse_cli.lalm.answers.response import member
 from mifuse_cli.lalm.service.environment import check_environment, proxy_variable
 from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed, failure_kind, message_of, wait_of
 from mifuse_cli.lalm.service.profiles import expanded
@@ -187,6 +188,17 @@ class Client:
             async with asyncio.timeout(self._timeout):
                 made = await self._openai.post("/batches", cast_to=object, body=body)
         return self._batch(made).id
+
+    async def models(self) -> list[str]:
+        """Names of the models that the service lists.
+
+        Raises:
+            RequestFailed: the list did not come.
+        """
+        page = await self._get("/models")
+        found = page.get("data") if isinstance(page, dict) else None
+        names = [member(one, "id") for one in found] if isinstance(found, list) else []
+        return [self.said(name) for name in names if isinstance(name, str)]
 
     async def batches(self) -> AsyncGenerator[BatchState, None]:
         """All batches of the account, the latest first.
