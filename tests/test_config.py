@@ -135,6 +135,8 @@ VALID = {
     "CacheConfig": {},
     "ValidateConfig": {"paths": ("o.h5",)},
     "DoctorConfig": {},
+    "ReportConfig": {"paths": ("exp",), "out": "r.html"},
+    "PickConfig": {"fused": "f.h5", "out": "p.csv"},
 }
 BOTH = {"wav_dir": "w"}
 NEITHER = {"manifest": None}
@@ -247,6 +249,9 @@ WRONG = [
     ("PredictConfig", {"normalize": "x"}, "--normalize"),
     ("PredictConfig", {"n_samples": 1}, "one pass does not vary"),
     ("PredictConfig", {"workers": -1}, "--workers"),
+    ("ReportConfig", {"paths": ()}, "expected at least one path"),
+    ("ReportConfig", {"embed_audio": -1}, "--embed-audio -1: expected 0 or more"),
+    ("PickConfig", {"n": 0}, "--n 0: expected 1 or more"),
     ("DoctorConfig", {"model": "m"}, "give --base-url"),
     ("ExportConfig", {"to": "onxx"}, "did you mean 'onnx'"),
 ]
