@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from mifuse_cli import __version__, artifacts, evaluation, fusion, lineage, manifest, provenance
-from mifuse_cli.artifacts import Artifact, Evaluation, Fused, Lalm, Parent, Predictions, Source, Training
+from mifuse_cli.artifacts import Evaluation, Fused, Header, Lalm, Parent, Predictions, Source, Training
 from mifuse_cli.config import EncodingConfig, Progress, StepResult, at_least, normalize_problems, option
 from mifuse_cli.errors import ArtifactError, InputError, UsageError
 from mifuse_cli.fusion import FusionSettings
 from mifuse_cli.manifest import read_labelled
+
+_CLIPS_AT_A_TIME = 2**15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     lineage.refuse_overwrite(config, config.out)
     system = config.model or config.predictions
     assert system is not None
-    made = artifacts.read(system / "train.h5" if config.model else system)
+    made = _read(system / "train.h5" if config.model else system)
     some = config.predictions is not None
     labelled = read_labelled(
         config.manifest, made.header.classes, need_audio=config.model is not None, some=some
@@ -107,10 +109,10 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         probs = predicted
     else:
         labelled_at = artifacts.positions(ids, str(config.manifest), made.utt_id, str(system))
-        predicted = distributions(made, str(system))
+        predicted = made.distributions(str(system))
         probs = predicted[labelled_at]
     truth = np.array([one.label for one in labelled])
-    scored = ~np.isin(ids, gold_of(made))
+    scored = ~np.isin(ids, made.gold)
     if not scored.any():
         raise ArtifactError(
             f"{config.manifest}: all of its clips had their true class given to fuse --gold, so that none is left to "
@@ -152,26 +154,53 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     return _result(config.out, artifact)
 
 
-def gold_of(artifact: Artifact) -> np.ndarray:
-    """Ids of the clips whose true class an artifact was made with."""
-    gold = artifact.gold if isinstance(artifact, Source | Fused | Predictions | Training) else None
-    return np.zeros(0, dtype=str) if gold is None else gold
+@dataclass(frozen=True)
+class _Made:
+    """What is scored.
 
-
-def distributions(artifact: Artifact, where: str) -> np.ndarray:
-    """The distributions (U, K) of an artifact, one a clip, NaN where there is none.
-
-    Raises:
-        ArtifactError: the artifact holds no predictions.
+    Attributes:
+        kind, header: of its artifact.
+        utt_id: (U,) ids of its clips.
+        gold: (G,) ids of those whose true class it was made with.
+        probs: (U, K) its distributions, NaN where there is none; None if it holds none.
+        samples: answers a clip, of a LALM.
     """
-    match artifact:
-        case Lalm():
-            return fusion.mean_and_mi(artifact.probs.astype(float))[0]
-        case Source():
-            return artifact.point
-        case Fused() | Predictions() | Evaluation():
-            return artifact.probs
-    raise ArtifactError(f"{where}: is of kind {artifact.kind!r}, which holds no predictions to score.")
+
+    kind: str
+    header: Header
+    utt_id: np.ndarray
+    gold: np.ndarray
+    probs: np.ndarray | None
+    samples: int = 0
+
+    def distributions(self, where: str) -> np.ndarray:
+        """The distributions (U, K).
+
+        Raises:
+            ArtifactError: the artifact holds no predictions.
+        """
+        if self.probs is None:
+            raise ArtifactError(f"{where}: is of kind {self.kind!r}, which holds no predictions to score.")
+        return self.probs
+
+
+def _read(path: Path) -> _Made:
+    """What is scored of an artifact of any kind, of which no more is read."""
+    with artifacts.reading(path) as found:
+        gold = found.read("gold") if "gold" in found else np.zeros(0, dtype=str)
+        about = (found.kind, found.header, found.utt_id, gold)
+        match found.kind:
+            case Lalm.kind:
+                probs = found.column("probs")
+                starts = range(0, len(probs), _CLIPS_AT_A_TIME)
+                parts = (probs[start : start + _CLIPS_AT_A_TIME].astype(float) for start in starts)
+                mean = np.concatenate([fusion.mean_and_mi(part)[0] for part in parts])
+                return _Made(*about, mean, probs.shape[1])
+            case Source.kind:
+                return _Made(*about, found.read("point"))
+            case Fused.kind | Predictions.kind | Evaluation.kind:
+                return _Made(*about, found.read("probs"))
+        return _Made(*about, None)
 
 
 def _predict(config: EvaluateConfig, clips: list[manifest.Clip], progress: Progress | None) -> np.ndarray:
@@ -204,7 +233,7 @@ def _predict(config: EvaluateConfig, clips: list[manifest.Clip], progress: Progr
     return predict(model, centred(model, inputs))
 
 
-def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, ids: np.ndarray) -> str:
+def _signature(config: EvaluateConfig, made: _Made, found: evaluation.Score, ids: np.ndarray) -> str:
     parameters = made.header.parameters
     system = parameters.get("method") or {"training": "source-only", "source": "source-only"}.get(
         made.kind, made.kind
@@ -213,25 +242,25 @@ def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, 
     parts: dict[str, object] = {"system": system}
     if "method" in parameters:
         parts["protocol"] = {1.0: "transductive", 0.0: "inductive"}.get(float(seen), "mixed")
-        if len(gold_of(made)):
-            parts["protocol"] = f"few-gold:{len(gold_of(made))}+{parts['protocol']}"
+        if len(made.gold):
+            parts["protocol"] = f"few-gold:{len(made.gold)}+{parts['protocol']}"
         parts["checkpoint"] = parameters["checkpoint"]
         # Students of a "recipe" were trained before labels were made by fuse alone.
         if "fusion" in parameters:
             parts |= FusionSettings.of(parameters["fusion"]).described()
         parts |= {name: parameters[name] for name in ("recipe", "refresh") if name in parameters}
-    elif isinstance(made, Training) or "seen_in_training" in parameters:
+    elif made.kind == Training.kind or "seen_in_training" in parameters:
         parts["protocol"] = "unseen" if seen == 0 else "seen-in-training"
         parts["checkpoint"] = "source-validation"
     if normalize := config.normalize or parameters.get("normalize") or made.header.config.get("normalize"):
         parts["norm"] = normalize
     if config.centre:
         parts["centred"] = "these-clips"
-    if isinstance(made, Lalm):
-        parts |= {"lalm": parameters["model"], "samples": made.probs.shape[1]}
-    if isinstance(made, Fused):
-        if len(gold_of(made)):
-            parts["protocol"] = f"few-gold:{len(gold_of(made))}"
+    if made.kind == Lalm.kind:
+        parts |= {"lalm": parameters["model"], "samples": made.samples}
+    if made.kind == Fused.kind:
+        if len(made.gold):
+            parts["protocol"] = f"few-gold:{len(made.gold)}"
         parts |= FusionSettings.of({**made.header.config, **parameters}).described()
     return evaluation.signature(
         **parts,
