@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mifuse_cli import artifacts, audio, manifest
-from mifuse_cli.artifacts import Artifact, Header, Parent, Training
+from mifuse_cli.artifacts import Artifact, Header, Parent, Reader, Training
 from mifuse_cli.audio import file_sha256
 from mifuse_cli.config import Config, StepConfig, as_dict, settings
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError, some
@@ -40,6 +40,9 @@ _MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.b
 def digest(path: Path) -> str:
     """Content hash of an artifact, or of a model directory (its configuration and weights).
 
+    That of an artifact is the one recorded in it, which its header and the hashes of its datasets have to agree with;
+    each dataset is compared with its hash whenever a step reads it.
+
     Raises:
         InputError: there is nothing at ``path``, or no model in the directory.
         ArtifactError: a file that is no artifact.
@@ -57,7 +60,8 @@ def digest(path: Path) -> str:
 @lru_cache(maxsize=64)
 def _artifact_digest(path: Path, *state: int) -> str:
     """Content hash of an artifact, taken once while the file's time, size and inode stay as they are."""
-    return artifacts.read(path).digest()
+    with artifacts.reading(path) as found:
+        return found.sha256
 
 
 def parent(role: str, path: Path, out: Path) -> Parent:
@@ -137,7 +141,9 @@ def content(clips: Sequence[Clip]) -> np.ndarray:
     return np.array([audio.key(*clip.excerpt) for clip in clips])
 
 
-def check_same_audio(first: Artifact, first_name: str, clips: Parent | None, clips_name: str) -> None:
+def check_same_audio(
+    first: Artifact | Reader, first_name: str, clips: Parent | None, clips_name: str
+) -> None:
     """Refuse an artifact that was made from other audio than that of the parent ``clips``.
 
     Raises:
@@ -255,19 +261,23 @@ def is_current(config: StepConfig, out: Path, parents: Sequence[Parent]) -> bool
     ]
 
 
-def check_parents(artifact: Artifact, path: Path) -> None:
+def check_parents(artifact: Artifact | Reader, path: Path) -> None:
     """Refuse an artifact whose parents, where they are still in place, have changed since it was made.
 
     Raises:
         ArtifactError: naming the changed parent and the command that makes the artifact anew.
     """
-    for one in artifact.header.parents:
+    _check_parents(artifact.header, path)
+
+
+def _check_parents(header: Header, path: Path) -> None:
+    for one in header.parents:
         place = place_of(one, path)
         if one.role not in COMPARED or not place.exists():
             continue
         if digest(place) != one.sha256:
             raise ArtifactError(
-                f"{path}: is stale: its {one.role} {place} has changed since. Make it anew: {artifact.header.command}"
+                f"{path}: is stale: its {one.role} {place} has changed since. Make it anew: {header.command}"
             )
         if place.suffix == ".h5":
-            check_parents(artifacts.read(place), place)
+            _check_parents(artifacts.read_header(place)[1], place)

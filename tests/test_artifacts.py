@@ -25,6 +25,7 @@ from mifuse_cli.artifacts import (
     Target,
     Training,
 )
+from mifuse_cli.artifacts.schema import content_hash_of_schema_1
 from mifuse_cli.config import StepConfig, option
 from mifuse_cli.errors import ArtifactError, InputError
 
@@ -122,7 +123,7 @@ class TestRoundTrip:
             assert parents == [{"role": "lalm", "path": "../l.h5", "sha256": "0" * 64}]
             assert json.loads(attributes.pop("versions"))["numpy"] == np.__version__
             assert attributes.pop("command") and attributes.pop("created").endswith("+00:00")
-            assert attributes == {"kind": "fused", "schema_version": 1, "seed": 3, "sha256": sha256}
+            assert attributes == {"kind": "fused", "schema_version": 2, "seed": 3, "sha256": sha256}
             assert file["mean"].attrs["axes"] == "U T K" and file["mean"].attrs["holds"]
             assert file["mean"].dtype == np.float32 and file["utt_id"].asstr()[1] == "b"
 
@@ -213,7 +214,7 @@ DAMAGED = {
     "foreign": (edit(lambda f: f.attrs.clear()), ArtifactError, r"no mifuse artifact \(kind None\)"),
     "foreign kind": (edit(lambda f: f.attrs.update(kind="movie")), ArtifactError, "kind 'movie'"),
     "strange kind": (edit(lambda f: f.attrs.update(kind=[1, 2])), ArtifactError, "no mifuse artifact"),
-    "newer": (edit(lambda f: f.attrs.update(schema_version=2)), ArtifactError, "schema 2, .* up to 1"),
+    "newer": (edit(lambda f: f.attrs.update(schema_version=3)), ArtifactError, "schema 3, .* up to 2"),
     "no seed": (edit(lambda f: f.attrs.pop("seed")), ArtifactError, "root attributes are damaged"),
     "no JSON": (edit(lambda f: f.attrs.update(parents="{")), ArtifactError, "root attributes are damaged"),
     "no dataset": (edit(lambda f: f.pop("probs")), ArtifactError, "no dataset 'probs'"),
@@ -582,3 +583,67 @@ class TestLocks:
             InputError, match=r"the answers are in a\.h5\.journal\.sqlite, so that only what is missing"
         ):
             artifacts.read(tmp_path / "a.h5")
+
+
+def as_of_schema_1(path):
+    """Turn a saved artifact into what mifuse before schema 2 wrote."""
+    with artifacts.reading(path) as found:
+        parts = [(name, found.shape(name), found._blocks(name)) for name in sorted(found.names)]
+        sha256 = content_hash_of_schema_1(found.kind, found.header, parts)
+    with h5py.File(path, "a", locking=False) as file:
+        file.attrs.update(schema_version=1, sha256=sha256)
+        for dataset in file.values():
+            dataset.attrs.pop("sha256")
+
+
+class TestReading:
+    def test_in_slices(self, tmp_path):
+        made = lalm()
+        made.save(tmp_path / "x.h5")
+        with artifacts.reading(tmp_path / "x.h5", Lalm) as found:
+            assert found.kind == "lalm" and found.header == HEADER and "hidden" not in found
+            assert found.shape("status") == (2, 3) and found.sha256 == made.digest()
+            column = found.column("probs")
+            assert (len(column), column.shape, column.dtype) == (2, (2, 3, 2), np.float32)
+            np.testing.assert_array_equal(column[1:], made.probs[1:])
+            np.testing.assert_array_equal(found.read("audio_sha256"), made.audio_sha256)
+
+    @pytest.mark.parametrize("how", ["read", "column"])
+    def test_what_was_edited_is_found_when_it_is_read(self, tmp_path, how):
+        source(hidden=np.zeros((2, 1, 3))).save(tmp_path / "x.h5")
+        with h5py.File(tmp_path / "x.h5", "a") as file:
+            file["hidden"][0] = 1
+        with artifacts.reading(tmp_path / "x.h5") as found:
+            getattr(found, how)("probs")
+            with pytest.raises(ArtifactError, match=r"x\.h5: content does not match its recorded hash"):
+                getattr(found, how)("hidden")
+
+    def test_hashes_of_datasets_cannot_be_exchanged(self, tmp_path):
+        source().save(tmp_path / "x.h5")
+        source(point=TWO[::-1]).save(tmp_path / "y.h5")
+        with h5py.File(tmp_path / "x.h5", "a") as file, h5py.File(tmp_path / "y.h5") as other:
+            file["point"][:] = other["point"][:]
+            file["point"].attrs["sha256"] = other["point"].attrs["sha256"]
+        with pytest.raises(ArtifactError, match="recorded hash"):
+            lineage.digest(tmp_path / "x.h5")
+        with pytest.raises(ArtifactError, match="recorded hash"):
+            Source.load(tmp_path / "x.h5")
+
+    @pytest.mark.parametrize("kind", MAKERS)
+    def test_of_the_first_schema(self, tmp_path, kind):
+        MAKERS[kind]().save(tmp_path / "x.h5")
+        as_of_schema_1(tmp_path / "x.h5")
+        found = artifacts.read(tmp_path / "x.h5")
+        for name, array in MAKERS[kind]().arrays().items():
+            np.testing.assert_array_equal(found.arrays()[name], array)
+        with h5py.File(tmp_path / "x.h5") as file:
+            recorded = file.attrs["sha256"]
+        assert lineage.digest(tmp_path / "x.h5") == recorded
+
+    def test_of_the_first_schema_edited(self, tmp_path):
+        predictions().save(tmp_path / "x.h5")
+        as_of_schema_1(tmp_path / "x.h5")
+        with h5py.File(tmp_path / "x.h5", "a") as file:
+            file["probs"][:] = TWO[::-1]
+        with pytest.raises(ArtifactError, match="recorded hash"):
+            artifacts.read(tmp_path / "x.h5")

@@ -3,13 +3,12 @@
 A kind of artifact is a frozen dataclass whose array fields are made with `column`: the axes (U clips,
 N or M samples, T teachers, K classes, E epochs), the type, and what it holds. Root attributes are those of
 `Header`. Writing, at once or in blocks (`writing`), uses a temporary name and renames, so a file under its
-final name is complete.
+final name is complete. Reading is of the whole, or of what is asked for (`reading`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +18,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from mifuse_cli.artifacts.examination import examine, trust
+from mifuse_cli.artifacts.reader import Column, Reader, anew, damage_named
 from mifuse_cli.artifacts.schema import (
     SCHEMA_VERSION,
+    DatasetHash,
     Header,
     Parent,
+    as_stored,
     check_arrays,
     column,
     content_hash,
@@ -30,7 +32,7 @@ from mifuse_cli.artifacts.schema import (
 )
 from mifuse_cli.artifacts.writer import Output, Writer
 from mifuse_cli.errors import ArtifactError, InputError
-from mifuse_cli.files import LOCKED, atomic_file, found_errno
+from mifuse_cli.files import atomic_file
 
 if TYPE_CHECKING:
     import h5py
@@ -39,6 +41,7 @@ __all__ = [
     "KINDS",
     "SCHEMA_VERSION",
     "Artifact",
+    "Column",
     "Compared",
     "Evaluation",
     "Fused",
@@ -46,6 +49,7 @@ __all__ = [
     "Lalm",
     "Parent",
     "Predictions",
+    "Reader",
     "Source",
     "Target",
     "Training",
@@ -56,6 +60,7 @@ __all__ = [
     "positions",
     "read",
     "read_header",
+    "reading",
     "united",
     "writing",
 ]
@@ -96,8 +101,12 @@ class Artifact:
 
     def digest(self) -> str:
         """Hex SHA-256 over kind, classes, parameters and datasets; not over time, versions or paths."""
-        arrays = {n: np.asarray(a, self.columns()[n]["dtype"]) for n, a in sorted(self.arrays().items())}
-        return content_hash(self.kind, self.header, ((n, a.shape, [a]) for n, a in arrays.items()))
+        shapes, hashes = {}, {}
+        for name, values in self.arrays().items():
+            array, total = as_stored(np.asarray(values), self.columns()[name]["dtype"]), DatasetHash()
+            total.update(array)
+            shapes[name], hashes[name] = array.shape, total.hexdigest()
+        return content_hash(self.kind, self.header, shapes, hashes)
 
     def check(self, where: str) -> Self:
         """This artifact, if its arrays conform to the schema.
@@ -129,12 +138,8 @@ class Artifact:
             InputError: no such file, or not a readable HDF5 file.
             ArtifactError: another kind, a newer schema, a missing dataset, broken content.
         """
-        found = read(path)
-        if not isinstance(found, cls):
-            raise ArtifactError(
-                f"{path}: is of kind {found.kind!r}, expected {cls.kind!r}. Check the options."
-            )
-        return found
+        with reading(path, cls) as found:
+            return cls(header=found.header, **{name: found.read(name) for name in found.names})
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,6 +357,32 @@ def writing(
     trust(path)
 
 
+@contextmanager
+def reading(path: Path, kind: type[Artifact] | None = None) -> Iterator[Reader]:
+    """Read an artifact dataset by dataset, or a part of one at a time; the file stays open within the with-block.
+
+    Args:
+        path: the artifact.
+        kind: that it has to be of, one of `KINDS`; None: any.
+
+    Raises:
+        InputError: no such file, or not a readable HDF5 file.
+        ArtifactError: another or an unknown kind, a newer schema, or a missing dataset.
+    """
+    with _opened(path, whole=True) as file:
+        with damage_named(path):
+            name, header = _header(file, path)
+            if kind is not None and name != kind.kind:
+                raise ArtifactError(
+                    f"{path}: is of kind {name!r}, expected {kind.kind!r}. Check the options."
+                )
+            columns = KINDS[name].columns()
+            for dataset, spec in columns.items():
+                if spec["required"] and dataset not in file:
+                    raise ArtifactError(f"{path}: has no dataset {dataset!r}. {anew(path)}")
+        yield Reader(file, path, name, header, columns)
+
+
 def read(path: Path) -> Artifact:
     """Read and check an artifact of any kind.
 
@@ -359,20 +390,9 @@ def read(path: Path) -> Artifact:
         InputError: no such file, or not a readable HDF5 file.
         ArtifactError: unknown kind, newer schema, missing dataset, or content that violates the schema.
     """
-    with _opened(path, whole=True) as file:
-        kind, header = _header(file, path)
-        arrays = {}
-        for name, spec in KINDS[kind].columns().items():
-            if name in file:
-                values = file[name].asstr() if spec["dtype"] == "str" else file[name]
-                arrays[name] = values[:].astype(spec["dtype"], copy=False)
-            elif spec["required"]:
-                raise ArtifactError(f"{path}: has no dataset {name!r}. {_anew(path)}")
-        recorded = file.attrs.get("sha256")
-    artifact = KINDS[kind](header=header, **arrays).check(str(path))
-    if artifact.digest() != recorded:
-        raise ArtifactError(f"{path}: content does not match its recorded hash; it was edited. {_anew(path)}")
-    return artifact
+    with reading(path) as found:
+        arrays = {name: found.read(name) for name in found.names}
+        return KINDS[found.kind](header=found.header, **arrays)
 
 
 def read_header(path: Path) -> tuple[str, Header]:
@@ -382,7 +402,7 @@ def read_header(path: Path) -> tuple[str, Header]:
         InputError: no such file, or not a readable HDF5 file.
         ArtifactError: unknown kind, newer schema or damaged attributes.
     """
-    with _opened(path, whole=False) as file:
+    with _opened(path, whole=False) as file, damage_named(path):
         return _header(file, path)
 
 
@@ -394,45 +414,23 @@ def _texts(kind: Any) -> dict[str, bool]:
 
 @contextmanager
 def _opened(path: Path, *, whole: bool) -> Iterator[h5py.File]:
+    """An artifact that was found safe to read.
+
+    Args:
+        path: the file.
+        whole: whether its datasets will be read, or only its attributes.
+    """
     import h5py
 
     if not path.is_file():
         raise InputError(f"{path}: no such file. Make it first or check the path.")
-    try:
+    with damage_named(path):
         examine(path, _texts if whole else None)
         # Files get their name when they are complete and are not changed after: to read them takes no lock, which
         # network file systems may not have.
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
-    except (OSError, RuntimeError, KeyError, MemoryError) as error:
-        raise InputError(f"{path}: {_why_unreadable(path, error)}") from None
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ArtifactError(f"{path}: is damaged or no mifuse artifact ({error}). {_anew(path)}") from None
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    """What keeps an artifact from being read, and what to do; a sound file is never said to be damaged."""
-    number = found_errno(error)
-    if number in LOCKED:
-        return (
-            "is locked by another process, or lies on a network file system that does not lock files. It is not "
-            "damaged: run the command again when the other one has ended, or set HDF5_USE_FILE_LOCKING=FALSE if none "
-            "is running."
-        )
-    if number is not None or not path.is_file():
-        why = os.strerror(number) if number else "it is no longer there"
-        return f"cannot be read now ({why}). Check the disk and its permissions, and run the command again."
-    return f"is no readable HDF5 file ({error}); it may be truncated. {_anew(path)}"
-
-
-def _anew(path: Path) -> str:
-    """How to make an artifact anew; of answers that were paid for, from the journal."""
-    if not (journal := path.with_name(path.name + ".journal.sqlite")).exists():
-        return "Make it anew."
-    return (
-        f"Make it anew by the same mifuse query-lalm command with --force: the answers are in {journal.name}, so that "
-        "only what is missing there is asked."
-    )
+        file = h5py.File(path, "r", locking=False)
+    with file:
+        yield file
 
 
 def _header(file: h5py.File, path: Path) -> tuple[str, Header]:
@@ -448,7 +446,9 @@ def _header(file: h5py.File, path: Path) -> tuple[str, Header]:
     return kind, Header.of(attributes, path)
 
 
-def check_same_clips(first: Artifact, first_name: str, second: Artifact, second_name: str) -> None:
+def check_same_clips(
+    first: Artifact | Reader, first_name: str, second: Artifact | Reader, second_name: str
+) -> None:
     """Refuse to join two artifacts over other classes, another class order or another set of clips.
 
     Raises:
@@ -459,6 +459,12 @@ def check_same_clips(first: Artifact, first_name: str, second: Artifact, second_
             f"{first_name}: classes are {', '.join(first.header.classes)} but {second_name} has "
             f"{', '.join(second.header.classes)}. Make one of them anew with the other's --classes."
         )
+    if (
+        isinstance(first, Reader)
+        and isinstance(second, Reader)
+        and first.content("utt_id") == second.content("utt_id")
+    ):
+        return
     check_same_utterances(first.utt_id, first_name, second.utt_id, second_name)
 
 
@@ -469,19 +475,19 @@ def united(*gold: np.ndarray | None) -> np.ndarray | None:
 
 
 def positions(wanted: np.ndarray, wanted_name: str, utt_id: np.ndarray, name: str) -> np.ndarray:
-    """Positions (W,) of wanted utterance ids (W,) among the ids (U,) of an artifact.
+    """Positions (W,) of wanted utterance ids (W,) among the ids (U,) of an artifact, which are sorted.
 
     Raises:
         ArtifactError: with the number of ids that are not among them, and the first.
     """
-    at = {one: number for number, one in enumerate(utt_id.tolist())}
-    absent = [one for one in wanted.tolist() if one not in at]
-    if absent:
+    at = np.minimum(np.searchsorted(utt_id, wanted), max(len(utt_id) - 1, 0))
+    absent = wanted[utt_id[at] != wanted] if len(utt_id) else wanted
+    if len(absent):
         raise ArtifactError(
-            f"{wanted_name} has {len(absent)} clips that {name} has not, first {absent[0]!r}. "
+            f"{wanted_name} has {len(absent)} clips that {name} has not, first {str(absent[0])!r}. "
             f"Give clips of the {len(utt_id)} that are in it."
         )
-    return np.array([at[one] for one in wanted.tolist()])
+    return at
 
 
 def check_same_utterances(first: np.ndarray, first_name: str, second: np.ndarray, second_name: str) -> None:
@@ -490,6 +496,8 @@ def check_same_utterances(first: np.ndarray, first_name: str, second: np.ndarray
     Raises:
         ArtifactError: with the number of clips that only one side has, and the first of them.
     """
+    if np.array_equal(first, second):
+        return
     for a, a_name, b, b_name in (
         (first, first_name, second, second_name),
         (second, second_name, first, first_name),

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from mifuse_cli import provenance
 from mifuse_cli.artifacts.parameters import FORMS, OPTIONS, recorded
 from mifuse_cli.errors import ArtifactError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Since 2, every dataset has a hash of its own, of which that of the artifact is made."""
 
 Columns = Mapping[str, Mapping[str, Any]]
 """Axes, type and meaning of every dataset of a kind by name, as `Artifact.columns` gives them."""
@@ -127,33 +127,75 @@ def column(axes: str, dtype: str, holds: str, *, distribution: bool = False, opt
     return field(default=None, metadata=metadata) if optional else field(metadata=metadata)
 
 
+def as_stored(array: np.ndarray, dtype: str) -> np.ndarray:
+    """An array in the type that the schema says, strings as UTF-8 in an array of objects."""
+    if dtype != "str":
+        return array.astype(dtype, copy=False)
+    stored = np.empty(array.shape, object)
+    stored[:] = [str(text).encode() for text in array.tolist()]
+    return stored
+
+
+class DatasetHash:
+    """SHA-256 of the content of one dataset, which comes in blocks along its first axis."""
+
+    def __init__(self) -> None:
+        self._total = hashlib.sha256()
+        self._strings = 0
+
+    def update(self, block: np.ndarray) -> None:
+        """Add a block, of the type that the schema says; strings as UTF-8, in an array of objects."""
+        if block.dtype.kind != "O":
+            self._total.update(np.ascontiguousarray(block).data)
+        elif len(block):
+            self._total.update((b"\0" if self._strings else b"") + b"\0".join(block.tolist()))
+            self._strings += len(block)
+
+    def hexdigest(self) -> str:
+        """Hex SHA-256 of what was added."""
+        return self._total.hexdigest()
+
+
 def content_hash(
-    kind: str, header: Header, datasets: Iterable[tuple[str, tuple[int, ...], Iterable[np.ndarray]]]
+    kind: str, header: Header, shapes: Mapping[str, tuple[int, ...]], hashes: Mapping[str, str]
 ) -> str:
     """Hex SHA-256 over kind, classes, parameters and datasets; not over time, versions or paths.
+
+    It is made of the hashes of the datasets, so that it is known, and one dataset can be checked, without reading the
+    others.
 
     Args:
         kind: kind of the artifact.
         header: its header.
-        datasets: name, shape and content of each by name in order; the content in blocks along the first
-            axis, of the type that the schema says.
+        shapes: shape of every dataset by name.
+        hashes: of every dataset by name, `DatasetHash.hexdigest`.
+    """
+    parts = [[name, list(shapes[name]), hashes[name]] for name in sorted(shapes)]
+    text = json.dumps([kind, header.classes, header.parameters, parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def content_hash_of_schema_1(
+    kind: str, header: Header, datasets: Iterable[tuple[str, tuple[int, ...], Iterable[np.ndarray]]]
+) -> str:
+    """Hex SHA-256 as recorded in artifacts of schema 1, for which all datasets have to be read.
+
+    Args:
+        kind: kind of the artifact.
+        header: its header.
+        datasets: name, shape and content of each by name in order; the content in blocks along the first axis.
     """
     total = hashlib.sha256(json.dumps([kind, header.classes, header.parameters], sort_keys=True).encode())
     for name, shape, blocks in datasets:
         total.update(f"{name}{shape}".encode())
-        for piece in _pieces(blocks):
-            total.update(piece)
+        between = b""
+        for block in blocks:
+            if block.dtype.kind == "O":
+                total.update(between + b"\0".join(block.tolist()))
+                between = b"\0"
+            else:
+                total.update(np.ascontiguousarray(block).data)
     return total.hexdigest()
-
-
-def _pieces(blocks: Iterable[np.ndarray]) -> Iterator[bytes | memoryview]:
-    between = b""
-    for block in blocks:
-        if block.dtype.kind == "U":
-            yield between + "\0".join(block).encode()
-            between = b"\0"
-        else:
-            yield np.ascontiguousarray(block).data
 
 
 def check_shapes(
@@ -181,7 +223,7 @@ def check_arrays(
     arrays: Mapping[str, np.ndarray],
     classes: tuple[str, ...],
     where: str,
-    last_id: str | None = None,
+    last_id: str | bytes | None = None,
 ) -> None:
     """Refuse arrays that violate the schema: shapes, distributions, sorted and unique ids.
 
@@ -199,10 +241,8 @@ def check_arrays(
     for name, array in arrays.items():
         if columns[name]["distribution"]:
             _check_distributions(array, f"{where}: {name}")
-    ids = arrays.get("utt_id", np.zeros(0, str)).tolist()
-    if last_id is not None:
-        ids.insert(0, last_id)
-    if any(a >= b for a, b in pairwise(ids)):
+    ids = arrays.get("utt_id", np.zeros(0, str))
+    if (ids[:-1] >= ids[1:]).any() or (last_id is not None and len(ids) and last_id >= ids[0]):
         raise unsorted(where)
 
 
@@ -212,9 +252,11 @@ def unsorted(where: str) -> ArtifactError:
 
 
 def _check_distributions(array: np.ndarray, where: str) -> None:
-    missing = np.isnan(array).all(axis=-1)
-    rows = array[~missing]
-    if np.isnan(rows).any() or not np.isfinite(rows).all():
+    rows = array.reshape(-1, array.shape[-1])
+    # As a product with ones, since sums over a last axis of a few classes are slow.
+    broken = rows[~(np.abs(rows @ np.ones(rows.shape[1], rows.dtype) - 1) <= 1e-3)]
+    broken = broken[~np.isnan(broken).all(axis=-1)]
+    if not np.isfinite(broken).all():
         raise ArtifactError(f"{where}: probabilities hold NaN or infinity in part of a row. Make it anew.")
-    if (rows < 0).any() or (np.abs(rows.sum(axis=-1) - 1) > 1e-3).any():
+    if len(broken) or (rows < 0).any():
         raise ArtifactError(f"{where}: probabilities are negative or do not sum to 1. Make it anew.")

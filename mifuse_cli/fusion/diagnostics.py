@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mifuse_cli.fusion.estimators import entropy
+from mifuse_cli.fusion.estimators import entropy, folded, summed
 
 _ONE_SIDED, _FEWEST = 0.95, 10
 """Share of clips with the same answer that calls for a word, and number of clips from which on it does."""
@@ -21,13 +21,14 @@ def mean_mi(mi: np.ndarray) -> np.ndarray:
 
 def confidence(mean: np.ndarray) -> np.ndarray:
     """Mean highest probability (T,) of every teacher's mean (U, T, K) over the clips that it answered."""
-    return _over_clips(mean.max(axis=-1), ~np.isnan(mean).any(axis=-1))
+    highest = folded(np.maximum, mean, -1)
+    return _over_clips(highest, ~np.isnan(highest))
 
 
 def label_agreement(mean: np.ndarray, probs: np.ndarray) -> np.ndarray:
     """Share (T,) of the clips that a teacher answered where its most probable class is that of ``probs``."""
     same = mean.argmax(axis=-1) == probs.argmax(axis=-1)[:, None]
-    return _over_clips(same.astype(float), ~np.isnan(mean).any(axis=-1))
+    return _over_clips(same.astype(float), ~np.isnan(summed(mean, -1)))
 
 
 def one_sided(who: str, probs: np.ndarray, classes: Sequence[str]) -> tuple[str, ...]:
@@ -69,11 +70,11 @@ def disagreements(mean: np.ndarray) -> np.ndarray:
     H(mean_t p_t) - mean_t H(p_t) over the teachers that answered a clip: the mutual information between the
     label and the teacher that gives it; at most log 2 for two teachers.
     """
-    valid = ~np.isnan(mean).any(axis=-1)
+    valid = ~np.isnan(summed(mean, -1))
     shared = valid.sum(axis=1) > 1
     found = np.full(len(mean), np.nan)
     known, count = np.where(valid[..., None], mean, 0.0)[shared], valid.sum(axis=1)[shared]
-    js = entropy(known.sum(axis=1) / count[:, None]) - entropy(known).sum(axis=1) / count
+    js = entropy(summed(known, 1) / count[:, None]) - summed(entropy(known), 1) / count
     found[shared] = np.maximum(js, 0)
     return found
 

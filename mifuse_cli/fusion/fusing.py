@@ -11,7 +11,15 @@ import numpy as np
 
 from mifuse_cli.fusion.calibration import label_free_temperature, with_temperature
 from mifuse_cli.fusion.dawid_skene import dawid_skene
-from mifuse_cli.fusion.estimators import Summary, is_dead, mean_and_mi, share_identical, summarised
+from mifuse_cli.fusion.estimators import (
+    Samples,
+    Summary,
+    is_dead,
+    mean_and_mi,
+    share_identical,
+    summarised,
+    summed,
+)
 from mifuse_cli.fusion.forecast import Forecast, forecast, softness_of
 from mifuse_cli.fusion.pools import pool_of, sharpened
 from mifuse_cli.fusion.settings import CROSS_FIT, FusionSettings
@@ -64,7 +72,7 @@ class Fusion:
 
 
 def fuse_samples(
-    samples: Sequence[np.ndarray],
+    samples: Sequence[Samples],
     settings: FusionSettings,
     *,
     structure: Structure | None = None,
@@ -74,7 +82,8 @@ def fuse_samples(
     """Fuse the answers of T teachers, the classifier the last of them.
 
     Args:
-        samples: (U, N, K) of every teacher, NaN rows where missing; N may differ between teachers.
+        samples: (U, N, K) of every teacher, NaN rows where missing; N may differ between teachers. Those that are no
+            arrays, but in a file, are read some clips at a time, unless a temperature is fitted.
         settings: how.
         structure: of the clips, needed for ``cross-fit`` alone.
         gold: (U,) true class of a few clips, -1 elsewhere, for ``cross-fit`` alone.
@@ -85,21 +94,22 @@ def fuse_samples(
             three teachers; ``calibrate_lalm`` by self-agreement and a teacher with one answer a clip.
     """
     if "lalm" in settings.left_out:
-        samples = [*(np.full_like(one, np.nan) for one in samples[:-1]), samples[-1]]
+        silent = np.float32(np.nan)
+        samples = [*(np.broadcast_to(silent, one.shape) for one in samples[:-1]), samples[-1]]
     # As in artifacts, so that it does not matter whether samples were stored in between.
-    samples = [np.asarray(one, np.float32) for one in samples]
+    samples = [np.asarray(one, np.float32) if isinstance(one, np.ndarray) else one for one in samples]
     summaries = [summarised(one) for one in samples]
     identical = tuple(map(share_identical, samples, summaries))
     votes = tuple(one.votes for one in summaries)
     temperature: tuple[float | None, ...] = (None,) * len(samples)
     if settings.calibrate_lalm != "none":
         believed = summaries[-1].total.argmax(axis=-1)
-        of_lalms = (label_free_temperature(one, believed, settings.calibrate_lalm) for one in samples[:-1])
+        of_lalms = (label_free_temperature(one[:], believed, settings.calibrate_lalm) for one in samples[:-1])
         temperature = (*of_lalms, None)
     answers = list(samples)
     for t, value in enumerate(temperature):
         if value is not None:
-            answers[t] = with_temperature(samples[t], value)
+            answers[t] = with_temperature(samples[t][:], value)
             summaries[t] = summarised(answers[t])
     stats = [
         mean_and_mi(one, settings.mi_estimator, summary)
@@ -134,11 +144,11 @@ def fuse_samples(
         softness = softness_of(found.labels, expected.labels)
         probs = sharpened(found.labels, softness * settings.sharpen)
     return Fusion(
-        probs=probs.astype(np.float32),
-        weights=weights.astype(np.float32),
-        mean=mean.astype(np.float32),
-        mi=mi.astype(np.float32),
-        top_counts=np.stack([one.top_counts for one in summaries], axis=1).astype(np.float32),
+        probs=probs.astype(np.float32, copy=False),
+        weights=weights.astype(np.float32, copy=False),
+        mean=mean.astype(np.float32, copy=False),
+        mi=mi.astype(np.float32, copy=False),
+        top_counts=np.stack([one.top_counts for one in summaries], axis=1).astype(np.float32, copy=False),
         settings=settings,
         temperature=temperature,
         identical=identical,
@@ -204,11 +214,12 @@ def fuse_means(mean: np.ndarray, mi: np.ndarray, settings: FusionSettings) -> tu
         # numpy warns about means over nothing (a teacher or clip without answers); their weight is 0.
         warnings.simplefilter("ignore", RuntimeWarning)
         weights = np.where(silent, 0.0, WEIGHTINGS[settings.weighting](mean, mi, settings.tau))
-    weights = weights / weights.sum(axis=1, keepdims=True)
+    weights = weights / summed(weights, 1)[:, None]
     if settings.weighting == "dawid-skene":
         probs, _ = dawid_skene(top_labels(mean, mi), mean.shape[-1])
     else:
-        probs = pool_of(settings.pool)(weights, np.where(silent[..., None], 1 / mean.shape[-1], mean))
+        known = np.where(silent[..., None], 1 / mean.shape[-1], mean) if silent.any() else mean
+        probs = pool_of(settings.pool)(weights, known)
     return weights, sharpened(probs, settings.sharpen)
 
 

@@ -6,13 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 
+from mifuse_cli.fusion.estimators import summed
+
 LOG_POOL_FLOOR = 1e-3
 """Lower bound of probabilities in a product, so that a single zero does not veto a class."""
 
 
 def linear_pool(weights: np.ndarray, probs: np.ndarray) -> np.ndarray:
     """sum_t w_t p_t. Even with calibrated teachers it is underconfident (Gneiting & Ranjan 2013)."""
-    return _normalized((weights[..., None] * probs).sum(axis=1))
+    return _normalized(summed(weights[..., None] * probs, 1))
 
 
 def log_pool(weights: np.ndarray, probs: np.ndarray) -> np.ndarray:
@@ -60,9 +62,9 @@ def pool_of(name: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
 
 
 def _product(exponents: np.ndarray, probs: np.ndarray) -> np.ndarray:
-    logs = (exponents[..., None] * np.log(np.maximum(probs, LOG_POOL_FLOOR))).sum(axis=1)
+    logs = summed(exponents[..., None] * np.log(np.maximum(probs, LOG_POOL_FLOOR)), 1)
     return _normalized(np.exp(logs - logs.max(axis=-1, keepdims=True)))
 
 
 def _normalized(probs: np.ndarray) -> np.ndarray:
-    return probs / probs.sum(axis=-1, keepdims=True)
+    return probs / summed(probs, -1)[..., None]

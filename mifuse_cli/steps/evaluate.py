@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mifuse_cli import __version__, artifacts, evaluation, fusion, lineage, manifest, provenance
-from mifuse_cli.artifacts import Artifact, Evaluation, Fused, Lalm, Parent, Predictions, Source, Training
+from mifuse_cli.artifacts import Evaluation, Fused, Header, Lalm, Parent, Predictions, Source, Training
 from mifuse_cli.config import (
     EncodingConfig,
     Progress,
@@ -26,6 +26,8 @@ from mifuse_cli.fusion import FusionSettings
 from mifuse_cli.manifest import Clip, read_labelled
 from mifuse_cli.reporting.drawing import PLOT_SUFFIXES, draw_evaluation
 from mifuse_cli.reporting.tables import FORMS, score_table
+
+_CLIPS_AT_A_TIME = 2**15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +107,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         refuse_existing(config.plot, config.force or config.update)
     system = config.model or config.predictions
     assert system is not None
-    made = artifacts.read(system / "train.h5" if config.model else system)
+    made = _read(system / "train.h5" if config.model else system)
     some = config.predictions is not None
     labelled = read_labelled(
         config.manifest, made.header.classes, need_audio=config.model is not None, some=some
@@ -135,10 +137,10 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         probs = predicted
     else:
         labelled_at = artifacts.positions(ids, str(config.manifest), made.utt_id, str(system))
-        predicted = distributions(made, str(system))
+        predicted = made.distributions(str(system))
         probs = predicted[labelled_at]
     truth = np.array([one.label for one in labelled])
-    scored = ~np.isin(ids, gold_of(made))
+    scored = ~np.isin(ids, made.gold)
     if not scored.any():
         raise ArtifactError(
             f"{config.manifest}: all of its clips had their true class given to fuse --gold, so that none is left to "
@@ -181,26 +183,57 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     return _result(config, artifact)
 
 
-def gold_of(artifact: Artifact) -> np.ndarray:
-    """Ids of the clips whose true class an artifact was made with."""
-    gold = artifact.gold if isinstance(artifact, Source | Fused | Predictions | Training) else None
-    return np.zeros(0, dtype=str) if gold is None else gold
+@dataclass(frozen=True)
+class _Made:
+    """What is scored.
 
-
-def distributions(artifact: Artifact, where: str) -> np.ndarray:
-    """The distributions (U, K) of an artifact, one a clip, NaN where there is none.
-
-    Raises:
-        ArtifactError: the artifact holds no predictions.
+    Attributes:
+        kind, header: of its artifact.
+        utt_id: (U,) ids of its clips.
+        gold: (G,) ids of those whose true class it was made with.
+        probs: (U, K) its distributions, NaN where there is none; None if it holds none.
+        samples: answers a clip, of a LALM.
+        training: of a model.
     """
-    match artifact:
-        case Lalm():
-            return fusion.mean_and_mi(artifact.probs.astype(float))[0]
-        case Source():
-            return artifact.point
-        case Fused() | Predictions() | Evaluation():
-            return artifact.probs
-    raise ArtifactError(f"{where}: is of kind {artifact.kind!r}, which holds no predictions to score.")
+
+    kind: str
+    header: Header
+    utt_id: np.ndarray
+    gold: np.ndarray
+    probs: np.ndarray | None
+    samples: int = 0
+    training: Training | None = None
+
+    def distributions(self, where: str) -> np.ndarray:
+        """The distributions (U, K).
+
+        Raises:
+            ArtifactError: the artifact holds no predictions.
+        """
+        if self.probs is None:
+            raise ArtifactError(f"{where}: is of kind {self.kind!r}, which holds no predictions to score.")
+        return self.probs
+
+
+def _read(path: Path) -> _Made:
+    """What is scored of an artifact of any kind, of which no more is read."""
+    with artifacts.reading(path) as found:
+        gold = found.read("gold") if "gold" in found else np.zeros(0, dtype=str)
+        about = (found.kind, found.header, found.utt_id, gold)
+        match found.kind:
+            case Lalm.kind:
+                probs = found.column("probs")
+                starts = range(0, len(probs), _CLIPS_AT_A_TIME)
+                parts = (probs[start : start + _CLIPS_AT_A_TIME].astype(float) for start in starts)
+                mean = np.concatenate([fusion.mean_and_mi(part)[0] for part in parts])
+                return _Made(*about, mean, probs.shape[1])
+            case Source.kind:
+                return _Made(*about, found.read("point"))
+            case Fused.kind | Predictions.kind | Evaluation.kind:
+                return _Made(*about, found.read("probs"))
+            case Training.kind:
+                return _Made(*about, None, training=Training.load(path))
+        return _Made(*about, None)
 
 
 def _predict(config: EvaluateConfig, clips: list[Clip], progress: Progress | None) -> np.ndarray:
@@ -228,39 +261,39 @@ def _predict(config: EvaluateConfig, clips: list[Clip], progress: Progress | Non
     return predict(model, centred(model, inputs))
 
 
-def _seen(made: Artifact, ids: np.ndarray, clips: list[manifest.Clip]) -> float:
+def _seen(made: _Made, ids: np.ndarray, clips: list[Clip]) -> float:
     """Share of the scored clips that the model was trained on; of predictions, of those that they are of."""
-    if isinstance(made, Training):
-        return float(lineage.heard_in(made, clips).mean())
+    if made.training is not None:
+        return float(lineage.heard_in(made.training, clips).mean())
     return float(made.header.parameters.get("seen_in_training", np.isin(ids, made.utt_id).mean()))
 
 
-def _signature(config: EvaluateConfig, made: Artifact, found: evaluation.Score, seen: float) -> str:
+def _signature(config: EvaluateConfig, made: _Made, found: evaluation.Score, seen: float) -> str:
     parameters = made.header.parameters
     of_source = made.kind in ("training", "source", "predictions")
     system = parameters.get("method") or ("source-only" if of_source else made.kind)
     parts: dict[str, object] = {"system": system}
     if "method" in parameters:
         parts["protocol"] = {1.0: "transductive", 0.0: "inductive"}.get(seen, "mixed")
-        if len(gold_of(made)):
-            parts["protocol"] = f"few-gold:{len(gold_of(made))}+{parts['protocol']}"
+        if len(made.gold):
+            parts["protocol"] = f"few-gold:{len(made.gold)}+{parts['protocol']}"
         parts["checkpoint"] = parameters["checkpoint"]
         # Students of a "recipe" were trained before labels were made by fuse alone.
         if "fusion" in parameters:
             parts |= FusionSettings.of(parameters["fusion"]).described()
         parts |= {name: parameters[name] for name in ("recipe", "refresh") if name in parameters}
-    elif isinstance(made, Training) or "seen_in_training" in parameters:
+    elif made.kind == Training.kind or "seen_in_training" in parameters:
         parts["protocol"] = "unseen" if seen == 0 else "seen-in-training"
         parts["checkpoint"] = "source-validation"
     if normalize := config.normalize or parameters.get("normalize") or made.header.config.get("normalize"):
         parts["norm"] = normalize
     if config.centre or parameters.get("centre"):
         parts["centred"] = "these-clips"
-    if isinstance(made, Lalm):
-        parts |= {"lalm": parameters["model"], "samples": made.probs.shape[1]}
-    if isinstance(made, Fused):
-        if len(gold_of(made)):
-            parts["protocol"] = f"few-gold:{len(gold_of(made))}"
+    if made.kind == Lalm.kind:
+        parts |= {"lalm": parameters["model"], "samples": made.samples}
+    if made.kind == Fused.kind:
+        if len(made.gold):
+            parts["protocol"] = f"few-gold:{len(made.gold)}"
         parts |= FusionSettings.of({**made.header.config, **parameters}).described()
     return evaluation.signature(
         **parts,

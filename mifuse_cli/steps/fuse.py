@@ -4,7 +4,9 @@ contributed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mifuse_cli import artifacts, fusion, lineage, provenance, truth
-from mifuse_cli.artifacts import Fused, Lalm, Parent, Source
+from mifuse_cli.artifacts import Column, Fused, Lalm, Parent, Reader, Source
 from mifuse_cli.config import Progress, StepConfig, StepResult, option
 from mifuse_cli.errors import ArtifactError, InputError
 from mifuse_cli.fusion import CROSS_FIT, Fusion, FusionSettings
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from mifuse_cli.fusion.cross_fit import Structure
 
 _VIEWS = ("lalm", "acoustics")
+_PARTS = 100
+"""In which answers are looked at, until one is found."""
 _FEW_GOLD = 20
 """True classes below which some targets lose by them, see docs/experiments.md."""
 _QUESTION = ("elicit", "system", "template")
@@ -122,7 +126,14 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
             ``calibrate_lalm`` or ``weighting`` cannot use.
     """
     lineage.refuse_overwrite(config, config.out, Fused)
-    lalms, source = _load(config)
+    with ExitStack() as opened:
+        lalms = {path: opened.enter_context(artifacts.reading(path, Lalm)) for path in config.lalm}
+        source = opened.enter_context(artifacts.reading(config.source, Source))
+        return _fuse(config, lalms, source)
+
+
+def _fuse(config: FuseConfig, lalms: Mapping[Path, Reader], source: Reader) -> FuseResult:
+    _check(config, lalms, source)
     parents = _parents(config, source)
     gold = None
     if config.gold is not None:
@@ -135,16 +146,9 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
         of_now = config.is_weighted or "label_temperature" in made.header.parameters
         if of_now and made.header.parameters["teachers"] == teachers:
             return _result(config.out, made, up_to_date=True)
-    samples = [*(lalm.probs for lalm in lalms.values()), source.probs]
+    samples = [one.column("probs") for one in (*lalms.values(), source)]
     for path, probs in zip(lalms, samples, strict=False):
-        # What is missing is missing for all classes.
-        if np.isnan(probs[..., 0]).all():
-            raise ArtifactError(f"{path}: holds no valid answer at all. Look at it with: mifuse show {path}")
-        if config.calibrate_lalm == "self-agreement" and _single(probs):
-            raise ArtifactError(
-                f"{path}: has one answer a clip, which cannot agree with others. Ask for more with "
-                "query-lalm --n-samples, or use --calibrate-lalm source-agreement."
-            )
+        _check_answers(config, path, probs)
     found = fusion.fuse_samples(
         samples,
         FusionSettings.of(config.parameters()),
@@ -171,7 +175,7 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
             lalm_temperature=temperature,
             votes=[name for name, votes in zip(teachers[:-1], found.votes, strict=False) if votes],
             diagnostics=_diagnostics(teachers, found),
-            source_samples=source.probs.shape[1],
+            source_samples=source.shape("probs")[1],
             source_normalize=source.header.parameters["normalize"],
             source_calibrate=source.header.parameters["calibrate"],
             source_model_sha256=model.sha256 if model else None,
@@ -187,20 +191,24 @@ def fuse(config: FuseConfig, *, progress: Progress | None = None) -> FuseResult:
         views=None if agreed is None else agreed.views.astype(np.float32),
         recall=None if found.forecast is None else found.forecast.recall.astype(np.float32),
         prior=None if agreed is None else agreed.mixture.prior.astype(np.float32),
-        gold=artifacts.united(None if gold is None else source.utt_id[gold >= 0], source.gold),
+        gold=artifacts.united(None if gold is None else source.utt_id[gold >= 0], _if_there(source, "gold")),
     )
     artifact.save(config.out, replace=config.replaces)
     return _result(config.out, artifact)
 
 
-def _structure(config: FuseConfig, source: Source) -> Structure:
+def _if_there(found: Reader, name: str) -> np.ndarray | None:
+    return found.read(name) if name in found else None
+
+
+def _structure(config: FuseConfig, source: Reader) -> Structure:
     """Input of cross-fit: hidden states from the artifact, and the classifier from which it was sampled.
 
     Raises:
         ArtifactError: the artifact holds no hidden states.
         InputError: the classifier is not where it was, or there are too many clips and features.
     """
-    if source.hidden is None:
+    if "hidden" not in source:
         raise ArtifactError(
             f"{config.source}: holds no hidden states of the encoder, which --weighting {CROSS_FIT} looks at (it was "
             "made by an older mifuse, or with --no-hidden-states). Make it anew with its command, without that flag "
@@ -222,17 +230,18 @@ def _structure(config: FuseConfig, source: Source) -> Structure:
     if source.header.parameters["calibrate"]:
         loaded.calibrate()
     normalize, device = source.header.parameters["normalize"], find_device(config.device)
-    speakers = [] if source.speaker is None else source.speaker.tolist()
+    speakers = source.read("speaker").tolist() if "speaker" in source else []
     known = [speaker or None for speaker in speakers]
+    hidden = source.read("hidden")
     return structure_of(
-        source.hidden,
+        hidden,
         frozen_classifier(loaded, device),
-        standardised_inputs(loaded, source.hidden, known, normalize=normalize, device=device),
+        standardised_inputs(loaded, hidden, known, normalize=normalize, device=device),
         states=loaded.shape.states,
         speakers=speakers if normalize == "speaker" else None,
-        passes=source.probs.shape[1],
+        passes=source.shape("probs")[1],
         seed=config.seed,
-        voice=source.voice,
+        voice=_if_there(source, "voice"),
     )
 
 
@@ -254,6 +263,19 @@ def _of_cross_fit(teachers: list[str], classes: tuple[str, ...], found: Fusion) 
             "unnamed": [classes[k] for k in told.unnamed],
         },
     }
+
+
+def _check_answers(config: FuseConfig, path: Path, probs: Column) -> None:
+    """Refuse a LALM without any answer, or with too few to calibrate it by."""
+    at_once = max(1, len(probs) // _PARTS)
+    # What is missing is missing for all classes.
+    if all(np.isnan(probs[start : start + at_once][..., 0]).all() for start in range(0, len(probs), at_once)):
+        raise ArtifactError(f"{path}: holds no valid answer at all. Look at it with: mifuse show {path}")
+    if config.calibrate_lalm == "self-agreement" and _single(probs[:]):
+        raise ArtifactError(
+            f"{path}: has one answer a clip, which cannot agree with others. Ask for more with "
+            "query-lalm --n-samples, or use --calibrate-lalm source-agreement."
+        )
 
 
 def _single(samples: np.ndarray) -> bool:
@@ -281,17 +303,16 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _load(config: FuseConfig) -> tuple[dict[Path, Lalm], Source]:
-    """The artifacts, if they are whole and over the same clips."""
-    lalms, source = {path: Lalm.load(path) for path in config.lalm}, Source.load(config.source)
+def _check(config: FuseConfig, lalms: Mapping[Path, Reader], source: Reader) -> None:
+    """Refuse artifacts that are not whole or not over the same clips."""
     for path, lalm in lalms.items():
         artifacts.check_same_clips(lalm, str(path), source, str(config.source))
     lineage.check_parents(source, config.source)
     for path, lalm in lalms.items():
         lineage.check_same_audio(lalm, str(path), source.header.parent("clips"), str(config.source))
     incomplete = [
-        f"{path}: {_unanswered(lalm)} of {lalm.status.size} questions are unanswered; to ask them, run its "
-        f"command again: {lalm.header.command}"
+        f"{path}: {_unanswered(lalm)} of {math.prod(lalm.shape('status'))} questions are unanswered; to ask them, run "
+        f"its command again: {lalm.header.command}"
         for path, lalm in lalms.items()
         if not _is_complete(lalm)
     ]
@@ -299,10 +320,9 @@ def _load(config: FuseConfig) -> tuple[dict[Path, Lalm], Source]:
         raise ArtifactError(f"{'. '.join(incomplete)}. Or pass --partial to fuse the answers that there are.")
     if config.weighting == "dawid-skene":
         _check_distinct(lalms)
-    return lalms, source
 
 
-def _check_distinct(lalms: Mapping[Path, Lalm]) -> None:
+def _check_distinct(lalms: Mapping[Path, Reader]) -> None:
     """Refuse one model asked twice in the same way: it repeats its errors, which would pass for a majority."""
     first: dict[str, Path] = {}
     for path, lalm in lalms.items():
@@ -316,16 +336,16 @@ def _check_distinct(lalms: Mapping[Path, Lalm]) -> None:
             )
 
 
-def _is_complete(lalm: Lalm) -> bool:
+def _is_complete(lalm: Reader) -> bool:
     """Whether every question was asked; older artifacts do not record it and are complete."""
     return lalm.header.parameters.get("complete", True)
 
 
-def _unanswered(lalm: Lalm) -> int:
-    return int((lalm.status == lalm.header.parameters["status_codes"]["missing"]).sum())
+def _unanswered(lalm: Reader) -> int:
+    return int((lalm.read("status") == lalm.header.parameters["status_codes"]["missing"]).sum())
 
 
-def _parents(config: FuseConfig, source: Source) -> list[Parent]:
+def _parents(config: FuseConfig, source: Reader) -> list[Parent]:
     parents = [lineage.parent("lalm", path, config.out) for path in config.lalm]
     first: dict[str, Path] = {}
     for path, one in zip(config.lalm, parents, strict=True):
@@ -340,7 +360,7 @@ def _parents(config: FuseConfig, source: Source) -> list[Parent]:
     return parents
 
 
-def _names(lalms: Mapping[Path, Lalm]) -> list[str]:
+def _names(lalms: Mapping[Path, Reader]) -> list[str]:
     """Names of the teachers, no two the same, the classifier's last."""
     if len(lalms) == 1:
         return ["lalm", "source"]

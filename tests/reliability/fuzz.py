@@ -189,7 +189,8 @@ def options(world: World, rng: random.Random, place: Path) -> None:
         text = yaml.safe_dump(changed(values, rng) if rng.random() < 0.6 else values, allow_unicode=True)
         content = text.encode("utf-8", "surrogatepass")
         (place / "o.yaml").write_bytes(damaged(content, rng) if rng.random() < 0.5 else content)
-        mifuse("fuse", "--config", place / "o.yaml")
+        with contextlib.chdir(place):  # --out may have become any name
+            mifuse("fuse", "--config", place / "o.yaml")
 
 
 def prices(world: World, rng: random.Random, place: Path) -> None:
