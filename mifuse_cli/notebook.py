@@ -346,14 +346,8 @@ def _inputs(features: ArrayLike) -> Features:
 
 def _structure(features: np.ndarray, source: np.ndarray) -> Structure:
     """What cross-fit uses, without voices."""
-    from mifuse_cli.fusion import ridge
     from mifuse_cli.fusion.cross_fit import Structure
 
-    clips, _, width = features.shape
-    if not ridge.fits(clips, width):
-        raise InputError(
-            f"features: {clips} clips with {width} features, at most {ridge.LARGEST} of either fit"
-        )
     return Structure(source=source.mean(axis=1), hidden=features, head_input=features, classify=None)
 
 

@@ -104,7 +104,7 @@ class TestVoices:
             evened(structure.hidden[:, layer], VOICE, labels, keep) for keep in kept for layer in range(2)
         ]
         np.testing.assert_allclose(
-            calls[2][1].predict(labels), ridge.left_out(300, layers).predict(labels), atol=1e-5
+            calls[2][1].predict(labels), ridge.left_out(300, layers, 4 * 24).predict(labels), atol=1e-5
         )
 
     @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -173,9 +173,10 @@ class TestVoices:
 
     def test_one_clustering_will_do_where_three_are_too_large(self, clips, rounds, monkeypatch):
         _, lalm, structure = clips
-        monkeypatch.setattr(ridge, "LARGEST", 50)  # two layers of 24 features, once
+        monkeypatch.setattr(ridge, "LARGEST", 50)
+        monkeypatch.setattr(ridge, "WIDEST", 50)  # two layers of 24 features, once
         assert fitted(lalm, structure).voices == (2,)
-        monkeypatch.setattr(ridge, "LARGEST", 100)
+        monkeypatch.setattr(ridge, "WIDEST", 100)
         assert fitted(lalm, structure).voices == (2, 2)
 
     def test_without_the_classifier_none_are_looked_for(self, clips, monkeypatch):
@@ -191,7 +192,7 @@ class TestParts:
     def expected(self, lalm, structure, without):
         model = None
         if "structure" not in without:
-            model = ridge.left_out(300, standardised(structure.hidden))
+            model = ridge.left_out(300, standardised(structure.hidden), 2 * 24)
         sources = [] if "source" in without else [structure.source]
         teachers = TwoTeachers.of(None if "lalm" in without else lalm, sources)
         return settled(teachers, model, uniform="prior" in without)

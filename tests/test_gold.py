@@ -193,7 +193,7 @@ def simulated(clips=300, seed=0):
     lalm = 0.8 * np.eye(4)[np.where(rng.random(clips) < 0.85, heard, rng.integers(4, size=clips))] + 0.05
     source = rng.dirichlet(np.ones(4), clips)
     layer = rng.normal(size=(clips, 24)) + 1.5 * rng.normal(size=(4, 24))[true]
-    return true, lalm, source, ridge.left_out(clips, [layer])
+    return true, lalm, source, ridge.left_out(clips, [layer], 24)
 
 
 def test_a_few_labels_undo_what_the_teachers_confuse():

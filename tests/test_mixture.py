@@ -133,7 +133,11 @@ def standardised(features):
 
 def found_in(features, lalm, source, **options):
     """Mixture of planted clips; None leaves a part out."""
-    structure = None if features is None else ridge.left_out(len(features), [standardised(features)])
+    structure = (
+        None
+        if features is None
+        else ridge.left_out(len(features), [standardised(features)], features.shape[1])
+    )
     return settled(TwoTeachers.of(lalm, [] if source is None else [source]), structure, **options)
 
 

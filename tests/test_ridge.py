@@ -44,7 +44,7 @@ def test_gram_is_of_all_layers_side_by_side():
     kernel = ridge.gram(iter(layers))
     assert kernel.dtype == np.float32
     np.testing.assert_allclose(kernel, expected, rtol=1e-4, atol=1e-6)
-    features = ridge.side_by_side(iter(layers))
+    features = ridge.side_by_side(iter(layers), 7, 9)
     assert features.shape == (7, 9)
     np.testing.assert_allclose(features @ features.T, kernel, rtol=1e-4, atol=1e-6)
 
@@ -118,9 +118,9 @@ class TestManyClips:
         layers = [rng.normal(size=(U, 3)), rng.normal(size=(U, 4))]
         labels = rng.dirichlet(np.ones(K), U)
         group = rng.integers(5, size=U) if grouped else None
-        few = ridge.left_out(U, iter(layers))
+        few = ridge.left_out(U, iter(layers), 7)
         monkeypatch.setattr(ridge, "LARGEST", U - 1)
-        many = ridge.left_out(U, iter(layers))
+        many = ridge.left_out(U, iter(layers), 7)
         assert isinstance(few, ridge.BetweenClips) and isinstance(many, ridge.BetweenFeatures)
         np.testing.assert_allclose(many.predict(labels, group), few.predict(labels, group), atol=1e-5)
         both = np.hstack(layers) / np.sqrt(7)
@@ -128,15 +128,45 @@ class TestManyClips:
             expected = refitted(both, labels, [0], ridge.RIDGE)[0]
             np.testing.assert_allclose(model.predict(labels)[0], expected, atol=1e-5)
 
-    def test_too_many_clips_and_features(self, monkeypatch):
-        monkeypatch.setattr(ridge, "LARGEST", 9)
-        with pytest.raises(ValueError, match="12 clips with 10 features: at most 9"):
-            ridge.left_out(12, [np.zeros((12, 10))])
-        assert ridge.fits(12, 9) and ridge.fits(9, 12) and not ridge.fits(10, 10)
+    def test_groups_of_more_clips_than_features(self, monkeypatch):
+        rng = np.random.default_rng(6)
+        layers, labels = [rng.normal(size=(U, 3))], rng.dirichlet(np.ones(K), U)
+        group = np.arange(U) % 2
+        few = ridge.left_out(U, iter(layers), 3)
+        monkeypatch.setattr(ridge, "LARGEST", U - 1)
+        many = ridge.left_out(U, iter(layers), 3)
+        assert U // 2 > 3
+        np.testing.assert_allclose(many.predict(labels, group), few.predict(labels, group), atol=1e-5)
+
+    def test_of_more_features_than_fit_the_largest_components_are_used(self, monkeypatch):
+        """Two directions have nearly all of the variance, so that little is lost."""
+        rng = np.random.default_rng(7)
+        layers = [
+            rng.normal(size=(U, 2)) @ rng.normal(size=(2, 6)) + 1e-3 * rng.normal(size=(U, 6))
+            for _ in range(2)
+        ]
+        labels = rng.dirichlet(np.ones(K), U)
+        few = ridge.left_out(U, iter(layers), 12)
+        monkeypatch.setattr(ridge, "LARGEST", U - 1)
+        monkeypatch.setattr(ridge, "WIDEST", 4)
+        many = ridge.left_out(U, iter(layers), 12)
+        assert isinstance(many, ridge.BetweenFeatures) and many.features.shape == (U, 4)
+        np.testing.assert_allclose(many.predict(labels), few.predict(labels), atol=1e-3)
+        assert ridge.fits(U, 4) and ridge.fits(U - 1, 12) and not ridge.fits(U, 5)
+
+    def test_very_many_numbers_are_kept_in_half_precision(self, monkeypatch):
+        rng = np.random.default_rng(8)
+        layers, labels = [rng.normal(size=(U, 4))], rng.dirichlet(np.ones(K), U)
+        monkeypatch.setattr(ridge, "LARGEST", U - 1)
+        full = ridge.left_out(U, iter(layers), 4)
+        monkeypatch.setattr(ridge, "_IN_FULL", 4 * U - 1)
+        half = ridge.left_out(U, iter(layers), 4)
+        assert half.features.dtype == np.float16 and full.features.dtype == np.float32
+        np.testing.assert_allclose(half.predict(labels), full.predict(labels), atol=5e-3)
 
     def test_no_layer(self):
         with pytest.raises(ValueError, match="no layer"):
-            ridge.left_out(U, [])
+            ridge.left_out(U, [], 0)
 
 
 def test_labels_have_no_way_in():

@@ -97,9 +97,6 @@ def cross_fit(
         without: parts to leave out, of `settings.PARTS`.
         gold: (U,) true class of the few clips where it is known, -1 elsewhere; None: of no clip.
         rng: random generator for drawing clips and initial cluster centres.
-
-    Raises:
-        ValueError: too many clips for their number of features, see `ridge.fits`.
     """
     answers = None if "lalm" in without else lalm
     uniform = "prior" in without
@@ -115,13 +112,14 @@ def cross_fit(
     if "structure" in without:
         return _result(teachers, settled(teachers, None, gold=gold, uniform=uniform))
     clips, count, width = structure.hidden.shape
-    model = ridge.left_out(clips, (_standardised(structure.hidden[:, layer]) for layer in range(count)))
+    plain = (_standardised(structure.hidden[:, layer]) for layer in range(count))
+    of_all = ridge.left_out(clips, plain, count * width)
     looks_for_voices = structure.classify is not None and "voices" not in without
     rounds = FIRST_ROUNDS if looks_for_voices else ROUNDS
-    found = settled(teachers, model, gold=gold, uniform=uniform, rounds=rounds)
+    found = settled(teachers, of_all, gold=gold, uniform=uniform, rounds=rounds)
     voices: tuple[int, ...] = ()
     kept: tuple[float, ...] = ()
-    own, of_all = teachers, model
+    own = teachers
     for time in range(_TIMES if looks_for_voices else 0):
         labels = found.labels
         groupings = _voices(structure, labels, rng)
@@ -143,8 +141,8 @@ def cross_fit(
             for groups, keep in evening
             for layer in range(count)
         )
-        model = ridge.left_out(clips, layers)
-        found = settled(teachers, model, gold=gold, uniform=uniform)
+        features = len(groupings) * count * width
+        found = settled(teachers, ridge.left_out(clips, layers, features), gold=gold, uniform=uniform)
     return _result(teachers, found, voices, kept)
 
 

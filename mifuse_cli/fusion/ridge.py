@@ -2,25 +2,32 @@
 
 U clips, K classes, P features. With the hat matrix H of the fit to all clips, the residuals of the clips in a group
 that is left out of the fit are (I - H_gg)^-1 (y - H y)_g: no second fit is needed (Allen, Technometrics 1974, for
-groups of one). H comes from the dual (U, U) or from the primal (P, P), with the same predictions. No argument of this
-module carries a true label, and it imports no torch.
+groups of one). H comes from the dual (U, U) or, of many clips, from the primal (P, P), with the same predictions. No
+argument of this module carries a true label, and it imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
 from scipy import linalg
 
 LARGEST = 20_000
-"""Largest U for which the dual is solved, and largest P for which the primal is.
+"""Largest U for which the dual is solved; above it the primal is.
 
 About three float32 matrices of that order are held at once, and solving takes cubic time: on one core 30 s and
 1.5 GB for order 10,000.
 """
+WIDEST = 4_096
+"""Largest P of the primal. Of more features, the principal components of each layer with the largest variance are used,
+so that memory and time are linear in U and bounded in P."""
 RIDGE = 0.3
+_ROWS = 4_096
+"""Clips at a time."""
+_IN_FULL = 200_000_000
+"""Numbers of features, 0.8 GB, above which they are kept in half precision; sums are in single precision."""
 
 
 class LeftOut(Protocol):
@@ -33,25 +40,26 @@ class LeftOut(Protocol):
         ...
 
 
-def left_out(clips: int, layers: Iterable[np.ndarray], ridge: float = RIDGE) -> LeftOut:
+def left_out(clips: int, layers: Iterable[np.ndarray], features: int, ridge: float = RIDGE) -> LeftOut:
     """The regression on the concatenated features (U, D) of the layers, divided by sqrt(P).
 
     Args:
         clips: U.
         layers: of any widths; read one at a time.
+        features: P, of all layers together.
         ridge: penalty.
 
     Raises:
-        ValueError: no layer, or both clips and features are too many, see `fits`.
+        ValueError: no layer.
     """
     if clips <= LARGEST:
         return BetweenClips(gram(layers), ridge)
-    return BetweenFeatures(side_by_side(layers), ridge)
+    return BetweenFeatures(side_by_side(layers, clips, features), ridge)
 
 
 def fits(clips: int, features: int) -> bool:
-    """Whether the dual or the primal is small enough for `left_out`."""
-    return min(clips, features) <= LARGEST
+    """Whether `left_out` uses all features, instead of components of them."""
+    return clips <= LARGEST or features <= WIDEST
 
 
 class BetweenClips:
@@ -85,32 +93,65 @@ class BetweenFeatures:
 
     def __init__(self, features: np.ndarray, ridge: float = RIDGE) -> None:
         """Take X (U, P), of `side_by_side`."""
-        scatter = features.T @ features
-        scatter[np.diag_indices_from(scatter)] += ridge
         self.features = features
-        self.solver = linalg.cho_factor(scatter, lower=True, overwrite_a=True, check_finite=False)
+        scatter = np.zeros((features.shape[1],) * 2, self._kind)
+        for _, some in self._parts():
+            scatter += some.T @ some
+        scatter[np.diag_indices_from(scatter)] += ridge
+        self.scatter = scatter
+        self.solver = linalg.cho_factor(scatter, lower=True, check_finite=False)
         # Of one clip after the other: x' (X'X + ridge I)^-1 x.
-        self.leverage = np.empty(len(features))
-        for start in range(0, len(features), 4096):
-            some = features[start : start + 4096]
-            self.leverage[start : start + 4096] = np.einsum("ij,ji->i", some, self._solved(some.T))
+        self.leverage = np.empty(len(features), self._kind)
+        for part, some in self._parts():
+            halfway = linalg.solve_triangular(self.solver[0], some.T, lower=True, check_finite=False)
+            self.leverage[part] = np.einsum("ji,ji->i", halfway, halfway)
 
     def predict(self, labels: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
         """As of `LeftOut`."""
-        fitted = self.features @ self._solved(self.features.T @ labels.astype(self.features.dtype))
-        residuals = labels - fitted.astype(float)
+        told = labels.astype(self._kind)
+        moments = self._moments(told)
+        weights = linalg.cho_solve(self.solver, moments, check_finite=False)
+        residuals = np.empty(labels.shape)
+        for part, some in self._parts():
+            residuals[part] = labels[part] - (some @ weights).astype(float)
         if groups is None:
             return labels - residuals / (1 - self.leverage[:, None])
         scores = np.empty(labels.shape)
         for group in np.unique(groups):
             own = np.flatnonzero(groups == group)
-            mine = self.features[own]
-            within = np.eye(len(own)) - mine @ self._solved(mine.T)
+            if len(own) > self.features.shape[1]:
+                scores[own] = self._without(own, told, moments)
+                continue
+            mine = self.features[own].astype(self._kind, copy=False)
+            within = np.eye(len(own)) - mine @ linalg.cho_solve(self.solver, mine.T, check_finite=False)
             scores[own] = labels[own] - linalg.solve(within, residuals[own])
         return scores
 
-    def _solved(self, right: np.ndarray) -> np.ndarray:
-        return linalg.cho_solve(self.solver, right, check_finite=False)
+    def _without(self, own: np.ndarray, labels: np.ndarray, moments: np.ndarray) -> np.ndarray:
+        """Scores (V, K) of clips by a second fit, to all others: for groups of more clips than features."""
+        scatter, moments = self.scatter.copy(), moments.copy()
+        for part, some in self._parts(own):
+            scatter -= some.T @ some
+            moments -= some.T @ labels[own[part]]
+        weights = linalg.solve(scatter, moments, assume_a="pos", overwrite_a=True, check_finite=False)
+        return np.concatenate([some @ weights for _, some in self._parts(own)]).astype(float)
+
+    def _moments(self, labels: np.ndarray) -> np.ndarray:
+        total = np.zeros((self.features.shape[1], labels.shape[1]), self._kind)
+        for part, some in self._parts():
+            total += some.T @ labels[part]
+        return total
+
+    @property
+    def _kind(self) -> np.dtype:
+        return np.result_type(self.features.dtype, np.float32)
+
+    def _parts(self, rows: np.ndarray | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+        """All clips, or those at some positions, a part after the other, in the precision of sums."""
+        for start in range(0, len(self.features if rows is None else rows), _ROWS):
+            part = slice(start, start + _ROWS)
+            some = self.features[part] if rows is None else self.features[rows[part]]
+            yield part, some.astype(self._kind, copy=False)
 
 
 def gram(layers: Iterable[np.ndarray]) -> np.ndarray:
@@ -127,15 +168,38 @@ def gram(layers: Iterable[np.ndarray]) -> np.ndarray:
     return total
 
 
-def side_by_side(layers: Iterable[np.ndarray]) -> np.ndarray:
-    """The concatenated features (U, P) of the layers, divided by sqrt(P); float32.
+def side_by_side(layers: Iterable[np.ndarray], clips: int, features: int) -> np.ndarray:
+    """The concatenated features (U, P) of the layers, divided by sqrt(P); of more than `WIDEST`, components of them.
 
-    Raises:
-        ValueError: more than `LARGEST` features.
+    Args:
+        layers: of (U, D) features each.
+        clips: U.
+        features: P.
+
+    Returns:
+        float32, or if they are very many float16.
     """
-    features = np.concatenate([np.asarray(layer, dtype=np.float32) for layer in layers], axis=1)
-    clips, width = features.shape
-    if not fits(clips, width):
-        raise ValueError(f"{clips} clips with {width} features: at most {LARGEST} of either fit the matrices")
-    features /= np.sqrt(width)
-    return features
+    width = min(features, WIDEST)
+    found = np.empty((clips, width), np.float32 if clips * width <= _IN_FULL else np.float16)
+    filled = 0
+    for layer in layers:
+        axes = None
+        if features > WIDEST:
+            axes = _largest(layer, max(1, layer.shape[1] * WIDEST // features))
+        wide = layer.shape[1] if axes is None else axes.shape[1]
+        for start in range(0, clips, _ROWS):
+            some = np.asarray(layer[start : start + _ROWS], np.float32)
+            some = some if axes is None else some @ axes
+            found[start : start + _ROWS, filled : filled + wide] = some / np.float32(np.sqrt(features))
+        filled += wide
+    return found[:, :filled]
+
+
+def _largest(layer: np.ndarray, number: int) -> np.ndarray:
+    """Axes (D, N) of the principal components of features (U, D) that have the largest variance."""
+    scatter = np.zeros((layer.shape[1],) * 2)
+    for start in range(0, len(layer), _ROWS):
+        some = np.asarray(layer[start : start + _ROWS], np.float32)
+        scatter += some.T @ some
+    _, axes = linalg.eigh(scatter, subset_by_index=[layer.shape[1] - number, layer.shape[1] - 1])
+    return axes[:, ::-1].astype(np.float32)

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from itertools import combinations
 
 import numpy as np
+from scipy import sparse
 
-from mifuse_cli.fusion.ridge import LeftOut
+from mifuse_cli.fusion import ridge
 
 _DIMENSIONS, _RESOLUTIONS = 50, (0.4, 0.6, 1.0)
 _VOICES = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 24)
@@ -24,6 +25,8 @@ _FEWEST_OF_VECTORS, _FEWEST_VOICES, _DRAWN = 5, 4, 0.8
 _CORRELATED, _CONFOUNDED = 0.2, 0.2
 _NOISE = 0.02
 _CLIPS_OF_VARIANCE = 10
+_AT_ONCE = 2**23
+"""Numbers of the features of many clips that are evened out at a time."""
 _TINY = 1e-12
 
 
@@ -37,13 +40,16 @@ def pseudo_speakers(layer: np.ndarray, labels: np.ndarray, rng: np.random.Genera
     2011), are clustered by k-means: using the first 20, 30 and 50 of them, or the same proportions if there
     are fewer. The number of clusters is chosen by stability (Ben-Hur et al., PSB 2002): the mean adjusted
     Rand index between the three clusterings is maximal. Up to 24 clusters with at least 15 clips on average
-    are tried; if the index is below 1/3, no pseudo-speakers are used.
+    are tried; if the index is below 1/3, no pseudo-speakers are used. Of more than `ridge.LARGEST` clips, as many
+    are clustered, and the others join the nearest centre.
 
     Args:
         layer: (U, D) features of a low layer, where speakers differ most.
         labels: (U, K).
         rng: random generator for the initial cluster centres.
     """
+    if _are_many(layer):
+        labels = labels.astype(np.float32)
     points = _components(_without_classes(layer, labels))[:, :_DIMENSIONS]
     resolutions = [points[:, : max(1, round(share * points.shape[1]))] for share in _RESOLUTIONS]
     counts = (count for count in _VOICES if len(layer) >= _FEWEST_CLIPS * count)
@@ -54,8 +60,8 @@ def clustered_vectors(vectors: np.ndarray, labels: np.ndarray, rng: np.random.Ge
     """Three clusterings (U,) of the vectors of a speaker encoder; an empty list if no stable clusters are found.
 
     As `pseudo_speakers`, with two differences: such vectors need no whitening, and 4 to 24 clusters with at least 5
-    clips on average are tried. The three clusterings are of random 80 % of the clips, the others join the nearest
-    centre.
+    clips on average are tried. The three clusterings are of random 80 % of the clips (at most `ridge.LARGEST`), the
+    others join the nearest centre.
 
     Args:
         vectors: (U, X).
@@ -68,7 +74,8 @@ def clustered_vectors(vectors: np.ndarray, labels: np.ndarray, rng: np.random.Ge
     points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), _TINY)
 
     def of_a_part(count: int) -> np.ndarray:
-        drawn = points[rng.permutation(len(points))[: round(_DRAWN * len(points))]]
+        most = min(round(_DRAWN * len(points)), ridge.LARGEST)
+        drawn = points[rng.permutation(len(points))[:most]]
         means = KMeans(count, n_init=_STARTS, random_state=int(rng.integers(2**31)))
         return means.fit(drawn).predict(points)
 
@@ -105,6 +112,8 @@ def _components(centred: np.ndarray) -> np.ndarray:
     """Principal components (U, P) of features (U, D), in order of variance, scaled to unit variance."""
     variances, axes = np.linalg.eigh(centred.T @ centred / len(centred))
     axes = axes[:, variances > 1e-6 * variances[-1]][:, ::-1]
+    if _are_many(centred):
+        axes = axes[:, :_DIMENSIONS]
     projected = centred @ axes
     return projected / np.maximum(projected.std(axis=0), _TINY)
 
@@ -115,7 +124,25 @@ def _clusters(points: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
 
     directions = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), _TINY)
     seed = int(rng.integers(2**31))
-    return KMeans(count, n_init=_STARTS, random_state=seed).fit_predict(directions)
+    means = KMeans(count, n_init=_STARTS, random_state=seed)
+    if not _are_many(points):
+        return means.fit_predict(directions)
+    drawn = np.random.default_rng(seed).permutation(len(points))[: ridge.LARGEST]
+    return means.fit(directions[drawn]).predict(directions)
+
+
+def _are_many(clips: np.ndarray) -> bool:
+    """Whether there are so many clips (U, ...) that clusters are found in a part of them, and the others join the
+    nearest centre."""
+    return len(clips) > ridge.LARGEST
+
+
+def _members(group: np.ndarray, voices: int) -> np.ndarray:
+    """(U, V) 1 where a clip is of a voice, else 0; of many clips without the zeros."""
+    if not _are_many(group):
+        return np.eye(voices)[group]
+    ones, clips = np.ones(len(group)), np.arange(len(group))
+    return sparse.csr_array((ones, (clips, group)), shape=(len(group), voices))
 
 
 def share_between(one: np.ndarray, other: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
@@ -133,7 +160,7 @@ def share_between(one: np.ndarray, other: np.ndarray, groups: np.ndarray) -> tup
     """
     one, other = one - one.mean(axis=0), other - other.mean(axis=0)
     _, group = np.unique(groups, return_inverse=True)
-    members = np.eye(group.max() + 1)[group]
+    members = _members(group, group.max() + 1)
     counts = members.sum(axis=0)[:, None]
     total = float((one * other).sum())
     between = float((counts * (members.T @ one / counts) * (members.T @ other / counts)).sum())
@@ -145,7 +172,11 @@ def share_between(one: np.ndarray, other: np.ndarray, groups: np.ndarray) -> tup
 
 
 def class_mix_to_keep(
-    labels: np.ndarray, groups: np.ndarray, lalm: np.ndarray, source: np.ndarray | None, structure: LeftOut
+    labels: np.ndarray,
+    groups: np.ndarray,
+    lalm: np.ndarray,
+    source: np.ndarray | None,
+    structure: ridge.LeftOut,
 ) -> float:
     """How much of the difference in classes between voices, as the labels have it, is to be believed: 0 to 1.
 
@@ -184,16 +215,25 @@ def evened(features: np.ndarray, groups: np.ndarray, labels: np.ndarray, kept: f
         labels: (U, K).
         kept: of `class_mix_to_keep`.
     """
-    flat = features.reshape(len(features), -1).astype(float)
-    flat = (flat - flat.mean(axis=0)) / np.maximum(flat.std(axis=0), 1e-6)
+    flat = features.reshape(len(features), -1)
     _, group = np.unique(groups, return_inverse=True)
     counts = np.bincount(group).astype(float)[:, None]
-    members = np.eye(len(counts))[group]
-    offsets, mix = members.T @ flat / counts, members.T @ labels / counts
-    within, told = flat - offsets[group], labels - mix[group]
-    means = np.linalg.solve(told.T @ told + 0.5 * np.eye(labels.shape[1]), told.T @ within)
-    left = flat - (offsets - kept * (mix - labels.mean(axis=0)) @ means)[group]
-    pooled = within.var(axis=0)
-    variance = (members.T @ np.square(within) + _CLIPS_OF_VARIANCE * pooled) / (counts + _CLIPS_OF_VARIANCE)
-    left /= np.sqrt(np.maximum(variance, _TINY))[group]
-    return left.astype(np.float32).reshape(features.shape)
+    members = _members(group, len(counts))
+    mix = members.T @ labels / counts
+    told = labels - mix[group]
+    found = np.empty(flat.shape, np.float32)
+    at_once = max(1, _AT_ONCE // len(flat)) if _are_many(flat) else flat.shape[1]
+    for start in range(0, flat.shape[1], at_once):
+        some = flat[:, start : start + at_once].astype(float)
+        some = (some - some.mean(axis=0)) / np.maximum(some.std(axis=0), 1e-6)
+        offsets = members.T @ some / counts
+        within = some - offsets[group]
+        means = np.linalg.solve(told.T @ told + 0.5 * np.eye(labels.shape[1]), told.T @ within)
+        left = some - (offsets - kept * (mix - labels.mean(axis=0)) @ means)[group]
+        pooled = within.var(axis=0)
+        variance = (members.T @ np.square(within) + _CLIPS_OF_VARIANCE * pooled) / (
+            counts + _CLIPS_OF_VARIANCE
+        )
+        left /= np.sqrt(np.maximum(variance, _TINY))[group]
+        found[:, start : start + at_once] = left
+    return found.reshape(features.shape)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from mifuse_cli.fusion.dawid_skene import dawid_skene
-from mifuse_cli.fusion.estimators import entropy, js_divergence
+from mifuse_cli.fusion.estimators import entropy, folded, js_divergence
 
 INVERSE_MI_FLOOR = 1e-3
 RANK_TEMPERATURE = 0.3
@@ -22,7 +22,7 @@ def uniform_weights(mean: np.ndarray, mi: np.ndarray, tau: float) -> np.ndarray:
 
 def mi_weights(mean: np.ndarray, mi: np.ndarray, tau: float) -> np.ndarray:
     """exp(-I / tau): tau in nats; small is sharp (0.1), large is near uniform (1)."""
-    return np.exp(-(mi - np.nanmin(mi, axis=1, keepdims=True)) / tau)
+    return np.exp(-(mi - folded(np.fmin, mi, 1)[:, None]) / tau)
 
 
 def shuffled_mi_weights(mean: np.ndarray, mi: np.ndarray, tau: float) -> np.ndarray:

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 
 from mifuse_cli import provenance
-from mifuse_cli.errors import InputError
-from mifuse_cli.fusion import ridge
 from mifuse_cli.fusion.cross_fit import Structure
 from mifuse_cli.model.classifier import Classifier, Features, sample
+from mifuse_cli.model.prepare import selected
 from mifuse_cli.model.shape import Shape
 from mifuse_cli.model.standard import statistics
 
@@ -62,17 +61,11 @@ def structure_of(
         seed: of the passes.
         voice: (U, V) vectors of a speaker encoder, if there is one.
     """
-    layers, clips, width = structure_layers(states or hidden.shape[1]), len(hidden), hidden.shape[2]
-    if not ridge.fits(clips, len(layers) * width):
-        raise InputError(
-            f"{clips} clips with {len(layers)} layers of {width} features are too many for --weighting cross-fit, "
-            f"whose matrices hold {ridge.LARGEST} of either. Fuse a part of the clips, or give another --weighting, "
-            "such as mi."
-        )
+    layers = structure_layers(states or hidden.shape[1])
     return Structure(
         source=_mean_of_passes(classifier, inputs, passes, seed, "own"),
-        hidden=hidden[:, list(layers)],
-        head_input=hidden[:, classifier.layers],
+        hidden=hidden[:, layers.start : layers.stop],
+        head_input=selected(hidden, classifier.layers),
         classify=partial(_classify, classifier, passes, seed),
         speakers=None if speakers is None else np.unique(np.array(speakers), return_inverse=True)[1],
         voice=voice,

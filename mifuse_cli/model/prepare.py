@@ -60,10 +60,15 @@ def standardised_inputs(
 ) -> Features:
     """The head's standardised input, as `frozen_inputs`, from `hidden_states` (U, L, D)."""
     shape = checkpoint.shape
-    features = torch.from_numpy(hidden[:, list(shape.layers)]).to(device)
+    features = torch.from_numpy(selected(hidden, shape.layers)).to(device)
     mode = effective_mode(normalize or shape.normalize, shape.statistics_of)
     standard = fit_standard(mode, features, stored=checkpoint.statistics, speakers=speakers)
     return Features(standard(features, torch.arange(len(features))), statistics(features))
+
+
+def selected(hidden: np.ndarray, layers: Sequence[int]) -> np.ndarray:
+    """Some layers of hidden states (U, L, D); all of them are not copied."""
+    return hidden if list(layers) == list(range(hidden.shape[1])) else hidden[:, list(layers)]
 
 
 def hidden_states(

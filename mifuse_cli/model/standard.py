@@ -32,6 +32,8 @@ class Standard:
 
     def __call__(self, features: Tensor, index: Tensor) -> Tensor:
         """Standardised features (B, L, D) of the clips at positions ``index`` (B,)."""
+        if len(self.mean) == 1:
+            return (features - self.mean) / self.std
         group = self.group[index]
         return (features - self.mean[group]) / self.std[group]
 
