@@ -95,7 +95,7 @@ def merge(config: MergeConfig, *, progress: Progress | None = None) -> MergeResu
         whole: Artifact = _merged_answers(config, [one for one in made if isinstance(one, Lalm)], digests)
     else:
         whole = _merged_samples(config, [one for one in made if isinstance(one, Source)], digests)
-    whole.save(config.out)
+    whole.save(config.out, replace=config.replaces)
     return _result(config, whole, made)
 
 

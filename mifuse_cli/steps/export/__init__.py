@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mifuse_cli import lineage
 from mifuse_cli.artifacts import Evaluation
 from mifuse_cli.config import Config, Progress, StepResult, one_of, option
 from mifuse_cli.errors import InputError
@@ -85,7 +86,7 @@ def export(config: ExportConfig, *, progress: Progress | None = None) -> ExportR
     if to_onnx:
         exporting.check_onnx()
     differences = [exporting.difference(loaded, model)]
-    with atomic_directory(config.out) as directory:
+    with atomic_directory(config.out, replace=config.force) as directory:
         if to_onnx:
             exporting.save_onnx(model, directory)
             differences.append(exporting.onnx_difference(model, directory))
@@ -125,6 +126,7 @@ def export(config: ExportConfig, *, progress: Progress | None = None) -> ExportR
 
 def _refuse_overwrite(config: ExportConfig) -> None:
     out = config.out
+    lineage.refuse_inputs(config, out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir() or not any((out / name).is_file() for name in ("modeling_mifuse.py", "model.onnx")):
