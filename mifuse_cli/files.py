@@ -17,7 +17,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -104,15 +104,33 @@ def check_place(path: Path) -> None:
     _make_parent(path)
 
 
-def refuse_existing(path: Path, force: bool) -> None:
-    """Stop early where a file of this name exists, unless ``force``, or where none can be written.
+def refuse_existing(path: Path, force: bool, *, marks: Sequence[bytes]) -> None:
+    """Stop early where a file of this name exists, unless ``force`` and it is one of the kind, or where none can be
+    written.
+
+    Args:
+        path: the file to write.
+        force: whether an earlier one may be replaced.
+        marks: what a file of the kind has within its first 4 KiB, one of them.
 
     Raises:
         InputError: it exists, or its directory cannot be written.
     """
-    if path.exists() and not force:
-        raise InputError(f"{path}: exists already. Choose another name, or pass --force to overwrite it.")
     check_place(path)
+    if not os.path.lexists(path):
+        return
+    try:
+        with path.open("rb") as file:
+            begin = file.read(4096)
+    except OSError:
+        begin = b""
+    if not any(mark in begin for mark in marks):
+        raise InputError(
+            f"{path}: exists, and was not made by this command. Choose another name, or move it away; --force does not "
+            "replace it."
+        )
+    if not force:
+        raise InputError(f"{path}: exists already. Choose another name, or pass --force to overwrite it.")
 
 
 def remove_leftovers(path: Path) -> None:

@@ -184,6 +184,8 @@ def live(arguments: list[str], directory: str, environment: dict[str, str], stre
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
+        # Those of the nurse took another kind of file for theirs.
+        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
         os.chdir(directory)
         os.environ.clear()
         os.environ.update(environment)

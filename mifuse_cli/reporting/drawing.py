@@ -12,6 +12,8 @@ from mifuse_cli.errors import DependencyError
 from mifuse_cli.files import atomic_file
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+PLOT_MARKS = (b"\x89PNG", b"<svg", b"%PDF")
+"""What files of these formats begin with, or soon hold."""
 _WIDTH, _HEIGHT = 6.8, 3.1
 """Inches: two columns of a paper."""
 

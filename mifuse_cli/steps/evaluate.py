@@ -24,7 +24,7 @@ from mifuse_cli.errors import ArtifactError, InputError
 from mifuse_cli.files import refuse_existing
 from mifuse_cli.fusion import FusionSettings
 from mifuse_cli.manifest import Clip, read_labelled
-from mifuse_cli.reporting.drawing import PLOT_SUFFIXES, draw_evaluation
+from mifuse_cli.reporting.drawing import PLOT_MARKS, PLOT_SUFFIXES, draw_evaluation
 from mifuse_cli.reporting.tables import FORMS, score_table
 
 _CLIPS_AT_A_TIME = 2**15
@@ -104,7 +104,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     """
     lineage.refuse_overwrite(config, config.out, Evaluation)
     if config.plot is not None:
-        refuse_existing(config.plot, config.force or config.update)
+        refuse_existing(config.plot, config.replaces, marks=PLOT_MARKS)
     system = config.model or config.predictions
     assert system is not None
     made = _read(system / "train.h5" if config.model else system)

@@ -65,7 +65,7 @@ def pick(config: PickConfig, *, progress: Progress | None = None) -> PickResult:
         InputError: the output exists, or the clips' manifest is not where it was.
         ArtifactError: no artifact of fuse, or every clip has a true class already.
     """
-    refuse_existing(config.out, config.force)
+    refuse_existing(config.out, config.force, marks=(",".join(COLUMNS).encode(),))
     fused = Fused.load(config.fused)
     clips = lineage.clips_of(fused, config.fused)
     if clips is None:

@@ -28,7 +28,7 @@ def report(config: ReportConfig, *, progress: Progress | None = None) -> ReportR
         ArtifactError: a file that is no valid artifact, or clips to label that are in none of the runs.
         DependencyError: jinja2 is not installed.
     """
-    refuse_existing(config.out, config.force)
+    refuse_existing(config.out, config.force, marks=(b'<meta name="generator" content="mifuse',))
     told = read_paths(config.paths)
     picked = list(Clips(config.pick, None, need_audio=False)) if config.pick else []
     first = [clip.utt_id for clip in picked]
