@@ -185,7 +185,7 @@ def live(arguments: list[str], directory: str, environment: dict[str, str], stre
             os.dup2(stream, number)
             os.close(stream)
         # Those of the nurse took another kind of file for theirs.
-        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
         os.chdir(directory)
         os.environ.clear()
         os.environ.update(environment)
