@@ -80,11 +80,16 @@ def test_plot_refusals(scored, tmp_path):
     out = tmp_path / "eval.h5"
     refused(printed(scored, out, "--plot", tmp_path / "a.jpg"), 2, "a.jpg", ".png")
     refused(printed(scored, out, "--format", "html"), 2, "--format", "html")
-    (tmp_path / "a.png").touch()
-    arguments = m.EvaluateConfig(**scored, out=out, plot=tmp_path / "a.png")
+    (tmp_path / "a.png").write_text("a letter")
+    with pytest.raises(m.InputError, match="not made by this command"):
+        m.evaluate(m.EvaluateConfig(**scored, out=out, plot=tmp_path / "a.png", force=True))
+    assert not out.exists() and (tmp_path / "a.png").read_text() == "a letter"
+    plot = tmp_path / "b.png"
+    m.evaluate(m.EvaluateConfig(**scored, out=out, plot=plot))
+    before = plot.read_bytes()
     with pytest.raises(m.InputError, match="exists already"):
-        m.evaluate(arguments)
-    assert not out.exists() and (tmp_path / "a.png").stat().st_size == 0
+        m.evaluate(m.EvaluateConfig(**scored, out=tmp_path / "other.h5", plot=plot))
+    assert not (tmp_path / "other.h5").exists() and plot.read_bytes() == before
 
 
 def test_a_bar_is_as_long_as_the_share(monkeypatch):

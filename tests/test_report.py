@@ -285,14 +285,19 @@ def test_refusals(transfer, tmp_path):
     (tmp_path / "broken.h5").write_text("no")
     refused(mifuse("report", tmp_path / "broken.h5", "--out", out), 3, "broken.h5")
     refused(mifuse("report", run, "--embed-audio", "-1", "--out", out), 2, "--embed-audio")
-    out.touch()
-    refused(mifuse("report", run, "--out", out), 3, "exists already")
+    m.report(m.ReportConfig(paths=(run,), out=out))
+    before = out.read_bytes()
+    refused(mifuse("report", run, "--out", out), 3, "exists already", "--force")
+    (tmp_path / "letter.html").write_text("<p>Dear reader</p>")
+    refused(
+        mifuse("report", run, "--force", "--out", tmp_path / "letter.html"), 3, "not made by this command"
+    )
     other = Corpus(tmp_path / "other", clips=5, mark="x").write()
     with pytest.raises(ArtifactError, match="none of the 1 runs"):
         m.report(m.ReportConfig(paths=(run,), out=out, force=True, pick=other.manifest))
     with pytest.raises(UsageError, match="at least one path"):
         m.ReportConfig(paths=(), out=out)
-    assert out.read_text() == ""
+    assert out.read_bytes() == before
 
 
 def test_without_jinja2_it_says_what_to_install(transfer, tmp_path, monkeypatch):
