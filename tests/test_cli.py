@@ -145,7 +145,7 @@ class TestOutput:
         assert "UA, prior-corrected  100.00 %" in report
         assert "|decision:argmax p+prior-corrected argmax p/prior|" in report
         shown = mifuse("show", tmp_path / "e.h5").stdout
-        assert "evaluation, schema 1" in shown and "protocol" not in shown and "unchanged" in shown
+        assert "evaluation, schema 2" in shown and "protocol" not in shown and "unchanged" in shown
 
     def test_up_to_date(self, fuse_args, tmp_path):
         mifuse(*fuse_args)

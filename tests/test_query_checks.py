@@ -91,13 +91,15 @@ class TestPlace:
         refused(query(good.url), 3, words, "Choose another --out")
         assert good.requests == []
 
-    def test_another_kind_goes_only_by_force(self, query, good, copy):
+    def test_another_kind_is_never_replaced(self, query, good, copy):
         query.out = copy.source
         before = query.out.read_bytes()
         for flags in ([], ["--update"]):
-            refused(query(good.url, *flags), 4, "is of kind 'source', expected 'lalm'", "--force")
+            refused(
+                query(good.url, *flags), 4, "is of kind 'source', expected 'lalm'", "Choose another --out"
+            )
+        refused(query(good.url, "--force"), 3, "is of kind 'source', and not an artifact of kind 'lalm'")
         assert good.requests == [] and query.out.read_bytes() == before
-        assert query.found(good.url, "--force")["complete"] and Lalm.load(query.out)
 
     def test_an_artifact_that_does_not_say_what_was_asked(self, query, good):
         query.found(good.url)

@@ -125,7 +125,7 @@ def _refuse_to_replace(out: Path, spec: dict[str, Any], *, update: bool) -> None
     kind, header = artifacts.read_header(out)
     otherwise = "Choose another --out, or pass --force to replace it"
     if kind != Lalm.kind:
-        raise ArtifactError(f"{out}: is of kind {kind!r}, expected {Lalm.kind!r}. {otherwise}.")
+        raise ArtifactError(f"{out}: is of kind {kind!r}, expected {Lalm.kind!r}. Choose another --out.")
     if update:
         return
     asked = header.parameters.get("spec")
