@@ -489,7 +489,7 @@ def _(result: Any) -> str:
     return f"{console.describe(general)}\n\n{table}"
 
 
-@command("report", "mifuse report exp/demo --out exp/report.html")
+@command("report", "mifuse report exp --out exp/report.html")
 def _(result: Any) -> str:
     return console.describe(
         {
