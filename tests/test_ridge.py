@@ -128,6 +128,13 @@ class TestManyClips:
             expected = refitted(both, labels, [0], ridge.RIDGE)[0]
             np.testing.assert_allclose(model.predict(labels)[0], expected, atol=1e-5)
 
+    @pytest.mark.parametrize(("few", "features", "kind"), [(U, 7, "Clips"), (U - 1, 7, "Features")])
+    def test_with_few_features_already_below_the_limit(self, monkeypatch, few, features, kind):
+        layers = [np.random.default_rng(5).normal(size=(U, features))]
+        monkeypatch.setattr(ridge, "FEW", few)
+        assert type(ridge.left_out(U, layers, features)).__name__ == f"Between{kind}"
+        assert isinstance(ridge.left_out(U, layers, U // 2 + 1), ridge.BetweenClips)
+
     def test_groups_of_more_clips_than_features(self, monkeypatch):
         rng = np.random.default_rng(6)
         layers, labels = [rng.normal(size=(U, 3))], rng.dirichlet(np.ones(K), U)

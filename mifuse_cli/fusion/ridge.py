@@ -15,11 +15,13 @@ import numpy as np
 from scipy import linalg
 
 LARGEST = 20_000
-"""Largest U for which the dual is solved; above it the primal is.
+"""Largest U for which the dual is solved.
 
 About three float32 matrices of that order are held at once, and solving takes cubic time: on one core 30 s and
 1.5 GB for order 10,000.
 """
+FEW = 5_000
+"""Up to so many clips the dual is solved, which is quick; of more where the features are more than half as many."""
 WIDEST = 4_096
 """Largest P of the primal. Of more features, the principal components of each layer with the largest variance are used,
 so that memory and time are linear in U and bounded in P."""
@@ -52,7 +54,7 @@ def left_out(clips: int, layers: Iterable[np.ndarray], features: int, ridge: flo
     Raises:
         ValueError: no layer.
     """
-    if clips <= LARGEST:
+    if clips <= FEW or clips <= LARGEST and clips < 2 * features:
         return BetweenClips(gram(layers), ridge)
     return BetweenFeatures(side_by_side(layers, clips, features), ridge)
 
