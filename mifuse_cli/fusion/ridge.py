@@ -54,7 +54,7 @@ def left_out(clips: int, layers: Iterable[np.ndarray], features: int, ridge: flo
     Raises:
         ValueError: no layer.
     """
-    if clips <= FEW or clips <= LARGEST and clips < 2 * features:
+    if clips <= LARGEST and (clips <= FEW or clips < 2 * features):
         return BetweenClips(gram(layers), ridge)
     return BetweenFeatures(side_by_side(layers, clips, features), ridge)
 
