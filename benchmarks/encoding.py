@@ -1,19 +1,16 @@
-"""Reading and encoding clips: ours against plain transformers, run in turn; prints CPU time, wall clock and ratios.
+"""Reading and encoding clips, against plain transformers and against the limits of the machine.
 
-``python benchmarks/encoding.py --shared ../shared``: a Whisper encoder on the clips of a corpus, and random networks of
-the size of WavLM-base and wav2vec2-base on noise of 1 to 20 s. Times are of reading and encoding, without loading the
-network but for the rows with several processes, which load it anew. On a machine that others use, believe the ratios of
-CPU time.
+A Whisper encoder on real clips, and random networks of the size of WavLM-base and wav2vec2-base on noise of 1 to 20 s.
+Times are of reading and encoding, without loading the network but for rows with several processes, which load it anew.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import resource
-import tempfile
-import time
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +18,15 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+from measuring import Row, Spent, in_turn, spent
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model, WavLMModel
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from mifuse_cli import audio
 from mifuse_cli.audio import Excerpt
 from mifuse_cli.cores import free_cores
-from mifuse_cli.model import workers
 from mifuse_cli.model.encoder import Encoder
 from mifuse_cli.model.encoding import Padding, encoded
 from mifuse_cli.model.features import FrozenEncoder
@@ -37,6 +35,9 @@ from mifuse_cli.model.wavlm import GatedAttention
 CPU = torch.device("cpu")
 BATCH = 8
 """Clips in a batch of plain transformers."""
+REAL, PLAIN, PLAIN_BUSY, NOISES = 600, 48, 16, 24
+"""Clips of corpora; of these, those that the straightforward way gets, on an idle machine and on a busy one, since it
+is slow; clips of noise."""
 
 
 @dataclass(frozen=True)
@@ -49,103 +50,125 @@ class Preloaded:
         return self.encoder
 
 
-@dataclass(frozen=True)
-class Row:
-    name: str
-    cpu_s: float
-    wall_s: float
-    note: str = ""
-
-
-def timed(name: str, work: Callable[[], str], threads: int) -> Row:
-    """CPU time of this process and of those that it started and that have ended, and wall clock."""
-
-    def spent() -> float:
-        mine, theirs = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        return mine.ru_utime + mine.ru_stime + theirs.ru_utime + theirs.ru_stime
-
+@contextmanager
+def threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(number)
     try:
-        cpu, wall = spent(), time.perf_counter()
-        note = work()
-        return Row(name, spent() - cpu, time.perf_counter() - wall, note)
+        yield
     finally:
         torch.set_num_threads(before)
 
 
-def in_batches(paths: Sequence[Path], network: Preloaded | FrozenEncoder, processes: int) -> str:
+@contextmanager
+def core_taken() -> Iterator[None]:
+    """Another process computes all the time."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def in_batches(paths: Sequence[Path], network: Preloaded | FrozenEncoder, processes: int = 1) -> Padding:
+    """Our way."""
     padding = Padding()
-    for _ in encoded(list(map(Excerpt, paths)), network, CPU, workers=processes, padding=padding):
-        pass
-    return f"padding {padding.share:.1%}"
+    with threads(1):
+        for _ in encoded(list(map(Excerpt, paths)), network, CPU, workers=processes, padding=padding):
+            pass
+    return padding
 
 
 @torch.inference_mode()
-def one_by_one(paths: Sequence[Path], encoder: Encoder) -> str:
-    for path in paths:
-        encoder([torch.from_numpy(audio.read(path))])
-    return ""
+def plain(
+    paths: Sequence[Path], encoder: Encoder, how: Callable[[Encoder, list[np.ndarray]], object], number: int
+) -> None:
+    """The straightforward way: batches in the order of the files."""
+    with threads(number):
+        for start in range(0, len(paths), BATCH):
+            how(encoder, [audio.read(path) for path in paths[start : start + BATCH]])
 
 
-@torch.inference_mode()
-def plain(paths: Sequence[Path], encoder: Encoder, how: Callable[[Encoder, list[np.ndarray]], float]) -> str:
-    """Batches in the order of the files; `how` encodes one and tells its seconds with padding."""
-    whole = heard = 0.0
-    for start in range(0, len(paths), BATCH):
-        clips = [audio.read(path) for path in paths[start : start + BATCH]]
-        heard += sum(map(len, clips)) / audio.RATE
-        whole += how(encoder, clips)
-    return f"padding {1 - heard / whole:.1%}"
-
-
-def whisper_30_s(encoder: Encoder, clips: list[np.ndarray]) -> float:
+def whisper_30_s(encoder: Encoder, clips: list[np.ndarray]) -> None:
+    """Padded to 30 s, as the feature extractor does."""
     bands = encoder.extractor(clips, sampling_rate=audio.RATE, return_tensors="pt").input_features
-    states = encoder.wrapper.encoder(bands, output_hidden_states=True).hidden_states
-    _means(states)
-    return 30.0 * len(clips)
+    _means(encoder.wrapper.encoder(bands, output_hidden_states=True).hidden_states)
 
 
-def to_the_longest(encoder: Encoder, clips: list[np.ndarray]) -> float:
+def to_the_longest(encoder: Encoder, clips: list[np.ndarray]) -> None:
+    """Padded to the longest clip of the batch."""
     values = encoder.extractor(
         clips, sampling_rate=audio.RATE, padding=True, return_tensors="pt"
     ).input_values
     _means(encoder.model(values, output_hidden_states=True).hidden_states)
-    return values.numel() / audio.RATE
 
 
 def _means(states: Sequence[Tensor]) -> Tensor:
     return torch.stack([state.mean(dim=1) for state in states], dim=1)
 
 
-def table(title: str, rows: list[Row], seconds: float) -> None:
-    """Rows, each by how many times it takes the first one's time."""
-    print(f"\n{title}: {seconds:.0f} s of audio")
-    print(f"{'':46}  CPU s  wall s  CPU x  wall x")
-    for row in rows:
-        ratios = f"{row.cpu_s / rows[0].cpu_s:>5.2f}  {row.wall_s / rows[0].wall_s:>6.2f}"
-        print(f"{row.name:46}  {row.cpu_s:>5.1f}  {row.wall_s:>6.1f}  {ratios}  {row.note}")
+def whisper(shared: Path) -> list[Row]:
+    """whisper-tiny.en on the clips of three corpora."""
+    files = [path for path in sorted((shared / "corpora").glob("*/audio/*")) if path.is_file()]
+    paths = files[:: max(1, len(files) // REAL)][:REAL]
+    network = FrozenEncoder(shared / "encoders" / "whisper-tiny.en", "fp32")
+    encoder, cores = network.load(CPU), free_cores()
+    in_batches(paths[:1], Preloaded(encoder))
+    step, made = "features, whisper-tiny.en", []
+    for when, few in (("machine idle", PLAIN), ("one core taken", PLAIN_BUSY)):
+        some = paths[:: len(paths) // few][:few]
+
+        def both(some: list[Path] = some) -> tuple[Spent, Spent]:
+            return in_turn(
+                lambda: in_batches(paths, network, cores),
+                lambda: plain(some, encoder, whisper_30_s, os.cpu_count() or 1),
+                1,
+            )
+
+        if few == PLAIN:
+            ours, theirs = both()
+        else:
+            with core_taken():
+                ours, theirs = both()
+        mine, its = ours.wall_s / len(paths), theirs.wall_s / len(some)
+        note = (
+            f"wall clock a clip {mine * 1000:.0f} ms ({len(paths)} clips), {its * 1000:.0f} ms ({len(some)})"
+        )
+        made.append(
+            Row(step, f"padded to 30 s, all threads, {when}", its / mine, "x as fast", least=25, note=note)
+        )
+    some = paths[:: len(paths) // PLAIN][:PLAIN]
+    ours, theirs = in_turn(
+        lambda: in_batches(some, Preloaded(encoder)), lambda: plain(some, encoder, whisper_30_s, 1), 1
+    )
+    note = f"{len(some)} clips, CPU {ours.cpu_s:.1f} s and {theirs.cpu_s:.1f} s"
+    made.append(Row(step, "padded to 30 s, 1 thread", theirs.cpu_s / ours.cpu_s, "x as fast", note=note))
+    reading = spent(lambda: [audio.read(path) for path in some])
+    made.append(Row(step, "reading the audio alone", ours.cpu_s / reading.cpu_s, "x the CPU time"))
+    made.append(_of_the_limit(step, some, encoder, ours.cpu_s))
+    return made
 
 
-def compared(
-    title: str,
-    paths: list[Path],
-    directory: Path,
-    baseline: str,
-    how: Callable[[Encoder, list[np.ndarray]], float],
-) -> None:
-    network = FrozenEncoder(directory, "fp32")
-    encoder = network.load(CPU)
-    one_by_one(paths[:1], encoder)
-    default, several = os.cpu_count() or 1, max(2, free_cores())
-    rows = [
-        timed("in batches of like length, one process", lambda: in_batches(paths, Preloaded(encoder), 1), 1),
-        timed("one clip at a time", lambda: one_by_one(paths, encoder), 1),
-        timed(f"{baseline}, 1 thread", lambda: plain(paths, encoder, how), 1),
-        timed(f"{baseline}, {default} threads", lambda: plain(paths, encoder, how), default),
-        timed(f"in batches, up to {several} processes", lambda: in_batches(paths, network, several), 1),
-    ]
-    table(title, rows, sum(map(audio.seconds, paths)))
+@torch.inference_mode()
+def _of_the_limit(step: str, paths: list[Path], encoder: Encoder, cpu_s: float) -> Row:
+    """Share of the rate at which one thread multiplies matrices."""
+    with threads(1), FlopCounterMode(display=False) as counter:
+        for path in paths:
+            encoder([torch.from_numpy(audio.read(path))])
+    size, times = 1024, 10
+    one, other = torch.randn(size, size), torch.randn(size, size)
+    with threads(1):
+        matrix = spent(lambda: [one @ other for _ in range(times)])
+    limit = 2 * size**3 * times / matrix.cpu_s
+    reached = counter.get_total_flops() / cpu_s
+    return Row(
+        step,
+        "the rate of matrix products",
+        100 * reached / limit,
+        "% of the limit",
+        note=f"{reached / 1e9:.0f} of {limit / 1e9:.0f} GFLOP/s, one thread, reading included",
+    )
 
 
 def noise(directory: Path, count: int) -> list[Path]:
@@ -166,82 +189,72 @@ def base(model: Any, directory: Path) -> Path:
     return directory
 
 
-def parts_of(title: str, paths: list[Path], directory: Path, rows: Callable[[Encoder], list[Row]]) -> None:
-    """A table of what one part of an encoder is worth, with one thread."""
-    network = FrozenEncoder(directory).load(CPU)
-    one_by_one(paths[:1], network)
-    table(title, rows(network), sum(map(audio.seconds, paths)))
-
-
-def of_wavlm(paths: list[Path], directory: Path) -> Callable[[Encoder], list[Row]]:
-    """Attention against that of transformers, and the first half of the blocks against all."""
-
-    def rows(encoder: Encoder) -> list[Row]:
-        theirs = FrozenEncoder(directory).load(CPU)
-        for module in theirs.modules():
-            if isinstance(module, GatedAttention):
-                module.__class__ = WavLMAttention
-        half = FrozenEncoder(directory, states=(encoder.layers + 1) // 2).load(CPU)
-        return [
-            timed(name, lambda one=one: in_batches(paths, Preloaded(one), 1), 1)
-            for name, one in (
-                ("scaled-dot-product attention", encoder),
-                ("attention of transformers", theirs),
-                ("the first half of the blocks", half),
-            )
-        ]
-
-    return rows
-
-
-def of_group_norm(paths: list[Path]) -> Callable[[Encoder], list[Row]]:
-    """Batches that are padded against clips of equal length only, of which these have none."""
-
-    def rows(encoder: Encoder) -> list[Row]:
-        def equal() -> str:
-            encoder.padding, before = 0.0, encoder.padding
-            try:
-                return in_batches(paths, Preloaded(encoder), 1)
-            finally:
-                encoder.padding = before
-
-        return [
-            timed("group norm by clip, padded", lambda: in_batches(paths, Preloaded(encoder), 1), 1),
-            timed("clips of equal length only", equal, 1),
-        ]
-
-    return rows
-
-
-def main() -> None:
-    """Print a table for either network."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def wavlm(place: Path, paths: list[Path]) -> list[Row]:
+    """WavLM-base size: against plain transformers, and what parts are worth."""
+    directory = base(WavLMModel, place / "wavlm")
+    encoder = FrozenEncoder(directory, "fp32").load(CPU)
+    in_batches(paths[:1], Preloaded(encoder))
+    padding: list[Padding] = []
+    ours, theirs = in_turn(
+        lambda: padding.append(in_batches(paths, Preloaded(encoder))),
+        lambda: plain(paths, encoder, to_the_longest, 1),
+        1,
     )
-    parser.add_argument("--shared", type=Path, help="has encoders/whisper-tiny.en and corpora/emodb")
-    parser.add_argument("--clips", type=int, default=64, help="of the corpus, spread over it")
-    parser.add_argument("--noises", type=int, default=24, help="clips of noise; 0: only the corpus")
-    parser.add_argument("--worth", type=float, default=workers._WORTH_S, help="seconds a process has to save")
-    given = parser.parse_args()
-    workers._WORTH_S = given.worth
-    if given.shared is not None:
-        files = sorted((given.shared / "corpora" / "emodb" / "audio").iterdir())
-        chosen = files[:: max(1, len(files) // given.clips)][: given.clips]
-        encoder = given.shared / "encoders" / "whisper-tiny.en"
-        compared(
-            f"whisper-tiny.en, {len(chosen)} clips of emodb", chosen, encoder, "padded to 30 s", whisper_30_s
+    step = "features, WavLM-base size"
+    lengths = f"{len(paths)} clips of 1 to 20 s"
+    made = [
+        Row(
+            step,
+            "padded to the longest, file order",
+            theirs.cpu_s / ours.cpu_s,
+            "x as fast",
+            least=2,
+            note=f"{lengths}, CPU {ours.cpu_s:.0f} s and {theirs.cpu_s:.0f} s",
+        ),
+        Row(step, "audio encoded", 100 * padding[0].share, "% padding", most=5, note=lengths),
+    ]
+    others = FrozenEncoder(directory).load(CPU)
+    for module in others.modules():
+        if isinstance(module, GatedAttention):
+            module.__class__ = WavLMAttention
+    half = FrozenEncoder(directory, states=(encoder.layers + 1) // 2).load(CPU)
+    some = paths[::2]
+    for name, other in (("attention of transformers", others), ("the first half of the blocks", half)):
+        mine, its = in_turn(
+            lambda: in_batches(some, Preloaded(encoder)),
+            lambda other=other: in_batches(some, Preloaded(other)),
+            1,
         )
-    if given.noises:
-        with tempfile.TemporaryDirectory() as name:
-            place = Path(name)
-            clips = noise(place, given.noises)
-            wavlm, group = base(WavLMModel, place / "wavlm"), base(Wav2Vec2Model, place / "wav2vec2")
-            compared(
-                f"WavLM-base size, {len(clips)} clips", clips, wavlm, "padded to the longest", to_the_longest
-            )
-            parts_of("WavLM-base size, parts", clips, wavlm, of_wavlm(clips, wavlm))
-            parts_of("wav2vec2-base size, parts", clips, group, of_group_norm(clips))
+        made.append(Row(step, name, its.cpu_s / mine.cpu_s, "x as fast", note=f"{len(some)} clips"))
+    return made
 
 
-if __name__ == "__main__":
-    main()
+def group_norm(place: Path, paths: list[Path]) -> list[Row]:
+    """wav2vec2-base size: padded batches against clips of equal length only, of which these have none."""
+    encoder = FrozenEncoder(base(Wav2Vec2Model, place / "wav2vec2")).load(CPU)
+    in_batches(paths[:1], Preloaded(encoder))
+
+    def equal() -> None:
+        encoder.padding, before = 0.0, encoder.padding
+        try:
+            in_batches(paths, Preloaded(encoder))
+        finally:
+            encoder.padding = before
+
+    ours, theirs = in_turn(lambda: in_batches(paths, Preloaded(encoder)), equal, 1)
+    return [
+        Row(
+            "features, wav2vec2-base size",
+            "clips of equal length only",
+            theirs.cpu_s / ours.cpu_s,
+            "x as fast",
+            note=f"{len(paths)} clips of 1 to 20 s",
+        )
+    ]
+
+
+def rows(place: Path, shared: Path | None) -> list[Row]:
+    """All of them; those of real clips if they are at hand."""
+    paths = noise(place, NOISES)
+    made = [] if shared is None else whisper(shared)
+    return [*made, *wavlm(place, paths), *group_norm(place, paths[::2])]

@@ -459,13 +459,14 @@ def check_same_clips(
             f"{first_name}: classes are {', '.join(first.header.classes)} but {second_name} has "
             f"{', '.join(second.header.classes)}. Make one of them anew with the other's --classes."
         )
+    names = second.utt_id  # Read before its hash is asked for, which would read it once more.
     if (
         isinstance(first, Reader)
         and isinstance(second, Reader)
         and first.content("utt_id") == second.content("utt_id")
     ):
         return
-    check_same_utterances(first.utt_id, first_name, second.utt_id, second_name)
+    check_same_utterances(first.utt_id, first_name, names, second_name)
 
 
 def united(*gold: np.ndarray | None) -> np.ndarray | None:

@@ -39,10 +39,11 @@ def one_sided(who: str, probs: np.ndarray, classes: Sequence[str]) -> tuple[str,
         probs: NaN rows where there is none.
         classes: K names in order.
     """
-    known = probs[~np.isnan(probs).any(axis=-1)]
+    known = probs[~np.isnan(summed(probs, -1))]
     if len(known) < _FEWEST:
         return ()
-    even = float((np.ptp(known, axis=-1) < _EVEN).mean())
+    spread = folded(np.maximum, known, -1) - folded(np.minimum, known, -1)
+    even = float((spread < _EVEN).mean())
     if even >= _ONE_SIDED:
         return (
             f"{who}: gives all classes the same probability on {even:.0%} of {len(known)} clips, and so says nothing",
