@@ -14,13 +14,20 @@ _Item = TypeVar("_Item")
 
 MOST_PADDING = 0.05
 """Share of a batch that may be padding."""
+_ON_A_GPU_S = 120.0
 _LOOK_AHEAD = 1024
 """Clips among which those of nearly the same length are looked for: enough to find them, few enough to hold."""
 
 
 def batch_seconds(device: torch.device) -> float:
-    """Audio in a batch, in seconds: on a CPU what its caches hold, on a GPU what keeps it busy."""
-    return 16.0 if device.type == "cpu" else 120.0
+    """Audio in a batch, in seconds: on a CPU what its caches hold, on a GPU what keeps it busy and fits into it."""
+    if device.type == "cpu":
+        return 16.0
+    if device.type != "cuda" or not torch.cuda.is_available():  # or the GPU is that of another machine
+        return _ON_A_GPU_S
+    memory = torch.cuda.get_device_properties(device).total_memory
+    # Of 480 s, a network of the size of WavLM-large holds 12 GiB.
+    return min(480.0, max(_ON_A_GPU_S, 6 * memory / 2**30))
 
 
 def alike(lengths: Sequence[float], most: float, padding: float = MOST_PADDING) -> list[list[int]]:

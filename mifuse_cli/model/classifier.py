@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mifuse_cli import audio, provenance
+from mifuse_cli.cores import free_cores
 from mifuse_cli.errors import InputError
 from mifuse_cli.manifest import Clip
 from mifuse_cli.model import processes
@@ -22,6 +25,8 @@ from mifuse_cli.model.encoder import Encoder
 from mifuse_cli.model.linear import LinearPart
 from mifuse_cli.model.standard import Standard, Statistics, fit_standard, statistics
 
+_READERS = 4
+"""Threads that read the next clips."""
 _CELLS = 1 << 20
 """Hidden units of dropout passes computed at a time: 4 MB in single precision."""
 
@@ -181,21 +186,24 @@ class Waveforms:
         encoder, trains = model.encoder, torch.is_grad_enabled()
         assert encoder is not None
         lengths = [self.seconds[one] for one in positions]
-        most = (self.micro_batch_s if trains else 0.0) or batch_seconds(encoder.device)
+        most = batch_seconds(encoder.device)
+        if trains:  # activations are held for the gradients
+            most = self.micro_batch_s or (most / 2 if encoder.device.type == "cuda" else most)
         micro_batches = alike(lengths, most, encoder.padding or MOST_PADDING)
         seed = int(torch.randint(2**62, ())) if trains else 0
         rows: dict[int, Tensor] = {}
 
         def encode_share() -> dict[int, Tensor]:
-            costs = [padded_to([lengths[one] for one in places]) for places in micro_batches]
-            with encoder.autocast():
-                for number in processes.own_share(costs):
-                    places = micro_batches[number]
-                    clips = [self.clips[positions[one]] for one in places]
+            own = processes.own_share(
+                [padded_to([lengths[one] for one in places]) for places in micro_batches]
+            )
+            clips = [[self.clips[positions[one]] for one in micro_batches[number]] for number in own]
+            with encoder.autocast(), closing(_read_ahead(clips)) as waveforms:
+                for number, read in zip(own, waveforms, strict=True):
                     states = _states(
-                        encoder, clips, (seed, number) if trains else None, bool(self.micro_batch_s)
+                        encoder, read, (seed, number) if trains else None, bool(self.micro_batch_s)
                     )
-                    rows.update(zip(places, states[:, model.layers], strict=True))
+                    rows.update(zip(micro_batches[number], states[:, model.layers], strict=True))
             return {} if processes.count() == 1 else {one: row.detach().cpu() for one, row in rows.items()}
 
         for share in processes.gathered(encode_share):
@@ -204,18 +212,35 @@ class Waveforms:
         return torch.stack([rows[place] for place in range(len(positions))])
 
 
+def _read_ahead(batches: Sequence[Sequence[Clip]]) -> Generator[list[Tensor]]:
+    """Waveforms (S,) of the clips of every batch, the next of which is read meanwhile.
+
+    Raises:
+        InputError: audio that cannot be read.
+    """
+
+    def read(clip: Clip) -> Tensor:
+        return torch.from_numpy(audio.read(*clip.excerpt))
+
+    with ThreadPoolExecutor(min(_READERS, free_cores())) as readers:
+        ahead: deque[list[Future[Tensor]]] = deque()
+        for clips in [*batches, ()]:
+            ahead.append([readers.submit(read, clip) for clip in clips])
+            if len(ahead) > 1:
+                yield [one.result() for one in ahead.popleft()]
+
+
 def _states(
-    encoder: Encoder, clips: Sequence[Clip], drawn: tuple[int, int] | None, recomputed: bool
+    encoder: Encoder, waveforms: Sequence[Tensor], drawn: tuple[int, int] | None, recomputed: bool
 ) -> Tensor:
     """Hidden states (B, L, D) of a micro-batch.
 
     Args:
         encoder: with dropout active or not.
-        clips: B clips.
+        waveforms: (S,) of B clips.
         drawn: seed and number of the micro-batch for dropout; None without gradients.
         recomputed: whether activations are computed again for the gradients instead of being held.
     """
-    waveforms = [torch.from_numpy(audio.read(*clip.excerpt)) for clip in clips]
     if drawn is None:
         return encoder(waveforms)
 
