@@ -111,7 +111,8 @@ def features(directory: Path, paths: list[Path]) -> list[Row]:
     part = paths[:: len(paths) // 32]
     reached = flops(directory, part) * heard / sum(map(audio.seconds, part)) / mine
     limit = matrix_rate()
-    note = f"an hour of audio in {mine * 3600 / heard:.2f} s and {its * 3600 / heard:.2f} s, padding {padding.share:.1%}"
+    an_hour, theirs_an_hour = mine * 3600 / heard, its * 3600 / heard
+    note = f"an hour of audio in {an_hour:.2f} s and {theirs_an_hour:.2f} s, padding {padding.share:.1%}"
     return [
         Row(step, "plain transformers, padded, fp32", its / mine, "x as fast", least=6, note=note),
         Row(
