@@ -44,7 +44,7 @@ BODY = json.dumps(
         "usage": {"prompt_tokens": 120, "completion_tokens": 40, "total_tokens": 160},
     }
 ).encode()
-AT_ONCE, DELAY_S, CLIPS, CLIP_S = 16, 0.1, 1500, 3
+AT_ONCE, DELAY_S, CLIPS, CLIP_S = 16, 0.2, 1000, 3
 
 
 async def _answer(delay: float, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -203,6 +203,6 @@ def compaction(place: Path, clips: int = 2000) -> list[Row]:
     ]
 
 
-def rows(place: Path) -> list[Row]:
+def rows(place: Path, shared: Path | None) -> list[Row]:
     os.environ.setdefault("OPENAI_API_KEY", "none")
     return [*overhead(place), *group_commit(place), *compaction(place)]

@@ -127,7 +127,7 @@ def corpus(place: Path, clips: int) -> list[str]:
     return lines
 
 
-def rows(place: Path) -> list[Row]:
+def rows(place: Path, shared: Path | None) -> list[Row]:
     """For every step how much longer 16n clips take than n, and the peak memory."""
     os.environ["OPENAI_API_KEY"] = "none"
     lines = corpus(place, FEW * TIMES[-1])

@@ -108,5 +108,5 @@ def sample_source(place: Path, clips: int = 400) -> list[Row]:
     ]
 
 
-def rows(place: Path) -> list[Row]:
+def rows(place: Path, shared: Path | None) -> list[Row]:
     return [*feature_cache(place), *dropout_passes(), *sample_source(place)]

@@ -11,35 +11,27 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 # Before torch is loaded: one thread a process, see docs/performance.md.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-import asking
-import encoding
-import fusing
-import growth
-import predicting
-import torch
-from measuring import Row, line
+from measuring import line
 
 from mifuse_cli import __version__
 from mifuse_cli.cores import free_cores
 
-SECTIONS: dict[str, Callable[[Path, Path | None], list[Row]]] = {
-    "encoding": encoding.rows,
-    "predicting": lambda place, shared: predicting.rows(place),
-    "asking": lambda place, shared: asking.rows(place),
-    "fusing": lambda place, shared: fusing.rows(place),
-    "growth": lambda place, shared: growth.rows(place),
-}
+SECTIONS = ("encoding", "predicting", "asking", "fusing", "growth")
+"""Modules beside this one."""
 
 
 def main() -> None:
@@ -50,26 +42,39 @@ def main() -> None:
     parser.add_argument(
         "--shared", type=Path, help="has encoders/whisper-tiny.en and corpora; default: without these rows"
     )
-    parser.add_argument("--only", choices=SECTIONS, action="append", help="this section; may be repeated")
+    parser.add_argument("--only", choices=SECTIONS, help="this section")
     parser.add_argument("--json", type=Path, help="file to write the rows to")
     given = parser.parse_args()
     cores, start = free_cores(), time.monotonic()
     machine = (
-        f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, torch {torch.__version__}"
+        f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, torch {version('torch')}"
     )
-    print(f"mifuse {__version__}, {machine}", flush=True)
-    found: dict[str, list[Row]] = {}
-    for name in given.only or SECTIONS:
+    if given.only:
         with tempfile.TemporaryDirectory() as place:
-            found[name] = SECTIONS[name](Path(place), given.shared)
-        print(f"\n{name}, after {time.monotonic() - start:.0f} s", flush=True)
-        for row in found[name]:
+            rows = import_module(given.only).rows(Path(place), given.shared)
+        for row in rows:
             print(line(row), flush=True)
+        found = [{"section": given.only, **asdict(row), "met": row.met} for row in rows]
+    else:
+        print(f"mifuse {__version__}, {machine}", flush=True)
+        found = []
+        for name in SECTIONS:
+            print(f"\n{name}, after {time.monotonic() - start:.0f} s", flush=True)
+            found += _apart(name, given.shared)
     if given.json is not None:
-        rows = [
-            {"section": name, **asdict(row), "met": row.met} for name, some in found.items() for row in some
-        ]
-        given.json.write_text(json.dumps({"mifuse": __version__, "machine": machine, "rows": rows}, indent=1))
+        given.json.write_text(
+            json.dumps({"mifuse": __version__, "machine": machine, "rows": found}, indent=1)
+        )
+
+
+def _apart(section: str, shared: Path | None) -> list[dict[str, Any]]:
+    """Rows of a section, measured in a process of its own, which does not hold what others needed."""
+    with tempfile.TemporaryDirectory() as place:
+        told = Path(place) / "rows.json"
+        command = [sys.executable, __file__, "--only", section, "--json", str(told)]
+        subprocess.run([*command, *(["--shared", str(shared)] if shared else [])], check=True)
+        rows: list[dict[str, Any]] = json.loads(told.read_text())["rows"]
+        return rows
 
 
 if __name__ == "__main__":

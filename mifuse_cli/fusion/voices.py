@@ -25,8 +25,8 @@ _FEWEST_OF_VECTORS, _FEWEST_VOICES, _DRAWN = 5, 4, 0.8
 _CORRELATED, _CONFOUNDED = 0.2, 0.2
 _NOISE = 0.02
 _CLIPS_OF_VARIANCE = 10
-_AT_ONCE = 2**23
-"""Numbers of the features of many clips that are evened out at a time."""
+_AT_ONCE = 1024
+"""Clips that are evened out at a time."""
 _TINY = 1e-12
 
 
@@ -218,22 +218,35 @@ def evened(features: np.ndarray, groups: np.ndarray, labels: np.ndarray, kept: f
     flat = features.reshape(len(features), -1)
     _, group = np.unique(groups, return_inverse=True)
     counts = np.bincount(group).astype(float)[:, None]
-    members = _members(group, len(counts))
-    mix = members.T @ labels / counts
+    voices = len(counts)
+    mix = np.stack([np.bincount(group, one) for one in labels.T], axis=1) / counts
     told = labels - mix[group]
+    # All that is needed are sums by voice, and by class within voices. Those of squares are of numbers near 0, so that
+    # variances keep their digits.
+    near = flat[0].astype(float)
+    total, squares = np.zeros((2, voices, flat.shape[1]))
+    by_class = np.zeros((labels.shape[1], flat.shape[1]))
+    for part in _parts(len(flat)):
+        some, members = flat[part] - near, np.eye(voices)[group[part]]
+        total += members.T @ some
+        squares += members.T @ np.square(some)
+        by_class += told[part].T @ some
+    clips = len(flat)
+    mean = total.sum(axis=0) / clips
+    scale = np.maximum(np.sqrt(np.maximum(squares.sum(axis=0) / clips - np.square(mean), 0)), 1e-6)
+    means = np.linalg.solve(told.T @ told + 0.5 * np.eye(labels.shape[1]), by_class / scale)
+    offsets = (total / counts - mean) / scale - kept * (mix - labels.mean(axis=0)) @ means
+    within = np.maximum(squares - np.square(total) / counts, 0) / np.square(scale)
+    pooled = within.sum(axis=0) / clips
+    variance = (within + _CLIPS_OF_VARIANCE * pooled) / (counts + _CLIPS_OF_VARIANCE)
+    offsets, spread = near + mean + offsets * scale, scale * np.sqrt(np.maximum(variance, _TINY))
     found = np.empty(flat.shape, np.float32)
-    at_once = max(1, _AT_ONCE // len(flat)) if _are_many(flat) else flat.shape[1]
-    for start in range(0, flat.shape[1], at_once):
-        some = flat[:, start : start + at_once].astype(float)
-        some = (some - some.mean(axis=0)) / np.maximum(some.std(axis=0), 1e-6)
-        offsets = members.T @ some / counts
-        within = some - offsets[group]
-        means = np.linalg.solve(told.T @ told + 0.5 * np.eye(labels.shape[1]), told.T @ within)
-        left = some - (offsets - kept * (mix - labels.mean(axis=0)) @ means)[group]
-        pooled = within.var(axis=0)
-        variance = (members.T @ np.square(within) + _CLIPS_OF_VARIANCE * pooled) / (
-            counts + _CLIPS_OF_VARIANCE
-        )
-        left /= np.sqrt(np.maximum(variance, _TINY))[group]
-        found[:, start : start + at_once] = left
+    for part in _parts(clips):
+        of = group[part]
+        found[part] = (flat[part] - offsets[of]) / spread[of]
     return found.reshape(features.shape)
+
+
+def _parts(clips: int) -> Iterable[slice]:
+    """All clips, a part after the other."""
+    return (slice(start, start + _AT_ONCE) for start in range(0, clips, _AT_ONCE))
