@@ -22,7 +22,9 @@ def requirements(monkeypatch):
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     found = project["dependencies"] + [
-        f'{one}; extra == "{name}"' for name in ("onnx", "audformat", "demo") for one in extras[name]
+        f'{one}; extra == "{name}"'
+        for name in ("report", "onnx", "audformat", "demo")
+        for one in extras[name]
     ]
     monkeypatch.setattr(metadata, "requires", lambda name: found)
 

@@ -16,6 +16,7 @@ from mifuse_cli.config import Config, Progress, option
 from mifuse_cli.errors import DependencyError, MifuseError, RemoteError
 
 _EXTRAS = {
+    "report": "mifuse report and evaluate --plot",
     "onnx": "mifuse export --to onnx",
     "audformat": "mifuse prepare audformat",
     "ray": "--engine ray",

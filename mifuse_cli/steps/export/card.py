@@ -169,7 +169,7 @@ def _data(history: History) -> str:
         )
     for role, name in roles.items():
         known = licence_of(name) if name else None
-        licence = f"{known[0]} ([source]({known[1]}))" if known else "unknown"
+        licence = f"{known[0]} ([source]({known[1]}))" if known else "unknown; see the corpus's terms"
         rows.append(f"| {role} | {name or _UNKNOWN} | {licence} |")
     return (
         "\n".join(rows)
