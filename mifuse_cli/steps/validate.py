@@ -98,8 +98,8 @@ _Check = Callable[[Path, dict[str, Any], Progress | None], Iterable[str]]
 
 def _unknown(path: Path, facts: dict[str, Any], progress: Progress | None) -> Iterator[str]:
     yield (
-        "is neither a manifest (.csv or .tsv), an artifact (.h5), a checkpoint, a prepared corpus, a Kaldi directory nor "
-        "a directory of audio"
+        "is neither a manifest (.csv or .tsv), an artifact (.h5), a checkpoint, a prepared corpus, a Kaldi directory "
+        "nor a directory of audio"
         if path.exists()
         else "no such file or directory"
     )
