@@ -90,7 +90,9 @@ def run(out: Path) -> int:
     draw(picture, scores, {row: out / name for row, (name, _) in STUDENTS.items()})
     print("\nUnweighted accuracy (UA) on the target corpus; labels were read by evaluate only.\n")
     print(table(scores))
-    print("\nThe corpora are synthetic and the LALM is a stand-in: the figures show the mechanism, no more.\n")
+    print(
+        "\nThe corpora are synthetic and the LALM is a stand-in: the figures show the mechanism, no more.\n"
+    )
     print(f"Picture: {picture}")
     print(f"Report:  {out / 'report.html'} (open it in a browser: all figures, and every clip to be heard)")
     metrics = {row: score.header.parameters["metrics"]["ua"] for row, score in scores.items()}
