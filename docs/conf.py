@@ -16,7 +16,7 @@ extensions = ["myst_parser"]
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**.md", "recipes/README.md"]
 suppress_warnings = ["myst.xref_missing", "myst.header"]  # links are tested by tests/test_docs.py
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 3
 html_theme = "furo"
 

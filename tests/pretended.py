@@ -109,15 +109,29 @@ def pretend_lalm(
 
 
 def pretend_transfer(
-    corpus: Corpus, directory: Path, lalm: Path, seed: int = 0, evaluated: bool = True
+    corpus: Corpus,
+    directory: Path,
+    lalm: Path,
+    seed: int = 0,
+    evaluated: bool = True,
+    model: Path | None = None,
 ) -> None:
-    """Source samples, fused labels and a student in ``directory``, and its evaluations if wanted."""
+    """Source samples, by a model if one is given, fused labels and a student in ``directory``, and its evaluations
+    if wanted.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     ids = np.array(corpus.ids)
     source, fused, student = directory / "source.h5", directory / "fused.h5", directory / "mifuse"
     samples = corpus.samples(100 + seed, 4, 0.6)
     Source(
-        header=corpus.header(source, seed=seed, normalize="source", calibrate=False, seen_in_training=0.0),
+        header=corpus.header(
+            source,
+            () if model is None else (Parent("model", lineage.relative(model, source), "0" * 64),),
+            seed,
+            normalize="source",
+            calibrate=False,
+            seen_in_training=0.0,
+        ),
         utt_id=ids,
         probs=samples,
         point=samples.mean(axis=1),
@@ -169,19 +183,38 @@ def pretend_transfer(
             )
 
 
-def pretend_experiment(root: Path, names=("anna", "bob", "carla"), seeds=(0, 1), clips: int = 24) -> Path:
+def pretend_model(corpus: Corpus, directory: Path) -> Path:
+    """The history of a source model that was trained on a corpus."""
+    directory.mkdir(parents=True)
+    Training(
+        header=corpus.header(directory / "train.h5", encoder="logmel"),
+        utt_id=np.array([f"{corpus.directory.name}-{name}" for name in corpus.ids]),
+        columns_of_history=np.array(["cross_entropy"]),
+        history=np.linspace(1, 0.4, 6).reshape(6, 1),
+    ).save(directory / "train.h5")
+    return directory
+
+
+def pretend_experiment(
+    root: Path, names=("anna", "bob", "carla"), seeds=(0, 1), clips: int = 24, sounds: int = 3
+) -> Path:
     """The directory that recipes/run_all_transfers.sh makes: all transfers between the corpora."""
     expdir = root / "exp"
     corpora = {
-        name: Corpus(root / "data" / name, clips=clips, sounds=3, seed=number).write()
+        name: Corpus(root / "data" / name, clips=clips, sounds=sounds, seed=number).write()
         for number, name in enumerate(names)
     }
     for name, corpus in corpora.items():
         (expdir / "lalm").mkdir(parents=True, exist_ok=True)
         pretend_lalm(corpus, expdir / "lalm" / f"{name}.h5")
     for source in names:
+        models = {
+            seed: pretend_model(corpora[source], expdir / "models" / source / f"seed{seed}") for seed in seeds
+        }
         for target, corpus in corpora.items():
             for seed in seeds if source != target else ():
                 directory = expdir / f"{source}-{target}" / f"seed{seed}"
-                pretend_transfer(corpus, directory, expdir / "lalm" / f"{target}.h5", seed)
+                pretend_transfer(
+                    corpus, directory, expdir / "lalm" / f"{target}.h5", seed, model=models[seed]
+                )
     return expdir

@@ -251,7 +251,7 @@ class TestCard:
         for part in (
             header.parameters["signature"],
             "CC BY-NC-SA 4.0 ([source](https://zenodo.org/records/1188976))",
-            "| source, with labels | emodb | unknown |",
+            "| source, with labels | emodb | CC0 1.0, as published by audEERING ([source](https://github.com/",
             "`m` answered about the clips of the target: whether it was trained on ravdess is unknown.",
             "cross-fit labels, to 24 clips",
             "Article 5(1)(f)",
@@ -270,7 +270,7 @@ class TestCard:
     def test_of_a_source_model_without_a_score(self, pipeline, tmp_path):
         found = self.card(pipeline.model, tmp_path, source_corpus="crema-d")
         assert not found.data.eval_results and "No score was given" in found.text
-        assert "Open Database Licence" in found.text and "target, " not in found.text.split("## Data")[1]
+        assert "Open Database License" in found.text and "target, " not in found.text.split("## Data")[1]
 
     def test_names_of_corpora_are_those_that_prepare_recorded(self, pipeline, corpora, tmp_path):
         place = corpora.source.parent / "summary.json"
@@ -278,6 +278,11 @@ class TestCard:
         try:
             assert "crema-d" in self.card(pipeline.model, tmp_path).text
             assert "| source, with labels | crema-d |" in self.card(pipeline.student, tmp_path).text
+            place.write_text('{"corpus": "generic"}')  # a form, and no corpus' name
+            assert (
+                "| source, with labels | not recorded | unknown; see"
+                in self.card(pipeline.model, tmp_path).text
+            )
         finally:
             place.unlink()
         assert "crema-d" not in self.card(pipeline.model, tmp_path).text
@@ -326,4 +331,4 @@ class TestRegister:
         register = _register()
         for entry in [*register["corpora"].values(), *register["lalms"]]:
             assert entry["source"].startswith("https://")
-        assert licence_of("RAVDESS")[0] == "CC BY-NC-SA 4.0" and licence_of("emodb") is None
+        assert licence_of("RAVDESS")[0] == "CC BY-NC-SA 4.0" and licence_of("meld") is None

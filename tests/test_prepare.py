@@ -305,6 +305,14 @@ class TestAsPeopleHaveThem:
         ):
             prepare(self.table(tmp_path, "anger", "joy"), tmp_path / "out", "generic")
 
+    def test_folders_that_are_no_emotions_need_not_be_prepared(self, tmp_path):
+        sound(tmp_path / "c" / "monday" / "a.wav")
+        with pytest.raises(InputError, match=r"found monday \(1 clips\).*--wav-dir"):
+            prepare(tmp_path / "c", tmp_path / "out", "generic")
+        sound(tmp_path / "c" / "a.wav")
+        with pytest.raises(InputError, match=r"outside of any folder.*--wav-dir"):
+            prepare(tmp_path / "c", tmp_path / "out", "generic")
+
     def test_what_is_passed_over_is_counted(self, tmp_path, monkeypatch):
         monkeypatch.setenv("PATH", str(tmp_path))  # no ffmpeg
         for name in ("angry/a.wav", "angry/b.opus", "happy/c.aiff"):

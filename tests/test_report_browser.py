@@ -147,6 +147,41 @@ def test_sorting_and_filtering(browser, transfer, tmp_path):
         assert column(page, ".id") == [corpus.ids[0]]
 
 
+def test_an_experiment_of_six_transfers_is_sorted_filtered_heard_and_labelled(browser, tmp_path):
+    expdir = pretend_experiment(tmp_path, seeds=(0,), clips=40, sounds=40)
+    pick = tmp_path / "pick.csv"
+    m.pick(m.PickConfig(fused=expdir / "anna-bob/seed0/fused.h5", n=8, out=pick))
+    order = [row["utt_id"] for row in read_rows(pick)]
+    out = written(tmp_path, expdir, pick=pick, embed_audio=8)
+    with opened(browser, out) as (page, _):
+        assert page.locator("#run option").count() == 6
+        page.select_option("#run", label="carla-bob/seed0")
+        run = page.locator(".run:visible")
+        assert "32 of 40 clips" in run.locator(".count").inner_text()
+        run.locator(".head button:has-text('uncertainty')").click()
+        falling = [float(text) for text in run.locator(".row .num:nth-of-type(6)").all_inner_texts()]
+        assert falling == sorted(falling, reverse=True) and len(falling) > 3
+        run.locator("label.truth select").select_option(label="sad")
+        assert set(run.locator(".row .true").all_inner_texts()) == {"sad"}
+        run.locator("label.truth select").select_option("")
+        run.locator(".row .play").first.click()
+        until(lambda: page.evaluate("player.currentTime > 0.05"))
+        for key in "12341":
+            page.keyboard.press(key)
+        assert "5 labelled, 0 skipped" in page.inner_text("#cards")
+        assert "37 of 40 clips" in run.locator(".count").inner_text()
+        with page.expect_download() as download:
+            page.click("#download")
+        download.value.save_as(tmp_path / "gold.csv")
+    rows = read_rows(tmp_path / "gold.csv")
+    assert [row["utt_id"] for row in rows] == order[:5]
+    student = expdir / "anna-bob/seed0/mifuse/predictions.h5"
+    scored = m.evaluate(
+        m.EvaluateConfig(predictions=student, manifest=tmp_path / "gold.csv", out=tmp_path / "e.h5")
+    )
+    assert scored.metrics["n"] == 5
+
+
 def test_scrolling_draws_the_rows_in_view_alone(browser, tmp_path):
     corpus = Corpus(tmp_path / "data", clips=10_000).write()
     lalm = pretend_lalm(corpus, tmp_path / "lalm.h5")

@@ -60,13 +60,24 @@ def change(file, **values):
 class TestSound:
     def test_every_kind(self, pipeline, corpora, kaldi, prepared):
         paths = [corpora.target, corpora.labels, kaldi, prepared, *map(pipeline.root.joinpath,
-                 ("lalm.h5", "source.h5", "fused.h5", "model", "student"))]  # fmt: skip
+                 ("lalm.h5", "source.h5", "fused.h5", "model", "student")), corpora.wav_dir]  # fmt: skip
         found = findings(*paths)
         assert [one.faults for one in found] == [()] * len(paths)
-        kinds = ["manifest", "manifest", "kaldi", "prepared", *["artifact"] * 3, "checkpoint", "checkpoint"]
+        kinds = [
+            "manifest",
+            "manifest",
+            "kaldi",
+            "prepared",
+            *["artifact"] * 3,
+            "checkpoint",
+            "checkpoint",
+            "audio",
+        ]
         assert [one.kind for one in found] == kinds
         assert [one.facts.get("labelled") for one in found[:4]] == [False, True, None, True]
-        assert {one.facts.get("clips", one.facts.get("audio files")) for one in found[:7]} == {24}
+        assert {one.facts.get("clips", one.facts.get("audio files")) for one in [*found[:7], found[-1]]} == {
+            24
+        }
         assert found[0].facts["speakers"] == found[3].facts["speakers"] == 3
         assert found[0].facts["hours"] == found[2].facts["hours"] == pytest.approx(24 * 0.25 / 3600, rel=0.1)
         shown = mifuse("validate", *paths)
@@ -98,7 +109,12 @@ class TestManifests:
     def test_of_no_known_kind(self, target):
         (target / "x.txt").write_text("x")
         assert "is neither a manifest" in fault(target / "x.txt", "unknown", 3)
-        assert "is neither a manifest" in fault(target / "wav", "unknown", 3)
+        (target / "empty").mkdir()
+        assert "is neither a manifest" in fault(target / "empty", "unknown", 3)
+
+    def test_a_directory_of_audio(self, target):
+        min((target / "wav").iterdir()).write_text(LFS)
+        assert "Git LFS" in fault(target / "wav", "audio", 3)
 
     def test_missing_audio(self, target):
         for path in sorted((target / "wav").iterdir())[:12]:

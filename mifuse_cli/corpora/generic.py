@@ -86,7 +86,8 @@ def _in_folders(root: Path) -> Iterator[Utterance]:
         held = f"{len(loose)} audio files outside of any folder, first {loose[0]}" if loose else "no audio"
         raise InputError(
             f"{root}: holds {held}. Expected one folder for every class, as angry/ and happy/, or a CSV file "
-            "with the columns file and emotion."
+            "with the columns file and emotion. Clips without labels need not be prepared: give --wav-dir to the "
+            "other commands."
         )
     ids = _ids(root, names)
     for name in names:

@@ -90,9 +90,11 @@ def run(out: Path) -> int:
     draw(picture, scores, {row: out / name for row, (name, _) in STUDENTS.items()})
     print("\nUnweighted accuracy (UA) on the target corpus; labels were read by evaluate only.\n")
     print(table(scores))
-    print(f"\nPicture: {picture}")
+    print(
+        "\nThe corpora are synthetic and the LALM is a stand-in: the figures show the mechanism, no more.\n"
+    )
+    print(f"Picture: {picture}")
     print(f"Report:  {out / 'report.html'} (open it in a browser: all figures, and every clip to be heard)")
-    print("The corpora are synthetic and the LALM is a stand-in: the figures show the mechanism, no more.")
     metrics = {row: score.header.parameters["metrics"]["ua"] for row, score in scores.items()}
     teachers = max(metrics["source-only"], metrics["LALM (stand-in)"])
     behind = [row for row in list(STUDENTS)[1:] if metrics[row] <= teachers]

@@ -29,6 +29,7 @@ from mifuse_cli.lalm.questions.question_options import QuestionOptions
 from mifuse_cli.lalm.service.advice import THINKING
 from mifuse_cli.lalm.service.catalogue import listed_models
 from mifuse_cli.lalm.service.environment import check_environment
+from mifuse_cli.lalm.service.probe import ask_about_a_tone
 from mifuse_cli.lalm.service.profiles import Profile, body_problems, header_problems, read_profile
 from mifuse_cli.lalm.service.run import run
 from mifuse_cli.lalm.service.run_state import RunState
@@ -64,6 +65,7 @@ __all__ = [
     "Status",
     "Volume",
     "answer_arrays",
+    "ask_about_a_tone",
     "body_problems",
     "calibrated",
     "check_address",

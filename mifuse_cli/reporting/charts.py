@@ -54,7 +54,8 @@ def histogram(groups: Mapping[str, np.ndarray], label: str, title: str, bins: in
     together = np.concatenate([*values.values(), np.zeros(0)])
     top = float(together.max()) if len(together) and together.max() > 0 else 1.0
     counts = {name: np.histogram(one, bins, (0, top))[0] for name, one in values.items()}
-    most = max(1, int(sum(counts.values(), np.zeros(bins, int)).max()))
+    most = max(2, int(sum(counts.values(), np.zeros(bins, int)).max()))
+    most += most % 2  # half of it is a number on the axis
     parts = [_frame(width, height, (0, top), (0, most), label, "clips")]
     base = np.zeros(bins)
     colours = _GROUPS if len(groups) > 1 else (0,)
@@ -95,7 +96,7 @@ def lines(series: Mapping[str, Sequence[float]], title: str) -> str:
 
 def grouped_bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], title: str) -> str:
     """Shares in [0, 1] as bars, one of each series for every group."""
-    width, height = max(270, 26 + 15 * len(series) * len(groups)), 150
+    width, height = max(270, 12 * len(series) * len(groups)), 150
     top = max(0.05, *(value for one in series.values() for value in one if isfinite(value)))
     parts = [_frame(width, height, None, (0, top), "", "share", percent=True)]
     room = width / len(groups)

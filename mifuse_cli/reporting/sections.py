@@ -366,7 +366,7 @@ def _file(one: Listed) -> dict[str, Any]:
     return {
         "name": one.name,
         "kind": one.kind,
-        "created": one.header.created,
+        "created": one.header.created[:16].replace("T", " "),
         "command": one.header.command,
         "seed": one.header.seed,
         "parents": [{"role": role, "path": path, "state": state} for role, path, state in one.parents],

@@ -13,9 +13,10 @@ from typing import Literal
 
 from mifuse_cli import cores, lalm, provenance
 from mifuse_cli.config import Config, Progress, option
-from mifuse_cli.errors import DependencyError, MifuseError, RemoteError
+from mifuse_cli.errors import DependencyError, MifuseError, RemoteError, UsageError
 
 _EXTRAS = {
+    "report": "mifuse report and evaluate --plot",
     "onnx": "mifuse export --to onnx",
     "audformat": "mifuse prepare audformat",
     "ray": "--engine ray",
@@ -34,13 +35,19 @@ class DoctorConfig(Config):
     cache_dir: Path | None = option(
         None, "Directory of the feature cache; default: MIFUSE_CACHE_DIR or the user's cache."
     )
-    base_url: str = option("", "Address of a service to look at; nothing is asked that costs anything.")
+    base_url: str = option("", "Address of a service to look at; default: by --service.")
+    service: str = option("", "Named profile of the service, as of query-lalm, or a YAML file.")
     model: str = option("", "Model that is to be there.")
+    ask: bool = option(
+        False, "Ask the model about a second of a tone, to see that it takes audio; all else costs nothing."
+    )
 
     def problems(self) -> Iterable[str]:
         """Values that make no sense."""
-        if self.model and not self.base_url:
-            yield "--model: is that of a service, give --base-url"
+        if self.model and not (self.base_url or self.service):
+            yield "--model: is that of a service, give --base-url or --service"
+        if self.ask and not self.model:
+            yield "--ask: needs a --model"
         yield from super().problems()
 
 
@@ -73,14 +80,14 @@ class DoctorResult:
         bad = [one for one in self.checks if one.state == "bad"]
         if not bad:
             return 0
-        service = all(one.name == "service" for one in bad)
+        service = all(one.name in ("service", "answer") for one in bad)
         return RemoteError.exit_code if service else DependencyError.exit_code
 
 
 def doctor(config: DoctorConfig, *, progress: Progress | None = None) -> DoctorResult:
     """Look at everything; what is bad is told, not raised."""
     found = [*_packages(), *_extras(), *_devices(), *_audio(), *_cache(config.cache_dir)]
-    if config.base_url:
+    if config.base_url or config.service:
         found += _service(config)
     return DoctorResult(tuple(found))
 
@@ -213,20 +220,28 @@ def _cache(directory: Path | None) -> Iterator[Check]:
 
 
 def _service(config: DoctorConfig) -> list[Check]:
-    """Whether the service is there and lists the model, and whether its price is known."""
-    key = os.environ.get("OPENAI_API_KEY", "")
+    """Whether the service is there, lists the model and, if it is to be asked, answers about audio; and its price."""
+    profile = lalm.read_profile(config.service)
+    base_url = config.base_url or profile.base_url
+    if not base_url:
+        raise UsageError(f"--service {profile.name}: needs --base-url, such as {profile.example}")
+    variable = profile.key_variable or "OPENAI_API_KEY"
+    key = os.environ.get(variable) or os.environ.get("OPENAI_API_KEY", "")
     if not key:
-        return [
-            Check(
-                "service",
-                "bad",
-                "there is no API key",
-                "export OPENAI_API_KEY=...; a local server takes any word",
-            )
-        ]
-    host = lalm.host_of(config.base_url)
+        advice = f"export {variable}=...; a local server takes any word"
+        return [Check("service", "bad", "there is no API key", advice)]
+    host = lalm.host_of(base_url)
+    service = lalm.ServiceOptions(
+        base_url,
+        config.model,
+        key,
+        timeout=60.0 if config.ask else 20.0,
+        stream=profile.stream,
+        headers=profile.extra_headers,
+        key_header=profile.key_header,
+    )
     try:
-        listed = lalm.listed_models(lalm.ServiceOptions(config.base_url, config.model, key, timeout=20.0))
+        listed = lalm.listed_models(service)
     except MifuseError as error:
         return [
             Check("service", "bad", str(error), f"check that {host} runs and that --base-url ends with /v1")
@@ -238,10 +253,26 @@ def _service(config: DoctorConfig) -> list[Check]:
             checks = [
                 Check("service", "bad", f"{host} does not list {config.model!r}", f"choose one of: {near}")
             ]
+        if config.ask:
+            checks.append(_answer(service, profile))
         price = lalm.price_of(config.model, lalm.read_prices())
-        if price is None and not lalm.is_local(config.base_url):
+        if price is None and not lalm.is_local(base_url):
             advice = "mifuse query-lalm --prices FILE, so that --budget and --dry-run can count"
             checks.append(Check("price", "missing", f"none is known of {config.model}", advice))
         elif price is not None:
             checks.append(Check("price", "ok", f"known of {config.model}"))
     return checks
+
+
+def _answer(service: lalm.ServiceOptions, profile: lalm.Profile) -> Check:
+    """What the model says about a tone."""
+    try:
+        response = lalm.ask_about_a_tone(service, profile.dialect)
+    except MifuseError as error:
+        advice = "if it is the tone that is refused, ask about a clip of yours: mifuse query-lalm --pilot 1"
+        return Check("answer", "bad", str(error), advice)
+    said, tokens = response.choices[0].text.strip()[:60], response.usage["prompt"]
+    heard = f", {tokens} tokens of prompt" if tokens >= 0 else ""
+    if not said:
+        return Check("answer", "bad", f"none to a tone{heard}", f"mifuse query-lalm: {lalm.THINKING}")
+    return Check("answer", "ok", f"{said!r} to a tone{heard}")

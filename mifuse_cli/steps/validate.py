@@ -1,4 +1,4 @@
-"""``mifuse validate``: check manifests, Kaldi directories, prepared corpora, artifacts and checkpoints."""
+"""``mifuse validate``: check audio, manifests, Kaldi directories, prepared corpora, artifacts and checkpoints."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ _MADE = ("artifact", "checkpoint")
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateConfig(Config):
-    """Check manifests, Kaldi directories, prepared corpora, artifacts and checkpoints, and name every fault."""
+    """Check audio, manifests, Kaldi directories, prepared corpora, artifacts and checkpoints; name every fault."""
 
     paths: tuple[Path, ...] = option(
-        help="Manifest (.csv), artifact (.h5), checkpoint, prepared corpus or Kaldi directory; one or more.",
+        help="Manifest (.csv), directory of audio, artifact (.h5), checkpoint, prepared corpus or Kaldi directory; one "
+        "or more.",
         positional=True,
     )
 
@@ -35,7 +36,7 @@ class Finding:
 
     Attributes:
         path: as given.
-        kind: "manifest", "kaldi", "prepared", "artifact", "checkpoint", or "unknown".
+        kind: "manifest", "audio", "kaldi", "prepared", "artifact", "checkpoint", or "unknown".
         faults: one sentence each, none if the path is valid; the first fifty of a kind are named, the
             others counted.
         facts: counts and the like, by name.
@@ -81,7 +82,14 @@ def _kind(path: Path) -> str:
     ):
         if any((path / name).is_file() for name in names):
             return kind
-    return "unknown"
+    return "audio" if _holds_audio(path) else "unknown"
+
+
+def _holds_audio(path: Path) -> bool:
+    try:
+        return any(manifest.audio_below(path))
+    except InputError:  # no directory, or one that cannot be read
+        return False
 
 
 _Check = Callable[[Path, dict[str, Any], Progress | None], Iterable[str]]
@@ -90,7 +98,8 @@ _Check = Callable[[Path, dict[str, Any], Progress | None], Iterable[str]]
 
 def _unknown(path: Path, facts: dict[str, Any], progress: Progress | None) -> Iterator[str]:
     yield (
-        "is neither a manifest (.csv or .tsv), an artifact (.h5), a checkpoint, a prepared corpus nor a Kaldi directory"
+        "is neither a manifest (.csv or .tsv), an artifact (.h5), a checkpoint, a prepared corpus, a Kaldi directory "
+        "nor a directory of audio"
         if path.exists()
         else "no such file or directory"
     )
@@ -111,6 +120,17 @@ def _manifest(path: Path, facts: dict[str, Any], progress: Progress | None) -> I
         yield hint.strip()
     if empty := manifest.without_label(clips):
         yield f"{len(empty)} of {len(clips)} clips have no emotion: {some(empty)}"
+
+
+def _directory(path: Path, facts: dict[str, Any], progress: Progress | None) -> Iterator[str]:
+    """A directory as ``--wav-dir`` takes it."""
+    try:
+        clips = Clips(None, path)
+    except InputError as error:
+        yield _said(error, path)
+        return
+    facts["clips"] = len(clips)
+    yield from _audio((clip.excerpt for clip in clips), len(clips), facts, path, progress)
 
 
 def _audio(
@@ -273,6 +293,7 @@ def _said(error: MifuseError, path: Path) -> str:
 _CHECKS: dict[str, _Check] = {
     "unknown": _unknown,
     "manifest": _manifest,
+    "audio": _directory,
     "kaldi": _kaldi,
     "prepared": _prepared,
     "artifact": _artifact,

@@ -16,6 +16,8 @@ from mifuse_cli.lalm.answers.response import Response, decode, member
 from mifuse_cli.lalm.cost.budget import Budget, Meter
 from mifuse_cli.lalm.journal.journal import committed
 from mifuse_cli.lalm.journal.open_questions import OpenQuestions
+from mifuse_cli.lalm.questions.dialect import Dialect, audio_part
+from mifuse_cli.lalm.service.advice import advice
 from mifuse_cli.lalm.service.client import Client
 from mifuse_cli.lalm.service.failures import FailureKind, RequestFailed, backoff, failure_within
 from mifuse_cli.lalm.service.run_state import BudgetReached
@@ -297,6 +299,33 @@ class Probe:
             waited += wait
             # A server that limits without saying for how long must not be asked for ever.
             attempt += failure.kind is FailureKind.TRANSIENT or failure.wait is None
+
+
+def ask_about_a_tone(service: ServiceOptions, dialect: Dialect) -> Response:
+    """The answer to one question about a second of a tone, which tells whether a model takes audio in this form.
+
+    Raises:
+        RemoteError: there is no answer.
+        InputError: a proxy or a certificate of this machine is at fault.
+        UsageError: the address is none, or the key cannot be sent.
+    """
+    sound = audio_part(audio.wav_bytes(_tone(1.0)), "wav", dialect.audio_part)
+    question = {"type": "text", "text": "What is in this recording? Answer in one word."}
+
+    async def send() -> Response:
+        async with Client(service) as client:
+            messages = [{"role": "user", "content": [sound, question]}]
+            reply = await client.ask(messages, dialect.fields(1.0, ANSWER_TOKENS))
+            response = decode(reply.raw)
+            if not response.choices:
+                raise failure_within(response, client.said(response.error), reply.headers)
+            return response
+
+    try:
+        return asyncio.run(send())
+    except RequestFailed as failure:
+        advised = advice(failure.http_status, failure.message)
+        raise failure.error(f"{service.model} at {service.host}: {failure.sentence} {advised}") from None
 
 
 def _tone(seconds: float) -> np.ndarray:

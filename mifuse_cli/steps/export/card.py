@@ -97,14 +97,16 @@ def _use(shape: Shape, transformers: bool, onnx: bool, longest_s: float | None) 
             "audio classification has a nonlinear layer after the mean over time; read it before you trust it.\n\n"
             "```python\nfrom transformers import pipeline\n\n"
             'classify = pipeline("audio-classification", model="THIS DIRECTORY", trust_remote_code=True)\n'
-            'classify("clip.wav", top_k=None)\n```'
+            'classify("clip.wav", top_k=None)  # needs ffmpeg; takes {"raw": samples, "sampling_rate": rate} too\n'
+            "```"
         )
     if onnx:
         limit = "" if longest_s is None else f" and at most {longest_s:g} s"
         parts.append(
             f"`model.onnx` takes one clip, `waveform` (1, samples) float32 at 16 kHz of at least 0.1 s{limit}, and "
             f"gives `probabilities` (1, {len(shape.classes)}):\n\n"
-            "```python\nimport onnxruntime\n\n"
+            "```python\nimport onnxruntime\nimport soundfile\n\n"
+            'samples, _ = soundfile.read("clip.wav", dtype="float32")\n'
             'session = onnxruntime.InferenceSession("model.onnx")\n'
             'session.run(None, {"waveform": samples[None]})\n```'
         )
@@ -169,7 +171,7 @@ def _data(history: History) -> str:
         )
     for role, name in roles.items():
         known = licence_of(name) if name else None
-        licence = f"{known[0]} ([source]({known[1]}))" if known else "unknown"
+        licence = f"{known[0]} ([source]({known[1]}))" if known else "unknown; see the corpus's terms"
         rows.append(f"| {role} | {name or _UNKNOWN} | {licence} |")
     return (
         "\n".join(rows)

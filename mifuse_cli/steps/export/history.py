@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mifuse_cli import artifacts, lineage
+from mifuse_cli import artifacts, corpora, lineage
 from mifuse_cli.artifacts import Evaluation, Header, Training
-from mifuse_cli.errors import ArtifactError, MifuseError
+from mifuse_cli.errors import ArtifactError, MifuseError, UsageError
 
 
 @dataclass(frozen=True)
@@ -112,15 +112,19 @@ def _first(path: Path, header: Header, role: str) -> Path | None:
 
 
 def _corpus(path: Path, header: Header) -> str:
-    """Name of the corpus that the clips of an artifact are of, by the summary that ``prepare`` leaves."""
+    """Name of the corpus that the clips of an artifact are of, by the summary that ``prepare`` leaves.
+
+    That of a form in which anybody's clips may come, such as "generic", is no corpus' name.
+    """
     parent = header.parent("clips")
     place = None if parent is None else lineage.place_of(parent, path)
     if place is None:
         return ""
     for directory in (place, place.parent):
         try:
-            return str(json.loads((directory / "summary.json").read_text(encoding="utf-8"))["corpus"])
-        except (OSError, ValueError, KeyError, TypeError):
+            name = str(json.loads((directory / "summary.json").read_text(encoding="utf-8"))["corpus"])
+            return "" if corpora.find(name).labels is None else name
+        except (OSError, ValueError, KeyError, TypeError, UsageError):
             continue
     return ""
 

@@ -32,6 +32,7 @@ from mifuse_cli.steps.prepare.writing import SUMMARY, Row, count, write_files, w
 __all__ = ["PrepareConfig", "PrepareResult", "prepare"]
 
 _VERSION = 1
+_NO_EMOTIONS = "If the folders are no emotions, prepare nothing and give --wav-dir to the other commands."
 
 
 def prepare(config: PrepareConfig, *, progress: Progress | None = None) -> PrepareResult:
@@ -57,7 +58,8 @@ def prepare(config: PrepareConfig, *, progress: Progress | None = None) -> Prepa
     try:
         selection = select(corpus, utterances, wanted)
     except InputError as error:
-        raise InputError(f"{error}{proposed and ' '}{proposed}") from None
+        advice = proposed or (_NO_EMOTIONS if corpus.columns and root.is_dir() else "")
+        raise InputError(f"{error}{advice and ' '}{advice}") from None
     if progress:
         progress("reading labels", 1, 1)
     digest = _digest(config, selection.chosen)

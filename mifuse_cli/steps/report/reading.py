@@ -180,7 +180,16 @@ def _same_clips(one: Artifact, other: Artifact) -> bool:
 
 
 def _without_parts(clusters: list[tuple[Path, _Cluster]]) -> list[tuple[Path, _Cluster]]:
-    """Without those whose files are all in another one, such as the LALM's answers by themselves."""
+    """Without those whose files are all in another one, such as the LALM's answers by themselves.
+
+    Source models without clips, of several seeds, may be in several others.
+    """
+    with_clips = {
+        path
+        for _, cluster in clusters
+        if any(not isinstance(one, Training) for one in cluster.values())
+        for path in cluster
+    }
     kept = []
     for number, (home, cluster) in enumerate(clusters):
         files = cluster.keys()
@@ -189,7 +198,8 @@ def _without_parts(clusters: list[tuple[Path, _Cluster]]) -> list[tuple[Path, _C
             for n, (_, other) in enumerate(clusters)
             if n != number
         )
-        if not within:
+        without_clips = all(isinstance(one, Training) for one in cluster.values())
+        if not within and not (without_clips and cluster.keys() <= with_clips):
             kept.append((home, cluster))
     return kept
 
