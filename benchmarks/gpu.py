@@ -51,7 +51,7 @@ LARGE = WavLMConfig(
     conv_bias=True,
 )
 CUDA = torch.device("cuda")
-CLIPS, TIMES, TRAINED, TOGETHER = 512, 6, 128, 32
+CLIPS, TIMES, TRAINED, TOGETHER = 512, 20, 128, 32
 """Clips encoded, how often, clips of an epoch of training, and of a batch of it."""
 
 

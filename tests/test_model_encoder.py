@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import clip, rewrite, save_encoder, tone
+from transformers import Wav2Vec2FeatureExtractor
 
 from mifuse_cli.errors import DependencyError, InputError, UsageError
-from mifuse_cli.model.encoder import LogMelEncoder, copy_encoder, count_states, load_encoder
+from mifuse_cli.model.batches import frame_mask, stacked
+from mifuse_cli.model.encoder import LogMelEncoder, _scaled, copy_encoder, count_states, load_encoder
 from mifuse_cli.model.hub import find_encoder
 from mifuse_cli.model.prepare import trainable_part
 
@@ -604,3 +606,19 @@ def test_no_block_is_run_above_the_highest_state_in_use(kinds, tmp_path, kind):
             for hook in hooks:
                 hook.remove()
     assert list(encoder.state_dict()) == before
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_waveforms_are_scaled_as_by_the_extractor(equal):
+    rng = np.random.default_rng(0)
+    lengths = (3000, 3000, 3000) if equal else (3000, 2900, 5)
+    clips = [
+        torch.from_numpy((offset + scale * rng.standard_normal(length)).astype(np.float32))
+        for length, scale, offset in zip(lengths, (0.1, 1e-4, 0.0), (0.0, 0.3, 0.2), strict=True)
+    ]
+    made = _scaled(stacked(clips, CPU), frame_mask(list(lengths), CPU))
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=True)
+    for clip, row in zip(clips, made, strict=True):
+        expected = extractor(clip.numpy(), sampling_rate=16_000, return_tensors="np").input_values[0]
+        np.testing.assert_allclose(row[: len(clip)], expected, atol=1e-5)
+        assert not row[len(clip) :].any()

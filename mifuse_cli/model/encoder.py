@@ -236,9 +236,13 @@ class AudioModel(Encoder):
     """Any other audio model of transformers; masking of the input and layer drop stay off, in training too."""
 
     def __init__(self, directory: Path) -> None:
+        from transformers import Wav2Vec2FeatureExtractor
+
         super().__init__()
         self.model: Any = audio_model(directory)
         self.extractor = feature_extractor(directory)
+        # All that it does is quickly done where the model is, for a batch at a time.
+        self.takes_waveforms = type(self.extractor) is Wav2Vec2FeatureExtractor
         config = self.model.config
         self.place = blocks_of(directory, self.network)
         self.layers = len(self.all_blocks) + 1
@@ -279,9 +283,14 @@ class AudioModel(Encoder):
         return self.network.get_submodule(self.place)
 
     def states_of_alike(self, clips: Sequence[Tensor]) -> Tensor:
-        inputs = [self._input(one) for one in clips]
-        values = stacked([one for one, _ in inputs], self.device)
-        seen = frame_mask([own for _, own in inputs], self.device, values.shape[1])
+        if self.takes_waveforms:
+            values, seen = stacked(clips, self.device), frame_mask([len(one) for one in clips], self.device)
+            if self.extractor.do_normalize:
+                values = _scaled(values, seen)
+        else:
+            inputs = [self._input(one) for one in clips]
+            values = stacked([one for one, _ in inputs], self.device)
+            seen = frame_mask([own for _, own in inputs], self.device, values.shape[1])
         frames = None
         if self.masked:
             frames = frame_mask([self._frames(len(one)) for one in clips], self.device)
@@ -369,6 +378,20 @@ def _mean_by_length(states: Tensor, windows: Sequence[Tensor]) -> Tensor:
     """States (L, D) of a clip from those (W, L, D) of its windows."""
     lengths = torch.tensor([float(len(one)) for one in windows], device=states.device)
     return (states * (lengths / lengths.sum())[:, None, None]).sum(dim=0)
+
+
+def _scaled(values: Tensor, seen: Tensor | None) -> Tensor:
+    """Waveforms (B, S) with mean 0 and deviation 1, as `Wav2Vec2FeatureExtractor` gives them, and 0 behind their ends.
+
+    Args:
+        values: 0 behind their ends.
+        seen: (B, S) True up to the end; None if all are equally long.
+    """
+    count = values.shape[1] if seen is None else seen.sum(dim=1, keepdim=True)
+    values = values - values.sum(dim=1, keepdim=True) / count
+    if seen is not None:
+        values = values * seen
+    return values / torch.sqrt(values.square().sum(dim=1, keepdim=True) / count + 1e-7)
 
 
 def _exact(device: str) -> AbstractContextManager[object]:
