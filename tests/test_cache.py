@@ -118,6 +118,12 @@ class TestDamage:
             store.execute(f"UPDATE feature SET {change} WHERE rowid = 3")
         told(levels, str(file), "is damaged, or no cache", "cut off", "Delete it")
 
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_a_row_with_what_is_no_number(self, levels, file, value):
+        with closing(sqlite3.connect(file)) as store, store:
+            store.execute("UPDATE feature SET data = ? WHERE rowid = 3", (np.float32(value).tobytes(),))
+        told(levels, str(file), "is damaged, or no cache", "NaN or infinity", "Delete it")
+
     def test_a_table_of_something_else(self, levels, file):
         file.unlink()
         with closing(sqlite3.connect(file)) as store, store:
@@ -138,6 +144,21 @@ class TestDamage:
         (tmp_path / "taken").write_text("")
         place = tmp_path / "taken" / "x" if below else tmp_path / "taken"
         told(lambda: levels(cache=place), str(place), "cannot be made the directory of a cache")
+
+
+def test_what_is_no_number_is_never_kept(levels, clips, tmp_path, monkeypatch):
+    loudest = max(levels(cache=tmp_path / "other")[0].ravel())
+    whole = Level.__call__
+
+    def spoilt(self, some):
+        found = whole(self, some)
+        return torch.where(found == loudest, torch.nan, found)
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"\.wav: the encoder makes NaN"):
+        patch.setattr(Level, "__call__", spoilt)
+        levels()
+    found, made = levels()
+    assert made >= 1 and np.isfinite(found).all()
 
 
 class TestReadOnly:

@@ -399,6 +399,19 @@ class TestEncoders:
         with pytest.raises(InputError, match=r"no weights for 1 encoder tensors, first .*layers\.1\."):
             load_encoder(spoilt)
 
+    @pytest.mark.parametrize("family", ("wav2vec2", "whisper"))
+    @pytest.mark.parametrize("value", (torch.nan, torch.inf))
+    def test_weights_that_are_no_numbers(self, encoders, tmp_path, family, value):
+        spoilt = shutil.copytree(encoders[family], tmp_path / "e")
+
+        def spoil(tensors):
+            name = next(name for name in tensors if "encoder.layers.1." in name and name.endswith("weight"))
+            tensors[name].view(-1)[0] = value
+
+        rewrite(spoilt / "model.safetensors", spoil)
+        with pytest.raises(InputError, match="NaN or infinity; its weights are damaged"):
+            load_encoder(spoilt)
+
     def test_decoder_is_not_needed(self, encoders, tmp_path):
         spoilt = shutil.copytree(encoders["whisper"], tmp_path / "e")
 

@@ -81,15 +81,17 @@ class Store:
         """Matrix (L, D) float32 of the audio file with a hash: its first rows, or all of them with 0.
 
         Raises:
-            sqlite3.DatabaseError: the row is not there, or not whole.
+            sqlite3.DatabaseError: the row is not there, or not whole, or holds NaN or infinity.
         """
         row = self._rows.execute("SELECT layers, width, data FROM feature WHERE audio=?", (key,)).fetchone()
         try:
             layers, width, data = row
             whole = np.frombuffer(data, self._dtype).reshape(layers, width)
-            return whole[: states or None].astype(np.float32, copy=False)
         except (TypeError, ValueError):
             raise sqlite3.DatabaseError(f"row {key[:12]} is lost or cut off") from None
+        if not np.isfinite(whole).all():
+            raise sqlite3.DatabaseError(f"row {key[:12]} holds NaN or infinity")
+        return whole[: states or None].astype(np.float32, copy=False)
 
     def used(self, keys: Iterable[str]) -> None:
         """Note that rows were used today; a file that cannot be written stays as it is."""
