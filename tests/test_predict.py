@@ -407,7 +407,7 @@ class TestResumed:
 
     def test_a_damaged_part_is_told(self, pipeline, corpora, tmp_path):
         (tmp_path / "p.csv.part").write_text("no database " * 100)
-        with pytest.raises(InputError, match="delete"):
+        with pytest.raises(InputError, match=r"p\.csv\.part: is damaged.*Delete it"):
             m.predict(
                 m.PredictConfig(model=pipeline.student, wav_dir=corpora.wav_dir, out=tmp_path / "p.csv")
             )
