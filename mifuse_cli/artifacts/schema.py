@@ -46,7 +46,7 @@ class Parent:
 
 @dataclass(frozen=True)
 class Header:
-    """Root attributes of every artifact."""
+    """Root attributes of every artifact; ``schema_version`` is that of the file it was read from."""
 
     classes: tuple[str, ...]
     seed: int = 0
@@ -56,6 +56,7 @@ class Header:
     versions: dict[str, str] = field(default_factory=provenance.versions)
     command: str = field(default_factory=provenance.command_line)
     created: str = field(default_factory=provenance.now)
+    schema_version: int = SCHEMA_VERSION
 
     def parent(self, role: str) -> Parent | None:
         """The parent with this role, if there is one."""
@@ -108,6 +109,7 @@ class Header:
                 ),
                 command=attributes["command"],
                 created=attributes["created"],
+                schema_version=int(attributes["schema_version"]),
             )
         except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise ArtifactError(f"{path}: root attributes are damaged ({error!r}). Make it anew.") from None
