@@ -2,13 +2,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo check test lint bench docs clean
+.PHONY: demo check check-latest test lint bench docs clean
 
 demo: .venv/installed  ## the whole method on synthetic speech: a table, a picture and a report in exp/demo
 	$(BIN)/python -m mifuse_cli.demo --out exp/demo
 
 check: lint  ## lint and the tests that are not slow
 	$(PYTEST) -m "not slow"
+
+check-latest: check  ## also with the newest versions, on every Python that is installed, and their known vulnerabilities
+	.ci/check-latest
 
 test: .venv/installed  ## all tests
 	$(PYTEST)
@@ -26,7 +29,7 @@ docs: .venv/installed  ## the documentation as a site, exp/site/docs/index.html
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs . exp/site
 
 clean:  ## remove what make made
-	rm -rf .venv exp/demo exp/site docs/commands build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-latest exp/demo exp/site docs/commands build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml constraints.txt

@@ -41,6 +41,43 @@ def found_errno(error: BaseException) -> int | None:
     return int(told[1]) if told and int(told[1]) else None
 
 
+def sqlite_fault(path: Path, error: Exception) -> str:
+    """What keeps an SQLite file from being used, and what to do; "" if it is its content that is at fault.
+
+    Args:
+        path: of the file.
+        error: as raised by ``sqlite3``.
+    """
+    import sqlite3
+
+    code = getattr(error, "sqlite_errorcode", None) or 0
+    kind = code & 0xFF  # the rest tells of details
+    if path.is_dir():
+        return "is a directory, expected a file. Move it away"
+    if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL) or code in (
+        sqlite3.SQLITE_IOERR_LOCK,
+        sqlite3.SQLITE_IOERR_RDLOCK,
+        sqlite3.SQLITE_IOERR_UNLOCK,
+        sqlite3.SQLITE_IOERR_CHECKRESERVEDLOCK,
+    ):
+        return (
+            f"another program has been writing to it for long, or it lies on a network file system that does not lock "
+            f"files ({error}). Run the command again when that program has ended; use a local disk"
+        )
+    if kind == sqlite3.SQLITE_FULL:
+        return f"the disk is full, or a quota is reached ({error}). Make room"
+    if kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY) and not path.exists():
+        return f"is no longer there: it was moved or deleted while in use, or its disk is gone ({error}). Put it back"
+    if kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN):
+        return f"cannot be written ({error}). Check that its directory is there, and the permissions of both"
+    if kind == sqlite3.SQLITE_IOERR:
+        return f"its disk or network file system does not read or write it now ({error}). Check it"
+    of_its_content = (0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    if isinstance(error, sqlite3.OperationalError) and kind not in of_its_content:
+        return f"cannot be used now ({error}). Run the command again"
+    return ""
+
+
 @contextmanager
 def atomic_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """A temporary path beside ``path``, renamed to it if the block succeeds and deleted if it fails.

@@ -647,3 +647,25 @@ class TestReading:
             file["probs"][:] = TWO[::-1]
         with pytest.raises(ArtifactError, match="recorded hash"):
             artifacts.read(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hidden", f32([[[1, np.nan]], [[0, 0]]])),
+        ("hidden", f32([[[1, 2]], [[-np.inf, 0]]])),
+        ("voice", f32([[1, 0], [np.nan, np.nan]])),
+        ("point", f32([NONE, [1, 0]])),
+        ("probs", np.stack([f32([NONE, [1, 0]]), TWO], axis=1)),
+    ],
+)
+def test_what_a_network_made_is_finite(tmp_path, monkeypatch, name, value):
+    """Neither written nor, where it was written once, read; a prediction that is missing would stand for a vote."""
+    with pytest.raises(ArtifactError, match=f"{name} holds NaN or infinity"):
+        source(**{name: value}).save(tmp_path / "s.h5")
+    assert not (tmp_path / "s.h5").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("mifuse_cli.artifacts.writer.check_arrays", lambda *_: None)
+        source(**{name: value}).save(tmp_path / "s.h5")
+    with pytest.raises(ArtifactError, match=f"{name} holds NaN or infinity"):
+        Source.load(tmp_path / "s.h5")

@@ -264,6 +264,14 @@ def test_keys_tell_parts_apart_and_whole_files_by_their_bytes(tmp_path):
         (np.full(8_000, 0.3), "PCM_16", "one constant value"),
         (np.stack([tone(16_000), -tone(16_000)], axis=1), "PCM_16", "opposite phase.*'channel'"),
         (np.stack([tone(16_000), -0.9 * tone(16_000)], axis=1), "PCM_16", "opposite phase"),
+        (
+            np.where(np.arange(8_000) == 7_000, 1e19, tone(16_000)),
+            "FLOAT",
+            "samples reach 1e\\+19, expected at most 1",
+        ),
+        (np.where(np.arange(8_000) == 7_000, -1e30, tone(16_000)), "FLOAT", "samples reach 1e\\+30"),
+        (np.where(np.arange(8_000) == 7_000, 1e300, tone(16_000)), "DOUBLE", "NaN or infinite"),
+        (np.stack([tone(16_000), np.full(8_000, 1e30)], axis=1), "FLOAT", "samples reach 1e\\+30"),
         (tone(16_000) * 32_768, "FLOAT", "scale of whole numbers: divide them by 32768"),
         (0.1 * tone(16_000) + 0.4, "PCM_16", "shifted by a constant of 0.4"),
         (np.where(np.arange(8_000) == 7_000, np.nan, tone(16_000)), "FLOAT", "NaN"),
@@ -274,7 +282,7 @@ def test_what_cannot_be_heard(tmp_path, samples, subtype, message):
     for opened in (audio.read, audio.check):
         with pytest.raises(InputError, match=rf"a\.wav: .*{message}"):
             opened(tmp_path / "a.wav")
-    if samples.ndim == 2:
+    if samples.ndim == 2 and "reach" not in message:
         assert len(audio.read(tmp_path / "a.wav", channel=1)) == 8_000
 
 

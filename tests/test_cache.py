@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import sqlite3
 import stat
 from contextlib import closing
@@ -14,6 +15,7 @@ from conftest import mifuse, refused
 
 from mifuse_cli.encoding_settings import Encoding
 from mifuse_cli.errors import InputError
+from mifuse_cli.files import sqlite_fault
 from mifuse_cli.manifest import read_clips
 from mifuse_cli.model import cache as caches
 from mifuse_cli.model import store as stores
@@ -118,11 +120,17 @@ class TestDamage:
             store.execute(f"UPDATE feature SET {change} WHERE rowid = 3")
         told(levels, str(file), "is damaged, or no cache", "cut off", "Delete it")
 
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_a_row_with_what_is_no_number(self, levels, file, value):
+        with closing(sqlite3.connect(file)) as store, store:
+            store.execute("UPDATE feature SET data = ? WHERE rowid = 3", (np.float32(value).tobytes(),))
+        told(levels, str(file), "is damaged, or no cache", "NaN or infinity", "Delete it")
+
     def test_a_table_of_something_else(self, levels, file):
         file.unlink()
         with closing(sqlite3.connect(file)) as store, store:
             store.execute("CREATE TABLE feature(name TEXT)")
-        told(levels, str(file), "cannot be used as a cache", "no such column")
+        told(levels, str(file), "is damaged, or no cache", "no such column")
 
     def test_an_empty_file_is_a_new_cache(self, levels, file):
         file.write_bytes(b"")
@@ -131,13 +139,28 @@ class TestDamage:
     def test_a_directory(self, levels, file):
         file.unlink()
         file.mkdir()
-        told(levels, str(file), "it is a directory")
+        told(levels, str(file), "is a directory, expected a file")
 
     @pytest.mark.parametrize("below", [False, True])
     def test_no_directory(self, levels, tmp_path, below):
         (tmp_path / "taken").write_text("")
         place = tmp_path / "taken" / "x" if below else tmp_path / "taken"
         told(lambda: levels(cache=place), str(place), "cannot be made the directory of a cache")
+
+
+def test_what_is_no_number_is_never_kept(levels, clips, tmp_path, monkeypatch):
+    loudest = max(levels(cache=tmp_path / "other")[0].ravel())
+    whole = Level.__call__
+
+    def spoilt(self, some):
+        found = whole(self, some)
+        return torch.where(found == loudest, torch.nan, found)
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"\.wav: the encoder makes NaN"):
+        patch.setattr(Level, "__call__", spoilt)
+        levels()
+    found, made = levels()
+    assert made >= 1 and np.isfinite(found).all()
 
 
 class TestReadOnly:
@@ -154,15 +177,79 @@ class TestReadOnly:
 
     def test_more_cannot_be_kept(self, levels, locked_up, corpora):
         others = read_clips(corpora.target)[8:10]
-        told(
-            lambda: levels(others), "levels.sqlite", "cannot be used as a cache", "readonly", "can be written"
-        )
+        told(lambda: levels(others), "levels.sqlite", "cannot be written", "readonly", "permissions")
 
     @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
     def test_permissions(self, levels, file, corpora):
         file.chmod(stat.S_IRUSR)
         assert levels()[1] == 0
-        told(lambda: levels(read_clips(corpora.target)[8:10]), str(file), "can be written")
+        told(lambda: levels(read_clips(corpora.target)[8:10]), str(file), "cannot be written")
+
+
+class TestWhileInUse:
+    """What becomes of the file while clips are encoded."""
+
+    @pytest.fixture
+    def during(self, levels, corpora, tmp_path, monkeypatch):
+        """Encode further clips, with something done once the first are made."""
+        monkeypatch.setattr(caches, "_WRITE_EVERY_S", 0.0)
+
+        def during(change):
+            left = [change]
+            others = read_clips(corpora.target)[8:]
+            levels(others, progress=lambda *_: left and left.pop()())
+
+        return during
+
+    def test_deleted(self, file, during):
+        told(lambda: during(file.unlink), str(file), "is no longer there", "deleted while in use")
+
+    def test_its_directory_deleted(self, file, during):
+        told(lambda: during(lambda: shutil.rmtree(file.parent)), str(file), "is no longer there")
+
+    def test_a_full_disk(self, file, during, monkeypatch):
+        real = sqlite3.connect
+
+        def small(path, **how):
+            found = real(path, **how)
+            found.execute("PRAGMA max_page_count = 3")
+            return found
+
+        monkeypatch.setattr(stores.sqlite3, "connect", small)
+        monkeypatch.setattr(Level, "__call__", lambda self, some: torch.ones(len(some), 1, 5000))
+        told(lambda: during(lambda: None), str(file), "the disk is full", "Make room")
+
+    def test_damaged(self, file, during):
+        def damage():
+            with file.open("r+b") as opened:
+                opened.write(b"\xff" * file.stat().st_size)
+
+        told(lambda: during(damage), str(file), "is damaged, or no cache", "Delete it")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("SQLITE_BUSY", "Run the command again when that program has ended"),
+        ("SQLITE_LOCKED_SHAREDCACHE", "another program has been writing"),
+        ("SQLITE_PROTOCOL", "network file system that does not lock"),
+        ("SQLITE_IOERR_LOCK", "network file system that does not lock"),
+        ("SQLITE_IOERR_WRITE", "its disk or network file system does not read or write it now"),
+        ("SQLITE_CANTOPEN", "Check that its directory is there"),
+        ("SQLITE_FULL", "the disk is full"),
+        ("SQLITE_READONLY_DIRECTORY", "cannot be written"),
+        ("SQLITE_NOMEM", "cannot be used now"),
+        ("SQLITE_CORRUPT_INDEX", ""),
+        ("SQLITE_NOTADB", ""),
+        ("SQLITE_ERROR", ""),
+    ],
+)
+def test_what_sqlite_means(tmp_path, name, words):
+    (tmp_path / "c.sqlite").touch()
+    error = sqlite3.OperationalError("as it says")
+    error.sqlite_errorcode = getattr(sqlite3, name)
+    found = sqlite_fault(tmp_path / "c.sqlite", error)
+    assert words in found and bool(words) == bool(found) == ("as it says" in found)
 
 
 class TestWriters:
@@ -170,11 +257,11 @@ class TestWriters:
         monkeypatch.setattr(stores, "_LOCKED_S", 0.1)
         with closing(sqlite3.connect(file)) as other:
             other.execute("BEGIN EXCLUSIVE")
-            told(levels, str(file), "another process has been writing", "when that one has ended")
+            told(levels, str(file), "another program has been writing", "when that program has ended")
             other.rollback()
             other.execute("BEGIN IMMEDIATE")  # until it commits, others can read
             assert levels()[1] == 0
-            told(lambda: levels(read_clips(corpora.target)[8:10]), str(file), "another process")
+            told(lambda: levels(read_clips(corpora.target)[8:10]), str(file), "another program")
             other.rollback()
         assert levels(read_clips(corpora.target)[8:10])[1] == 2
 

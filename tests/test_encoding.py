@@ -190,3 +190,50 @@ def test_as_many_processes_as_free_cores(paths, masked, tmp_path, monkeypatch):
     together(paths[:2], Net(masked, tmp_path), processes=0)
     together(paths[:2], Net(masked, tmp_path), processes=3)
     assert asked == [7, 3]
+
+
+class TestNotFinite:
+    """Whatever a network makes of a sound clip that is no number to go on with is told with the clip's name."""
+
+    class Loud:
+        """Makes the peak of a clip, (1, 2), of a loud one another value."""
+
+        padding = 0.0
+
+        def __init__(self, value):
+            self.value = value
+
+        def load(self, device):
+            return self
+
+        def __call__(self, clips):
+            peaks = torch.stack([one.abs().max() for one in clips])
+            rows = torch.stack([peaks, torch.where(peaks > 0.8, self.value, peaks)], dim=1)
+            return rows[:, None]
+
+    @pytest.fixture
+    def mixed(self, tmp_path):
+        """Two clips of twenty are loud."""
+        rng = np.random.default_rng(0)
+        found = [tmp_path / f"{number:02}.wav" for number in range(20)]
+        for number, path in enumerate(found):
+            soundfile.write(path, tone(200, 0.9 if number in (3, 7) else 0.3, rng), RATE, subtype="FLOAT")
+        return found
+
+    @pytest.mark.parametrize("device", [CPU, GPU], ids=["cpu", "gpu"])
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e20])
+    def test_the_clip_is_named(self, mixed, device, value):
+        with pytest.raises(InputError, match=r"0[37]\.wav: the encoder makes NaN.*replace the file"):
+            together(mixed, self.Loud(value), device)
+        told = {}
+        found = together(
+            mixed,
+            self.Loud(value),
+            device,
+            unreadable=lambda clip, fault: told.update({clip.path: str(fault)}),
+        )
+        assert told.keys() == {mixed[3], mixed[7]} and found.keys() == set(mixed) - told.keys()
+        assert all(abs(found[path].max() - np.abs(audio.read(path)).max()) < 1e-6 for path in found)
+
+    def test_large_ones_are_taken(self, mixed):
+        assert together(mixed, self.Loud(1e14)).keys() == set(mixed)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -113,7 +114,7 @@ class TestCommits:
         gate.set()
         with pytest.raises(ValueError, match="not today"):
             bad.result(20)
-        with pytest.raises(InputError, match="cannot be read or written"):
+        with pytest.raises(InputError, match=r"nonsense.*do not delete it"):
             worse.result(20)
         ids = {before.result(20): "before", after.result(20): "after"}
         assert dict(journal.read("SELECT id, key FROM intent")) == ids
@@ -245,8 +246,44 @@ class TestOpening:
         with pytest.raises(InputError, match="cannot be written"):
             Journal(tmp_path / "missing" / "j.sqlite")
         (tmp_path / "dir.sqlite").mkdir()
-        with pytest.raises(InputError, match="cannot be read or written"):
+        with pytest.raises(InputError, match="is a directory, expected a file"):
             Journal(tmp_path / "dir.sqlite")
+
+    def test_one_that_another_program_holds_is_reported(self, path, monkeypatch):
+        monkeypatch.setattr(tables, "_LOCK_SECONDS", 0.1)
+        Journal(path).close()
+        with contextlib.closing(sqlite3.connect(path)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            with pytest.raises(InputError, match=r"another program has been writing.*is asked again"):
+                Journal(path)
+
+    def test_one_that_may_only_be_read_is_reported(self, path, monkeypatch):
+        Journal(path).close()
+        real = sqlite3.connect
+        monkeypatch.setattr(
+            tables.sqlite3, "connect", lambda path, **how: real(f"file:{path}?mode=ro", uri=True, **how)
+        )
+        with pytest.raises(InputError, match=r"cannot be written \(attempt to write a readonly.*permissions"):
+            Journal(path)
+
+    @pytest.mark.parametrize("change", ["deleted", "moved", "replaced", "directory"])
+    def test_one_that_vanishes_ends_the_run_before_more_is_paid_for(self, path, change):
+        """SQLite goes on to write to a file that nobody finds."""
+        with Journal(path) as journal:
+            keep(journal, "k", b"paid")
+            aside = path.with_name("aside")
+            if change == "deleted":
+                path.unlink()
+            elif change == "directory":
+                path.parent.rename(path.parent.with_name("elsewhere"))
+            else:
+                path.rename(aside)
+                if change == "replaced":
+                    shutil.copyfile(aside, path)
+            with pytest.raises(InputError, match=r"moved, deleted or replaced.*put it back") as told:
+                journal.begin("next", 1)
+            assert "anew" not in str(told.value) and "--force" not in str(told.value)
+            assert body(journal, "k") == b"paid"  # what is there can still be saved
 
 
 class TestFirstVersion:

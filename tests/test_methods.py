@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -153,6 +154,12 @@ class TestLoop:
         method.targets["fused"][4] = torch.nan
         with pytest.raises(MifuseError, match="epoch 1; try a lower --learning-rate"):
             loop.run(loop.start(classifier(), method, OPTIONS), features(), method, OPTIONS)
+
+    def test_weights_that_are_no_numbers(self):
+        """After the last step no loss tells of them."""
+        once = replace(OPTIONS, epochs=1, batch_size=U, learning_rate=float("inf"))
+        with pytest.raises(MifuseError, match="weights became NaN or infinite in epoch 1; try a lower"):
+            loop.run(loop.start(classifier(), fused_labels(), once), features(), fused_labels(), once)
 
     def test_own_random_numbers(self):
         torch.manual_seed(0)

@@ -1,6 +1,8 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -14,6 +16,7 @@ from mifuse_cli.model.batches import frame_mask, stacked
 from mifuse_cli.model.encoder import LogMelEncoder, _scaled, copy_encoder, count_states, load_encoder
 from mifuse_cli.model.hub import find_encoder
 from mifuse_cli.model.prepare import trainable_part
+from mifuse_cli.model.speaker_encoder import load_speaker_encoder
 
 CPU = torch.device("cpu")
 FAMILIES = ("wav2vec2", "hubert", "wavlm", "whisper")
@@ -400,6 +403,71 @@ class TestEncoders:
         rewrite(spoilt / "model.safetensors", drop)
         with pytest.raises(InputError, match=r"no weights for 1 encoder tensors, first .*layers\.1\."):
             load_encoder(spoilt)
+
+    @pytest.mark.parametrize("family", ("wav2vec2", "whisper"))
+    @pytest.mark.parametrize("value", (torch.nan, torch.inf))
+    def test_weights_that_are_no_numbers(self, encoders, tmp_path, family, value):
+        spoilt = shutil.copytree(encoders[family], tmp_path / "e")
+
+        def spoil(tensors):
+            name = next(name for name in tensors if "encoder.layers.1." in name and name.endswith("weight"))
+            tensors[name].view(-1)[0] = value
+
+        rewrite(spoilt / "model.safetensors", spoil)
+        with pytest.raises(InputError, match="NaN or infinity; its weights are damaged"):
+            load_encoder(spoilt)
+
+    @pytest.mark.parametrize("family", ("wav2vec2", "whisper"))
+    @pytest.mark.parametrize("parts", (1, 2))
+    def test_pickled_weights_are_not_read_but_can_be_converted(self, encoders, tmp_path, family, parts):
+        from safetensors.torch import load_file
+
+        pickled = shutil.copytree(encoders[family], tmp_path / "it's mine")
+        tensors = load_file(pickled / "model.safetensors")
+        (pickled / "model.safetensors").unlink()
+        weights = {  # as old models name the weight norm
+            name.replace("parametrizations.weight.original0", "weight_g").replace(
+                "parametrizations.weight.original1", "weight_v"
+            ): value
+            for name, value in tensors.items()
+        }
+        if parts == 1:
+            torch.save(weights, pickled / "pytorch_model.bin")
+        else:
+            names, where = sorted(weights), {}
+            for number, some in enumerate((names[::2], names[1::2]), start=1):
+                file = f"pytorch_model-0000{number}-of-00002.bin"
+                torch.save({name: weights[name] for name in some}, pickled / file)
+                where |= dict.fromkeys(some, file)
+            index = {"metadata": {}, "weight_map": where}
+            (pickled / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        for read in (load_encoder, count_states, load_speaker_encoder):
+            with pytest.raises(InputError, match=r"pytorch_model.*a pickle, which could run code") as told:
+                read(pickled)
+        command = str(told.value).partition("convert it: python ")[2]
+        subprocess.run(f"{sys.executable} {command}", shell=True, check=True)
+        torch.testing.assert_close(
+            alone(load_encoder(pickled), clip()), alone(load_encoder(encoders[family]), clip())
+        )
+
+    def test_a_model_of_the_hub_is_fetched_with_pickled_weights_only_to_convert_them(
+        self, tmp_path, monkeypatch
+    ):
+        asked = []
+
+        def download(name, allow_patterns):
+            asked.extend(allow_patterns)
+            for pattern in allow_patterns:
+                if pattern.startswith(there):
+                    (tmp_path / pattern.replace("*", "")).touch()
+            return str(tmp_path)
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+        there = "model"
+        assert find_encoder("a/b") == tmp_path and asked == ["*.json", "model*.safetensors"]
+        (tmp_path / "model.safetensors").unlink()
+        there = "pytorch"
+        assert find_encoder("a/b") == tmp_path and (tmp_path / "pytorch_model.bin").exists()
 
     def test_decoder_is_not_needed(self, encoders, tmp_path):
         spoilt = shutil.copytree(encoders["whisper"], tmp_path / "e")

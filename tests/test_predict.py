@@ -5,7 +5,9 @@ import io
 import json
 import os
 import signal
+import sqlite3
 import sys
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,9 +31,10 @@ from conftest import (
 import mifuse_cli as m
 from mifuse_cli import artifacts, evaluation
 from mifuse_cli.artifacts import Predictions
+from mifuse_cli.audio import Excerpt
 from mifuse_cli.errors import ArtifactError, InputError, UsageError
 from mifuse_cli.steps.predict import kept as keeping
-from mifuse_cli.steps.predict.parts import parts_of
+from mifuse_cli.steps.predict.parts import Part, parts_of
 
 
 @pytest.fixture(scope="module")
@@ -407,10 +410,27 @@ class TestResumed:
 
     def test_a_damaged_part_is_told(self, pipeline, corpora, tmp_path):
         (tmp_path / "p.csv.part").write_text("no database " * 100)
-        with pytest.raises(InputError, match="delete"):
+        with pytest.raises(InputError, match=r"p\.csv\.part: is damaged.*Delete it"):
             m.predict(
                 m.PredictConfig(model=pipeline.student, wav_dir=corpora.wav_dir, out=tmp_path / "p.csv")
             )
+
+    def test_a_part_that_another_program_holds_is_told(self, pipeline, corpora, tmp_path, monkeypatch):
+        real = sqlite3.connect
+        monkeypatch.setattr(keeping.sqlite3, "connect", lambda path: real(path, timeout=0.1))
+        with closing(real(tmp_path / "p.csv.part")) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            result = mifuse("predict", "--model", pipeline.student, "--wav-dir", corpora.wav_dir, "--out",
+                            tmp_path / "p.csv")  # fmt: skip
+            refused(result, 3, "p.csv.part: another program has been writing", "choose another --out")
+
+    def test_a_part_that_vanishes_is_told(self, tmp_path):
+        part, clip = tmp_path / "p.csv.part", Part("a", Excerpt(tmp_path / "a.wav"))
+        with pytest.raises(InputError, match=r"p\.csv\.part: is no longer there.*choose another --out"):  # noqa: SIM117
+            with keeping.kept_in(part, {"model": "m"}) as found:
+                part.unlink()
+                found.add(clip, np.zeros(4))
+                found.write()
 
     @pytest.mark.slow
     def test_killed(self, pipeline, corpora, tmp_path):

@@ -299,3 +299,23 @@ def test_clips_that_are_the_same_are_asked_once(query, play, tmp_path):
     assert (told["clips"], told["asked"]) == (6, 8) and told["statuses"] == {"ok": 12}
     assert set(Counter(heard(one)[0] for one in server.requests).values()) == {2, 4}
     assert Lalm.load(query.out).header.classes == CLASSES
+
+
+@pytest.mark.parametrize("change", ["deleted", "moved"])
+def test_a_journal_that_vanishes_ends_the_run(query, play, tmp_path, change):
+    """Answers that came later would be paid for and lost."""
+    journal, asked = tmp_path / "l.h5.journal.sqlite", []
+
+    def answer(request):
+        asked.append(request)
+        if len(asked) == 5:
+            journal.unlink() if change == "deleted" else journal.rename(tmp_path / "aside.sqlite")
+        return good(request)
+
+    server = play(answer)
+    line = refused(query(server.url, "--concurrency", "1"), 3, "moved, deleted or replaced", "put it back")
+    assert len(asked) <= 6 and str(journal) in line
+    if change == "moved":
+        (tmp_path / "aside.sqlite").rename(journal)
+        query(server.url)
+        assert len(asked) <= 2 * CLIPS + 1

@@ -34,7 +34,10 @@ def test_shellcheck_has_nothing_to_say():
     shellcheck = shutil.which("shellcheck", path=places)
     if shellcheck is None:
         pytest.skip("shellcheck is not installed (it is in the extra dev)")
-    scripts = sorted(RECIPES.rglob("*.sh"))
+    scripts = [
+        *sorted(RECIPES.rglob("*.sh")),
+        *(RECIPES.with_name(".ci") / name for name in ("run", "check-latest")),
+    ]
     done = subprocess.run([shellcheck, *scripts], capture_output=True, text=True, check=False)
     assert len(scripts) > 8 and done.returncode == 0, done.stdout
 

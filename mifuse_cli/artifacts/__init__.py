@@ -173,13 +173,14 @@ class Source(Artifact):
 
     kind = "source"
     probs: np.ndarray = column(
-        "U M K", "float32", "one distribution for every dropout pass", distribution=True
+        "U M K", "float32", "one distribution for every dropout pass", distribution=True, finite=True
     )
-    point: np.ndarray = column("U K", "float32", "prediction without dropout", distribution=True)
+    point: np.ndarray = column("U K", "float32", "prediction without dropout", distribution=True, finite=True)
     hidden: np.ndarray | None = column(
         "U L D",
         "float32",
         "hidden states of the encoder, from the first to the highest in use",
+        finite=True,
         optional=True,
     )
     speaker: np.ndarray | None = column("U", "str", "speaker, empty where unknown", optional=True)
@@ -187,6 +188,7 @@ class Source(Artifact):
         "U X",
         "float32",
         "vector of length 1 of a speaker encoder, alike for clips of one voice",
+        finite=True,
         optional=True,
     )
     audio_sha256: np.ndarray | None = column(

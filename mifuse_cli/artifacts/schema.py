@@ -46,7 +46,7 @@ class Parent:
 
 @dataclass(frozen=True)
 class Header:
-    """Root attributes of every artifact."""
+    """Root attributes of every artifact; ``schema_version`` is that of the file it was read from."""
 
     classes: tuple[str, ...]
     seed: int = 0
@@ -56,6 +56,7 @@ class Header:
     versions: dict[str, str] = field(default_factory=provenance.versions)
     command: str = field(default_factory=provenance.command_line)
     created: str = field(default_factory=provenance.now)
+    schema_version: int = SCHEMA_VERSION
 
     def parent(self, role: str) -> Parent | None:
         """The parent with this role, if there is one."""
@@ -108,12 +109,21 @@ class Header:
                 ),
                 command=attributes["command"],
                 created=attributes["created"],
+                schema_version=int(attributes["schema_version"]),
             )
         except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise ArtifactError(f"{path}: root attributes are damaged ({error!r}). Make it anew.") from None
 
 
-def column(axes: str, dtype: str, holds: str, *, distribution: bool = False, optional: bool = False) -> Any:
+def column(
+    axes: str,
+    dtype: str,
+    holds: str,
+    *,
+    distribution: bool = False,
+    finite: bool = False,
+    optional: bool = False,
+) -> Any:
     """Array field of an artifact.
 
     Args:
@@ -121,9 +131,16 @@ def column(axes: str, dtype: str, holds: str, *, distribution: bool = False, opt
         dtype: numpy type, or "str".
         holds: one phrase for the schema table.
         distribution: rows along the last axis are probabilities that sum to 1, or all NaN for "missing".
+        finite: no number is NaN or infinite.
         optional: may be absent (None).
     """
-    metadata = {"axes": axes.split(), "dtype": dtype, "holds": holds, "distribution": distribution}
+    metadata = {
+        "axes": axes.split(),
+        "dtype": dtype,
+        "holds": holds,
+        "distribution": distribution,
+        "finite": finite,
+    }
     return field(default=None, metadata=metadata) if optional else field(metadata=metadata)
 
 
@@ -225,7 +242,7 @@ def check_arrays(
     where: str,
     last_id: str | bytes | None = None,
 ) -> None:
-    """Refuse arrays that violate the schema: shapes, distributions, sorted and unique ids.
+    """Refuse arrays that violate the schema: shapes, distributions, numbers that are not finite, sorted and unique ids.
 
     Args:
         columns: the schema.
@@ -241,6 +258,8 @@ def check_arrays(
     for name, array in arrays.items():
         if columns[name]["distribution"]:
             _check_distributions(array, f"{where}: {name}")
+        if columns[name]["finite"] and not np.isfinite(array).all():
+            raise ArtifactError(f"{where}: {name} holds NaN or infinity. Make it anew.")
     ids = arrays.get("utt_id", np.zeros(0, str))
     if (ids[:-1] >= ids[1:]).any() or (last_id is not None and len(ids) and last_id >= ids[0]):
         raise unsorted(where)

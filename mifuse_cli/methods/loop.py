@@ -148,7 +148,7 @@ def run(
         after_epoch: called with the state after every epoch.
 
     Raises:
-        MifuseError: the loss is NaN or infinite.
+        MifuseError: the loss, or a weight after an epoch, is NaN or infinite.
     """
     index = np.arange(len(inputs)) if index is None else index
     while state.epoch < options.epochs:
@@ -163,6 +163,8 @@ def run(
             for batch in batches:
                 terms = _step(state, inputs, method, torch.from_numpy(batch), options.ema)
                 sums += np.array([terms[name] for name in method.terms]) * len(batch)
+        if not all(torch.isfinite(one).all() for one in state.student.parameters()):
+            raise MifuseError(f"weights became NaN or infinite in epoch {epoch}; try a lower --learning-rate")
         state.epoch = epoch
         state.history.append((sums / len(order)).tolist())
         if after_epoch:

@@ -22,6 +22,7 @@ from mifuse_cli.manifest import Clip
 from mifuse_cli.model import processes
 from mifuse_cli.model.batches import MOST_PADDING, alike, batch_seconds, padded_to
 from mifuse_cli.model.encoder import Encoder
+from mifuse_cli.model.encoding import unheard, unusable, usable
 from mifuse_cli.model.linear import LinearPart
 from mifuse_cli.model.standard import Standard, Statistics, fit_standard, statistics
 
@@ -160,8 +161,21 @@ class Waveforms:
         return [audio.seconds(*clip.excerpt) for clip in self.clips]
 
     def refresh(self, model: Classifier) -> None:
-        """Recompute the statistics of all clips with the current weights of the model's encoder."""
-        features = self._encode_all(model)
+        """Recompute the statistics of all clips with the current weights of the model's encoder.
+
+        Raises:
+            InputError: audio that cannot be read, or of which the encoder makes NaN.
+        """
+        excerpts = [clip.excerpt for clip in self.clips]
+        try:
+            features = self._encode_all(model)
+        except InputError as first:
+            raise unheard(excerpts, {}) from first
+        sound = usable(features.cpu().numpy())
+        if not sound.all():
+            raise unheard(
+                excerpts, {one: unusable(one) for one, good in zip(excerpts, sound, strict=True) if not good}
+            )
         self.statistics = statistics(features)
         speakers = [clip.speaker for clip in self.clips]
         self.standard = fit_standard(self.normalize, features, stored=self.stored, speakers=speakers)

@@ -446,9 +446,6 @@ def _logmel(config: dict[str, Any], directory: Path) -> LogMelEncoder:
 def copy_encoder(source: Path, target: Path) -> None:
     """Copy an unchanged encoder's files, by hard link where the file system allows it."""
     target.mkdir()
-    if not any(source.glob("*.safetensors")):  # old pickled weights: checkpoints hold none
-        load_encoder(source).save(target)
-        return
     names = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
     for file in (file for name in names for file in source.glob(name)):
         try:

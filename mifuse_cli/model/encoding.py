@@ -7,7 +7,8 @@ read and encode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +21,7 @@ from torch import Tensor
 from mifuse_cli import audio
 from mifuse_cli.audio import Excerpt
 from mifuse_cli.cores import free_cores
-from mifuse_cli.errors import InputError
+from mifuse_cli.errors import InputError, listed
 from mifuse_cli.model.batches import batch_seconds, batches, padded_to
 from mifuse_cli.model.processes import count
 from mifuse_cli.model.workers import spread
@@ -62,7 +63,7 @@ class Padding:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Clips of nearly the same length, and these lengths in seconds; 0 of a file that cannot be read."""
+    """Clips of nearly the same length, and these lengths in seconds; infinite of a file that cannot be read."""
 
     excerpts: tuple[Excerpt, ...]
     seconds: tuple[float, ...] = field(repr=False)
@@ -70,6 +71,9 @@ class _Batch:
     def __len__(self) -> int:
         return len(self.excerpts)
 
+
+_LARGEST_FEATURE = 1e15
+"""Whose square float32 holds for any number of clips, as statistics need it."""
 
 _Unreadable = dict[int, InputError]
 """What is wrong with clips that cannot be read, by position in their batch."""
@@ -114,26 +118,71 @@ def encoded(
         workers: processes that read and encode, this one included; 0: as many as there are free cores.
         padding: is added to.
         engine: one of `encoding_settings.ENGINES`; with Ray, device and workers are those of the cluster.
-        unreadable: called with every clip that cannot be read and the reason, which is left out; None: it is raised.
+        unreadable: called with every clip that cannot be read, or of which the network makes NaN, infinity or numbers
+            that cannot be squared, and the reason; it is left out. None: `unheard` is raised.
 
     Raises:
-        InputError: audio that cannot be read, or a network that cannot be loaded.
+        InputError: audio that cannot be read or encoded, or a network that cannot be loaded.
         DependencyError: there is no Ray, or no cluster of it.
         MifuseError: a process was ended from outside.
     """
     found = _by_ray(excerpts, network) if engine == "ray" else _locally(excerpts, network, device, workers)
     with closing(found):
         for batch, made in found:
-            for position, fault in made.unreadable.items():
-                if unreadable is None:
-                    raise fault
-                unreadable(batch.excerpts[position], fault)
-            kept = [position for position in range(len(batch)) if position not in made.unreadable]
-            if kept:
-                lengths = [batch.seconds[position] for position in kept]
+            faults = dict(made.unreadable)
+            there = [position for position in range(len(batch)) if position not in faults]
+            if there:
+                lengths = [batch.seconds[position] for position in there]
                 padding.clips += sum(lengths)
                 padding.encoded += padded_to(lengths) if made.padded else sum(lengths)
-                yield tuple(batch.excerpts[position] for position in kept), made.values
+            sound = usable(made.values)
+            for position in (place for place, good in zip(there, sound, strict=True) if not good):
+                faults[position] = unusable(batch.excerpts[position])
+            if faults and unreadable is None:
+                raise unheard(excerpts, {batch.excerpts[one]: fault for one, fault in faults.items()})
+            for position, fault in faults.items():
+                assert unreadable is not None
+                unreadable(batch.excerpts[position], fault)
+            if sound.any():
+                kept = (excerpt for position, excerpt in enumerate(batch.excerpts) if position not in faults)
+                yield tuple(kept), made.values if sound.all() else made.values[sound]
+
+
+def unheard(excerpts: Sequence[Excerpt], known: Mapping[Excerpt, InputError]) -> InputError:
+    """The error for clips of which some cannot be used; all are decoded, so that it tells of every one.
+
+    Args:
+        excerpts: all clips.
+        known: what is known to be wrong with some.
+    """
+    faults = [str(fault) for one in excerpts if (fault := known.get(one) or _fault(one))]
+    if len(faults) == 1:
+        return InputError(faults[0])
+    return InputError(f"{len(faults)} clips cannot be used: {listed(faults)}")
+
+
+def _fault(excerpt: Excerpt) -> InputError | None:
+    try:
+        audio.check(*excerpt)
+    except InputError as fault:
+        return fault
+    return None
+
+
+def usable(values: np.ndarray) -> np.ndarray:
+    """Of which clips the features (B, ...) are finite and can be squared, (B,)."""
+    return (np.abs(values) < _LARGEST_FEATURE).all(
+        axis=tuple(range(1, values.ndim))
+    )  # NaN is not below anything
+
+
+def unusable(excerpt: Excerpt) -> InputError:
+    """The error for a clip whose features are not `usable`."""
+    return InputError(
+        f"{excerpt.path}: the encoder makes NaN, infinity or absurdly large numbers of this clip. Listen to it, and "
+        "replace the file or drop its row. If it is so with many clips, get the encoder anew; of one with --precision "
+        "bf16, try fp32."
+    )
 
 
 def _locally(
@@ -179,7 +228,7 @@ def _seconds(excerpt: Excerpt) -> float:
     try:
         return audio.seconds(*excerpt)
     except InputError:
-        return 0.0  # told by whoever reads it
+        return math.inf  # a batch of its own, the first, so that whoever reads it tells of it early
 
 
 def _read(batch: _Batch) -> _Waveforms:

@@ -33,9 +33,11 @@ def _find(flag: str, name: str, others: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=["*.json", "model*.safetensors", "pytorch_model*.bin"])
-        )
+        found = Path(snapshot_download(name, allow_patterns=["*.json", "model*.safetensors"]))
+        if not any(found.glob("*.safetensors")):
+            # Only to be converted, as `loading.read_config` will say.
+            snapshot_download(name, allow_patterns=["pytorch_model*.bin"])
+        return found
     except Exception as error:  # the hub client raises a dozen unrelated types; the text says which
         raise DependencyError(
             f"{flag} {name!r}: is neither a local directory nor available from the model hub "

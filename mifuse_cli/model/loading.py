@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,13 @@ _EXTRACTOR = "preprocessor_config.json"
 _LARGEST, _LARGEST_LIST = 1 << 24, 1 << 12
 _MOST = {"n_fft": 1 << 14, "feature_size": 1 << 12, "mel": 1 << 12, "_layers": 1000}
 """Largest numbers in a configuration, by part of their name; of others `_LARGEST`."""
+_CONVERT = (
+    "import pathlib, sys, torch; from safetensors.torch import save_file; d = pathlib.Path(sys.argv[1]); "
+    "parts = [torch.load(f, weights_only=True) for f in sorted(d.glob('pytorch_model*.bin'))]; "
+    "save_file({k: v.contiguous().clone() for p in parts for k, v in p.items()}, d / 'model.safetensors', "
+    "{'format': 'pt'})"
+)
+"""What makes safetensors of pickled weights, which it reads as tensors alone; tensors that share memory are parted."""
 _COMPRESSED, _SMALL = 8, 64 << 20
 """Bytes of weights in memory for a byte in files, at most, beside so many that do not matter."""
 
@@ -31,17 +39,24 @@ def read_config(directory: Path) -> dict[str, Any]:
     """Content of a directory's ``config.json``, if the directory is one that may be loaded.
 
     Raises:
-        InputError: there is none, or it is no mapping in JSON; sizes that no model has; weights that are no files, or
-            are outside of the directory.
+        InputError: there is none, or it is no mapping in JSON; sizes that no model has; weights that are no files, are
+            outside of the directory, or are pickled.
     """
-    for pattern in ("*.json", "*.safetensors", "*.bin"):
+    for pattern in ("*.json", "*.safetensors"):
         for file in directory.glob(pattern):
             check_file(file)
+    pickled = sorted(file.name for file in directory.glob("pytorch_model*.bin"))
+    if pickled and not any(directory.glob("*.safetensors")):
+        raise InputError(
+            f"{directory}: holds its weights as {pickled[0]}, a pickle, which could run code and is never read. "
+            f"Expected model.safetensors. If you trust the model, convert it: python -c {shlex.quote(_CONVERT)} "
+            f"{shlex.quote(str(directory))}"
+        )
     config = _mapping(directory / "config.json")
     _check_sizes(config, directory / "config.json")
     if (directory / _EXTRACTOR).exists():
         _check_sizes(_mapping(directory / _EXTRACTOR), directory / _EXTRACTOR)
-    for index in directory.glob("*.index.json"):
+    for index in directory.glob("*.safetensors.index.json"):
         parts = _mapping(index).get("weight_map")
         if not isinstance(parts, dict) or not all(isinstance(one, str) for one in parts.values()):
             raise InputError(f"{index}: has no weight_map from tensors to files. Get the model anew.")
@@ -95,7 +110,7 @@ def loading(directory: Path, what: str) -> Iterator[None]:
 def pretrained(model_class: Any, directory: Path, part: str = "") -> Any:
     """Load a transformers model in float32; refuse weights that would leave part of it randomly initialised.
 
-    Code in the directory is never run, and pickled weights are read as tensors alone.
+    Code in the directory is never run, and weights are read from safetensors alone.
 
     Args:
         model_class: class of transformers with ``from_pretrained``.
@@ -115,9 +130,7 @@ def pretrained(model_class: Any, directory: Path, part: str = "") -> Any:
         with torch.device("meta"):  # takes no memory, whatever the configuration claims
             make = getattr(model_class, "from_config", model_class)
             needed = sum(4 * tensor.numel() for tensor in make(config).parameters())
-        there = sum(
-            file.stat().st_size for name in ("*.safetensors", "*.bin") for file in directory.glob(name)
-        )
+        there = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
         if needed > _COMPRESSED * there + _SMALL:
             raise InputError(
                 f"{directory}: config.json tells of {needed / 1e6:.0f} MB of weights, but its files hold "
@@ -130,7 +143,7 @@ def pretrained(model_class: Any, directory: Path, part: str = "") -> Any:
             attn_implementation=_ATTENTION[getattr(model_class, "_supports_sdpa", None)],
             output_loading_info=True,
             trust_remote_code=False,
-            weights_only=True,
+            use_safetensors=True,
         )
     missing = sorted(
         key for key in info["missing_keys"] if key.startswith(part) and "masked_spec_embed" not in key

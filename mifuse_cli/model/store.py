@@ -19,6 +19,7 @@ from typing import Self
 import numpy as np
 
 from mifuse_cli.errors import InputError
+from mifuse_cli.files import sqlite_fault
 
 _LOCKED_S = 120.0
 """How long to wait for another process that writes; it holds the lock for milliseconds."""
@@ -81,15 +82,17 @@ class Store:
         """Matrix (L, D) float32 of the audio file with a hash: its first rows, or all of them with 0.
 
         Raises:
-            sqlite3.DatabaseError: the row is not there, or not whole.
+            sqlite3.DatabaseError: the row is not there, or not whole, or holds NaN or infinity.
         """
         row = self._rows.execute("SELECT layers, width, data FROM feature WHERE audio=?", (key,)).fetchone()
         try:
             layers, width, data = row
             whole = np.frombuffer(data, self._dtype).reshape(layers, width)
-            return whole[: states or None].astype(np.float32, copy=False)
         except (TypeError, ValueError):
             raise sqlite3.DatabaseError(f"row {key[:12]} is lost or cut off") from None
+        if not np.isfinite(whole).all():
+            raise sqlite3.DatabaseError(f"row {key[:12]} holds NaN or infinity")
+        return whole[: states or None].astype(np.float32, copy=False)
 
     def used(self, keys: Iterable[str]) -> None:
         """Note that rows were used today; a file that cannot be written stays as it is."""
@@ -134,14 +137,8 @@ def opened(directory: Path, name: str, dtype: str = "float32") -> Iterator[Store
 
 
 def _what_to_do(file: Path, error: sqlite3.Error) -> str:
-    if "locked" in str(error):
-        return (
-            f"another process has been writing to this cache for {_LOCKED_S:.0f} s. Run the command again when that "
-            f"one has ended, or {_ELSEWHERE}."
-        )
-    if file.is_dir() or isinstance(error, sqlite3.OperationalError):
-        found = "it is a directory" if file.is_dir() else error
-        return f"cannot be used as a cache ({found}). Make it a file that can be written, or {_ELSEWHERE}."
+    if fault := sqlite_fault(file, error):
+        return f"{fault}, or {_ELSEWHERE}."
     return f"is damaged, or no cache ({error}). Delete it, so that what it held is computed anew, or {_ELSEWHERE}."
 
 
@@ -169,7 +166,7 @@ class CacheFile:
     @classmethod
     def of(cls, path: Path) -> Self:
         """What is known of a file."""
-        size = path.stat().st_size
+        size = _size(path)
         try:
             with closing(sqlite3.connect(path, timeout=1.0)) as rows:
                 days = _days(rows)
@@ -198,7 +195,7 @@ def trim(directory: Path, limit: int) -> int:
         number of rows that were removed.
     """
     files = [path for path in directory.glob("*.sqlite") if path.is_file()]
-    total = sum(path.stat().st_size for path in files)
+    total = sum(map(_size, files))
     if total <= limit:
         return 0
     spare = total - _TRIMMED_TO * limit
@@ -214,6 +211,14 @@ def trim(directory: Path, limit: int) -> int:
         gone.setdefault(path, []).append((day, number))
         spare -= size * number / clips
     return sum(_remove(path, rows) for path, rows in gone.items())
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, 0 if another process has deleted it."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _days(rows: sqlite3.Connection) -> list[tuple[int, int, int]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mifuse_cli import artifacts, lineage
-from mifuse_cli.artifacts import SCHEMA_VERSION, Evaluation, Fused, Lalm, Predictions, Source
+from mifuse_cli.artifacts import Evaluation, Fused, Lalm, Predictions, Source
 from mifuse_cli.config import Config, Progress, option
 
 
@@ -72,7 +72,7 @@ def show(config: ShowConfig, *, progress: Progress | None = None) -> ShowResult:
     return ShowResult(
         file=config.file,
         kind="checkpoint" if is_checkpoint else made.kind,
-        schema_version=SCHEMA_VERSION,
+        schema_version=header.schema_version,
         classes=header.classes,
         sizes=made.sizes(),
         datasets={

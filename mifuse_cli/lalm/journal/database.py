@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from mifuse_cli.errors import ArtifactError, InputError
+from mifuse_cli.files import sqlite_fault
 
 _KEYS_PER_QUERY = 1000
 _CACHE_KIB = 64 * 1024
@@ -52,6 +53,7 @@ class Database:
         except BaseException:
             self._lock.close()
             raise
+        self._place = _place(self.path)
         self._writer = GroupCommit(db, self._translated)
 
     def __enter__(self) -> Self:
@@ -72,7 +74,16 @@ class Database:
         self._lock.close()
 
     def submit(self, work: Work) -> Future[Any]:
-        """Have ``work`` done in a transaction; the future holds its result once that is committed."""
+        """Have ``work`` done in a transaction; the future holds its result once that is committed.
+
+        Raises:
+            InputError: the file was moved, deleted or replaced; SQLite would go on to write where nobody finds it.
+        """
+        if _place(self.path) != self._place:
+            raise InputError(
+                f"{self.path}: was moved, deleted or replaced while it was in use, so the run ends here. It holds "
+                "answers that were paid for: put it back, then run the same command again."
+            )
         return self._writer.submit(work)
 
     def execute(self, sql: str, row: Sequence[Any] = ()) -> Future[Any]:
@@ -114,15 +125,24 @@ class Database:
     def _translated(self, error: Exception) -> Exception:
         if isinstance(error, sqlite3.ProgrammingError):
             return error
-        if isinstance(error, sqlite3.OperationalError):
+        if fault := sqlite_fault(self.path, error):
             return InputError(
-                f"{self.path}: cannot be read or written ({error}). Check the disk and the permissions; "
-                "what was committed before is intact."
+                f"{self.path}: {fault}. What was committed before is intact: run the same command again, and nothing "
+                "that is there is asked again."
             )
         return InputError(
             f"{self.path}: damaged, or not a journal ({error}). It holds answers that were paid for: restore it from a "
-            f"backup, or try 'sqlite3 {self.path.name} .recover'. Without it, all would be asked again."
+            f"backup, or try 'sqlite3 {self.path.name} .recover'; do not delete it."
         )
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    """What stays the same while the file of this name is the same; None if there is none."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino
 
 
 # --- commits ------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mifuse_cli.errors import ArtifactError, InputError
+from mifuse_cli.files import sqlite_fault
 from mifuse_cli.steps.predict.parts import Part
 
 _WRITE_EVERY_S = 1.0
@@ -96,7 +97,5 @@ def kept_in(file: Path, identity: dict[str, Any]) -> Iterator[Kept]:
             finally:
                 kept.write()
     except sqlite3.Error as error:
-        raise InputError(
-            f"{file}: cannot be used to keep what was predicted ({error}). Make room, choose another --out, or delete "
-            "the file, so that it is made anew."
-        ) from None
+        fault = sqlite_fault(file, error) or f"is damaged ({error}). Delete it, so that it is made anew"
+        raise InputError(f"{file}: {fault}, or choose another --out.") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import islice
@@ -57,11 +57,7 @@ def read_clips(
             contexts, labels = contexts + bool(context), labels + (resolve(context) is not None)
             asked.append(one)
         journal.add_clips(number, asked)
-    if faults:
-        raise InputError(
-            f"{clips.where}: {len(faults)} of {len(clips)} clips cannot be heard, so nothing was asked. "
-            f"{listed(faults)}"
-        )
+    _refuse(clips, faults)
     too_long.refuse()
     if labels > contexts / 2:
         raise InputError(
@@ -69,6 +65,14 @@ def read_clips(
             "clips. It seems to hold labels, which must not be shown to the model. Name another column."
         )
     journal.mark_twins(number)
+
+
+def _refuse(clips: Clips, faults: Sequence[str]) -> None:
+    if faults:
+        raise InputError(
+            f"{clips.where}: {len(faults)} of {len(clips)} clips cannot be heard, so nothing was asked. "
+            f"{listed(faults)}"
+        )
 
 
 class _TooLong:
@@ -96,13 +100,21 @@ class _TooLong:
 def volume_of(
     config: QueryLalmConfig, clips: Clips, options: lalm.QuestionOptions, journal: lalm.Journal | None = None
 ) -> lalm.Volume:
-    """What is to be sent, from durations alone; clips known to the journal by id and file count as unchanged."""
-    total, too_long = lalm.Volume(), _TooLong(config)
+    """What is to be sent, from durations alone; clips known to the journal by id and file count as unchanged.
+
+    Raises:
+        InputError: naming all clips whose duration cannot be read; clips that are too long.
+    """
+    total, too_long, faults = lalm.Volume(), _TooLong(config), list[str]()
     each = options.n_samples // options.choices_per_request
     for block in _blocks(clips):
         known = journal.known([clip.utt_id for clip in block]) if journal else {}
         for clip in block:
-            seconds = audio.seconds(*clip.excerpt) if clip.duration_s is None else clip.duration_s
+            try:
+                seconds = audio.seconds(*clip.excerpt) if clip.duration_s is None else clip.duration_s
+            except InputError as error:
+                faults.append(str(error))
+                continue
             too_long.look(clip, seconds)
             context = context_of(clip, config)
             pieces = options.audio.pieces(seconds)
@@ -118,6 +130,7 @@ def volume_of(
                 upload_bytes=options.audio.upload_bytes(length),
                 text_bytes=options.text_bytes(context),
             )
+    _refuse(clips, faults)
     too_long.refuse()
     return total
 
