@@ -120,16 +120,15 @@ class Ended:
 
 @dataclass(frozen=True)
 class Call:
-    """A forked call under way."""
+    """A forked call under way, and the end of a pipe at which its standard error is read."""
 
     pid: int
-    said: Path
+    said: int
 
     def wait(self) -> Ended:
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        said = self.said.read_text(errors="replace")
-        self.said.unlink()
-        return Ended(code, said)
+        with open(self.said, errors="replace") as file:
+            said = file.read()
+        return Ended(os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), said)
 
 
 class World:
@@ -181,17 +180,20 @@ class World:
         self, arguments: tuple[str, ...], place: Path, before: Callable[[], None] | None = None
     ) -> Call:
         """Fork a call of the command line in a directory; ``before`` is called first, in the fork."""
-        said = place.with_name(f"{place.name}.{os.urandom(4).hex()}.said")
         if arguments[0] == "query-lalm":
             arguments = (*arguments, "--base-url", self.url)
-        streams = [os.open(os.devnull, os.O_RDWR) for _ in range(2)]
-        streams.append(os.open(said, os.O_CREAT | os.O_WRONLY))
+        said, saying = os.pipe()  # a file would be under the faults, too
+        streams = [*(os.open(os.devnull, os.O_RDWR) for _ in range(2)), saying]
         pid = os.fork()
         if not pid:
-            if before is not None:
-                before()
-            env = {**os.environ, "MIFUSE_CACHE_DIR": str(place / "cache"), "OPENAI_API_KEY": KEY}
-            nursery.live(list(arguments), str(place), env, streams)
+            try:
+                os.close(said)
+                if before is not None:
+                    before()
+                env = {**os.environ, "MIFUSE_CACHE_DIR": str(place / "cache"), "OPENAI_API_KEY": KEY}
+                nursery.live(list(arguments), str(place), env, streams)
+            finally:
+                os._exit(1)
         for stream in streams:
             os.close(stream)
         return Call(pid, said)
@@ -230,12 +232,6 @@ def _digest(path: Path, asked: bool) -> str:
     if path.name == "summary.json":  # of prepare: which options replaced it is kept, too
         data = re.sub(rb'"(force|update)": (true|false)', b"", data)
     return hashlib.sha256(_TIMES.sub(b"", data)).hexdigest()
-
-
-def hidden(place: Path) -> list[str]:
-    """Names of what is left over of calls in a directory, but for the feature cache."""
-    found = (path.relative_to(place) for path in place.rglob(".*") if path.suffix in (".tmp", ".old"))
-    return sorted(str(path) for path in found if path.parts[0] != "cache")
 
 
 @contextmanager

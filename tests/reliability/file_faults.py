@@ -92,7 +92,8 @@ class FileFaults:
             if self._concerns(path):
                 flags = given[1] if call.__name__ == "open" else os.O_WRONLY
                 writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-                if self._fails(writes=writes):
+                frees = call.__name__ in ("unlink", "rmdir") and self.number != errno.EROFS
+                if self._fails(writes=writes and not frees):
                     raise self._error(path, writes=writes)
             return call(*given, **named)
 
