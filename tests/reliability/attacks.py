@@ -12,6 +12,7 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -58,12 +59,12 @@ class Attack:
 
     def __init__(self, world: World, command: Command) -> None:
         self.world, self.command = world, command
-        self.earlier = world.root / f"earlier-{os.getpid()}-{command.name}"
+        self.earlier = Path(tempfile.mkdtemp(prefix=f"earlier-{command.name}-", dir=world.root))
         with world.place() as place:
             self._must(self.start(place, *command.earlier), "the earlier output")
             self.old = self.contents(place)
             shutil.rmtree(place / "cache", ignore_errors=True)
-            shutil.copytree(place, self.earlier)
+            shutil.copytree(place, self.earlier, dirs_exist_ok=True)
         with world.place() as place:
             start = time.monotonic()
             self._must(self.start(place), "the output")
@@ -258,7 +259,8 @@ def at_once(attack: Attack, count: int) -> Tried:
             faults = []
             while not all(end.done() for end in ends):
                 faults += attack.strange(place, replaces=replaces)
-                tried.seen["read meanwhile"] += 1
+                tried.seen["reads meanwhile"] += 1
+                time.sleep(0.01)
             both = [end.result() for end in ends]
             if sorted(one.code for one in both) not in ([0, 0], [0, 3]):
                 faults += [f"ended with {one.code}: {one.said.strip()[-600:]}" for one in both]
