@@ -176,7 +176,7 @@ def fuzz(kind: str, count: int) -> Found:
 
 def test(key: str) -> Found:
     """Existing tests; each is a trial."""
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-rf", *PROMISES[key].tests]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-rfE", *PROMISES[key].tests]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace")
     counts = Counter({word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)})
     faults = re.findall(r"^(?:FAILED|ERROR) (.*)", done.stdout, re.MULTILINE)
