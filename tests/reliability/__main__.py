@@ -86,10 +86,13 @@ PROMISES = {
         ),
     ),
     "recipes": Promise(
-        "Recipes that are killed at every stage go on where they were; a failing step ends them with its exit code.",
-        "the paper preset over small corpora, all its processes killed four times; tests of signals and failures",
+        "Recipes that are killed at every stage, or two on one experiment, end with all whole, and nothing asked twice; a "
+        "failing step ends them with its exit code.",
+        "the paper preset over small corpora, all its processes killed four times, and twice at once; tests of signals "
+        "and failures",
         (
-            "tests/test_all_transfers.py::test_four_jobs_at_a_time_killed_at_every_stage_then_changed",
+            "tests/test_all_transfers.py::test_four_jobs_at_a_time_killed_at_every_stage_then_changed[forked]",
+            "tests/test_all_transfers.py::test_two_recipes_on_one_experiment[forked]",
             "tests/test_recipes.py::TestRun",
         ),
     ),
@@ -166,10 +169,18 @@ def attack(root: Path, url: str, trials: int, name: str) -> Found:
 def fuzz(kind: str, count: int) -> Found:
     """Damaged inputs of one kind."""
     command = [sys.executable, "-m", "tests.reliability.fuzz", "--only", kind, "--count", str(count)]
-    done = subprocess.run([*command, "--seed", str(SEED)], cwd=ROOT, capture_output=True, text=True, errors="replace")
+    done = subprocess.run(
+        [*command, "--seed", str(SEED)], cwd=ROOT, capture_output=True, text=True, errors="replace"
+    )
     told = re.search(rf"^{kind}: (\d+) inputs, (\d+) faults", done.stdout, re.MULTILINE)
     if told is None:
-        return [("fuzzing", kind, Tried(0, faults=[f"{kind}: ended with {done.returncode}: {done.stderr[-500:]}"]))]
+        return [
+            (
+                "fuzzing",
+                kind,
+                Tried(0, faults=[f"{kind}: ended with {done.returncode}: {done.stderr[-500:]}"]),
+            )
+        ]
     faults = re.findall(rf"^{kind}, seed .*", done.stderr, re.MULTILINE)
     return [("fuzzing", kind, Tried(int(told[1]), faults=faults or [f"{kind}: a fault"] * int(told[2])))]
 
@@ -178,7 +189,9 @@ def test(key: str) -> Found:
     """Existing tests; each is a trial."""
     command = [sys.executable, "-m", "pytest", "-n", "0", "-rfE", *PROMISES[key].tests]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace")
-    counts = Counter({word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)})
+    counts = Counter(
+        {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)}
+    )
     faults = re.findall(r"^(?:FAILED|ERROR) (.*)", done.stdout, re.MULTILINE)
     if done.returncode and not faults:
         faults = [f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-500:]}"]
@@ -237,7 +250,13 @@ def page(found: dict[str, dict[str, Tried]], minutes: float, load: float) -> str
         for tried in found[key].values():
             total.add(tried)
         lines.append(f"| {promise.text} | {promise.way} | {total.trials:,} | {verdict(total)} |")
-    lines += ["", "## By command", "", "Trials of the first five rows; in brackets those that failed, if any.", ""]
+    lines += [
+        "",
+        "## By command",
+        "",
+        "Trials of the first five rows; in brackets those that failed, if any.",
+        "",
+    ]
     keys = ("killed", "killed_at_calls", "failing", "limited", "at_once")
     heads = ("killed", "killed at calls", "failing calls", "limited sizes", "two at once")
     lines += ["| Command | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(keys)]
@@ -256,7 +275,9 @@ def verdict(tried: Tried) -> str:
     told = [f"{what}: {number:,}" for what, number in sorted(tried.seen.items()) if number]
     if not tried.faults and tried.trials:
         return "met" + (f" ({'; '.join(told)})" if told else "")
-    first = " ".join(tried.faults[0].split())[:200].replace("|", "\\|") if tried.faults else "nothing was tried"
+    first = (
+        " ".join(tried.faults[0].split())[:200].replace("|", "\\|") if tried.faults else "nothing was tried"
+    )
     return f"**NOT met**: {len(tried.faults):,} faults, the first: {first}"
 
 
@@ -277,7 +298,9 @@ def commit() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="page to write")
-    parser.add_argument("--trials", type=int, default=30, help="kills, and failures of files, of every command")
+    parser.add_argument(
+        "--trials", type=int, default=30, help="kills, and failures of files, of every command"
+    )
     parser.add_argument("--share", type=float, default=1.0, help="of the damaged inputs")
     given = parser.parse_args(arguments)
     start = time.monotonic()

@@ -144,7 +144,9 @@ class Attack:
             found = self.contents(place)
         except Exception as error:
             return [f"the next call made what cannot be read: {error}"]
-        faults = [f"the next call made another {out}" for out, files in found.items() if files != self.new[out]]
+        faults = [
+            f"the next call made another {out}" for out, files in found.items() if files != self.new[out]
+        ]
         return faults + [f"the next call left {name}" for name in self.left(place)]
 
     def left(self, place: Path) -> list[str]:
@@ -207,7 +209,9 @@ def killed_at_calls(attack: Attack, count: int, rng: random.Random) -> Tried:
                 faults += attack.then(place, replaces=replaces)
             tried.trials += ended.code == -signal.SIGKILL
             tried.seen["left something that the next call removed"] += left
-            tried.faults += [f"{attack.command.name}, kill at call {at} of {calls}: {fault}" for fault in faults]
+            tried.faults += [
+                f"{attack.command.name}, kill at call {at} of {calls}: {fault}" for fault in faults
+            ]
     return tried
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import re
@@ -108,6 +109,8 @@ def load() -> None:
     import torch
 
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # else a collection in a fork copies all memory
 
 
 @dataclass(frozen=True)
@@ -238,7 +241,9 @@ def _digest(path: Path, asked: bool) -> str:
 def steady_lalm() -> Iterator[str]:
     """Address of a language model in a process of its own."""
     with subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("steady_lalm.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, Path(__file__).with_name("steady_lalm.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None and process.stdin is not None
         try:

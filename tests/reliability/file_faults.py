@@ -78,7 +78,9 @@ class FileFaults:
         return OSError(number, os.strerror(number), os.fsdecode(path) if path is not None else None)
 
     def _concerns(self, path: Any) -> bool:
-        return isinstance(path, str | bytes | os.PathLike) and os.path.abspath(os.fsdecode(path)).startswith(self.below)
+        return isinstance(path, str | bytes | os.PathLike) and os.path.abspath(os.fsdecode(path)).startswith(
+            self.below
+        )
 
     def _holds(self, descriptor: int) -> bool:
         try:

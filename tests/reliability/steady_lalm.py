@@ -18,7 +18,9 @@ class SteadyLalm(Lalm):
     def answer(self, wav: bytes, prompt: str) -> str:
         rng = random.Random(hashlib.sha256(wav + prompt.encode()).hexdigest())
         shares = [rng.randint(1, 20) for _ in CLASSES]
-        return json.dumps({one: round(100 * share / sum(shares)) for one, share in zip(CLASSES, shares, strict=True)})
+        return json.dumps(
+            {one: round(100 * share / sum(shares)) for one, share in zip(CLASSES, shares, strict=True)}
+        )
 
     def handle_error(self, request, client_address):
         """A client that was killed is no news."""

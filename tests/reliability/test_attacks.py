@@ -26,7 +26,10 @@ def world(tmp_path_factory):
         yield made
 
 
-@pytest.fixture(scope="module", params=[pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in commands.COMMANDS])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in commands.COMMANDS],
+)
 def attack(world, request):
     return Attack(world, commands.COMMANDS[request.param])
 

@@ -54,13 +54,17 @@ def watched(tmp_path, monkeypatch):
     return Watched(tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in NAMES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in NAMES]
+)
 @pytest.mark.parametrize("option", ["lalm-model", "source-name", "expdir", "source", "conf"])
 def test_a_name_in_a_recipe_is_a_name(watched, option, name):
     """It is handed on as it is, or refused; no part of it is run, and nothing is made elsewhere."""
     value = NAMES[name]
     if option in ("source", "conf"):
-        (watched.root / ("corpora/a" if option == "source" else "recipes/conf/free")).rename(watched.root / value)
+        (watched.root / ("corpora/a" if option == "source" else "recipes/conf/free")).rename(
+            watched.root / value
+        )
     done = watched.transfer(**{option: value})
     assert not list(watched.root.rglob("ran")), done.stderr
     known = {"recipes", "bin", "corpora", "calls", "calls.exact", "exp", value}
