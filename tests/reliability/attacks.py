@@ -19,14 +19,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from commands import Call, Command, World, content  # noqa: E402
-from file_faults import FULL, KILL, FileFaults, limit_size  # noqa: E402
+from commands import Call, Command, World, content
+from file_faults import FULL, KILL, FileFaults, limit_size
 
-from mifuse_cli.errors import MifuseError  # noqa: E402
+from mifuse_cli.errors import MifuseError
 
 NUMBERS = (FULL, errno.EIO, errno.EROFS, errno.EDQUOT, errno.ENOSPC)
 TOLD = (3,)
@@ -280,5 +281,5 @@ def at_once(attack: Attack, count: int) -> Tried:
 def spread(calls: int, count: int, rng: random.Random) -> list[int]:
     """So many numbers below ``calls``, one at random out of each of as many equal ranges, the last call always."""
     bounds = [round(part * calls / count) for part in range(count + 1)]
-    chosen = [rng.randrange(a, max(a + 1, b)) for a, b in zip(bounds, bounds[1:], strict=False)]
+    chosen = [rng.randrange(a, max(a + 1, b)) for a, b in pairwise(bounds)]
     return [*chosen[:-1], calls - 1]

@@ -53,11 +53,13 @@ def _commands() -> dict[str, Command]:
     target = ("--manifest", at("target/manifest.csv"))
     train = ("--fused", at("fused.h5"), "--model", at("model"), *target, "--epochs", "3")
     source = ("--manifest", at("source/manifest.csv"), "--encoder", "logmel", "--epochs", "3")
-    compare = ("--data", at("data"), "--models", at("models"), "--lalm", at("lalm"), "--seeds", "0")
-    compare += ("--systems", "source,mi-fuse", "--epochs", "1", "--n-samples", "2", "--jobs", "1")
+    score = ("--model", at("model"), "--manifest", at("target/labels.csv"), "--resamples", "100")
     calls = [
         Command(
-            "prepare", ("generic", at("source/labels.csv"), "out", "--kaldi"), ("out",), ("--classes", "happy,neutral,sad")
+            "prepare",
+            ("generic", at("source/labels.csv"), "out", "--kaldi"),
+            ("out",),
+            ("--classes", "happy,neutral,sad"),
         ),
         Command(
             "query-lalm",
@@ -78,8 +80,7 @@ def _commands() -> dict[str, Command]:
         Command("train", (*train, "--out", "out"), ("out",)),
         Command(
             "evaluate",
-            ("--model", at("model"), "--manifest", at("target/labels.csv"), "--resamples", "100", "--out", "out.h5")
-            + ("--plot", "out.svg"),
+            (*score, "--out", "out.h5", "--plot", "out.svg"),
             ("out.h5", "out.svg"),
         ),
         Command(

@@ -27,9 +27,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import attacks  # noqa: E402
-import commands  # noqa: E402
-from attacks import Attack, Tried  # noqa: E402
+import attacks
+import commands
+from attacks import Attack, Tried
 
 ROOT = Path(__file__).parents[2]
 PROCESSES = 2
@@ -86,8 +86,8 @@ PROMISES = {
         ),
     ),
     "recipes": Promise(
-        "Recipes that are killed at every stage, or two on one experiment, end with all whole, and nothing asked twice; a "
-        "failing step ends them with its exit code.",
+        "Recipes that are killed at every stage, or two on one experiment, end with all whole, and nothing asked twice; "
+        "a failing step ends them with its exit code.",
         "the paper preset over small corpora, all its processes killed four times, and twice at once; tests of signals "
         "and failures",
         (
