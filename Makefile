@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo check check-latest test lint bench docs clean
+.PHONY: demo check check-latest test lint bench reliability docs clean
 
 demo: .venv/installed  ## the whole method on synthetic speech: a table, a picture and a report in exp/demo
 	$(BIN)/python -m mifuse_cli.demo --out exp/demo
@@ -23,6 +23,9 @@ lint: .venv/installed  ## ruff and mypy
 
 bench: .venv/installed  ## benchmarks, as ratios
 	$(BIN)/python benchmarks/run.py
+
+reliability: .venv/installed  ## kills, faults of files, damaged input and hostile servers, as a table; under 30 minutes
+	$(BIN)/python -m tests.reliability --out docs/reliability.md
 
 docs: .venv/installed  ## the documentation as a site, exp/site/docs/index.html
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

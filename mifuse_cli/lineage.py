@@ -16,7 +16,7 @@ from mifuse_cli.artifacts import Artifact, Header, Parent, Reader, Training
 from mifuse_cli.audio import file_sha256
 from mifuse_cli.config import Config, StepConfig, as_dict, settings
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError, some
-from mifuse_cli.files import check_file
+from mifuse_cli.files import check_file, remove_leftovers
 from mifuse_cli.manifest import Clip
 from mifuse_cli.provenance import text_digest, without_secrets
 
@@ -245,7 +245,10 @@ def refuse_inputs(config: Config, out: Path) -> None:
 
 
 def is_current(config: StepConfig, out: Path, parents: Sequence[Parent]) -> bool:
-    """Whether --update is given and ``out`` is complete and was made with these settings and inputs."""
+    """Whether --update is given and ``out`` is complete and was made with these settings and inputs.
+
+    If so nothing is written, and what a process that was killed right after it had made ``out`` left is removed here.
+    """
     if not config.update or config.force:
         return False
     try:
@@ -254,11 +257,13 @@ def is_current(config: StepConfig, out: Path, parents: Sequence[Parent]) -> bool
             return False
     except (MifuseError, KeyError):
         return False
-    same_settings = made.header.config.get("settings") == _public(settings(config))
+    if made.header.config.get("settings") != _public(settings(config)):
+        return False
     # In order, since a role may be repeated: fuse takes several LALMs, and their order is that of its arrays.
-    return same_settings and [(p.role, p.sha256) for p in made.header.parents] == [
-        (p.role, p.sha256) for p in parents
-    ]
+    if [(p.role, p.sha256) for p in made.header.parents] != [(p.role, p.sha256) for p in parents]:
+        return False
+    remove_leftovers(out)
+    return True
 
 
 def check_parents(artifact: Artifact | Reader, path: Path) -> None:

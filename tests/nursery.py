@@ -100,14 +100,19 @@ def nursery(tmp_path_factory, cache):
             process.stdin.close()
 
 
-def nurse(address: str) -> None:
-    """Serve calls until stdin ends."""
+def load() -> None:
+    """Import all that commands need."""
     import mifuse_cli
 
     modules = [one.name for one in pkgutil.walk_packages(mifuse_cli.__path__, "mifuse_cli.")]
     for name in (*modules, *HEAVY):
         if not name.startswith("mifuse_cli.demo") and not name.endswith("__main__"):
             import_module(name)
+
+
+def nurse(address: str) -> None:
+    """Serve calls until stdin ends."""
+    load()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)

@@ -183,6 +183,23 @@ def test_four_jobs_at_a_time_killed_at_every_stage_then_changed(place, serve):
     check_table(place)
 
 
+def test_two_recipes_on_one_experiment(place, serve):
+    """What one makes the other takes, or is refused; nothing is asked twice, and a third run finds all made."""
+    lalm, jobs = serve(), ("--nj", "2")
+    place.corpora = ("iemocap", "msp-podcast")
+    first = place.start(lalm.url, *jobs)
+    other = Place(place.root, place.nursery)
+    other.corpora, other.said = place.corpora, place.root / "said of the other"
+    second = other.start(lalm.url, *jobs)
+    ends = [running.wait(timeout=HANG_SECONDS) for running in (first, second)]
+    assert sorted(ends) in ([0, 0], [0, 3], [3, 3]), (place.said.read_text(), other.said.read_text())
+    nothing_half_written(place.root)
+    done = place.run(lalm.url, *jobs)
+    assert done["made"] | done["unchanged"] == place.everything
+    check_table(place)
+    assert len(lalm.asked) == 80
+
+
 def test_the_same_through_slurm(place, serve, slurm):
     """From scratch through arrays of jobs; in the quick tests of test_recipes_backends.py mifuse is pretended."""
     lalm, jobs = serve(), ("--cmd", "slurm", "--nj", "4", "--slurm-options", "-p short --mem 4G")

@@ -475,6 +475,13 @@ class TestIsCurrent:
         assert lineage.is_current(config, config.out, parents(family))
         assert lineage.is_current(replace(config, device="cpu"), config.out, parents(family))
 
+    def test_what_a_process_killed_right_after_it_had_made_it_left_is_removed(self, family):
+        config = self.make(family)
+        left = family / ".out.h5.0123abcd.tmp"
+        os.link(config.out, left)
+        assert not lineage.is_current(replace(config, tau=0.2), config.out, parents(family)) and left.exists()
+        assert lineage.is_current(config, config.out, parents(family)) and not left.exists()
+
     @pytest.mark.parametrize("changes", [{"tau": 0.2}, {"seed": 1}, {"update": False}, {"force": True}])
     def test_not_under_other_settings(self, family, changes):
         config = self.make(family)

@@ -255,12 +255,6 @@ class TestResume:
         assert resume.restore(tmp_path / "broken", "id", new, method) == 0
         assert torch.equal(new.student.head.out.weight, before) and new.epoch == 0
 
-    def test_forget(self, tmp_path):
-        for name in ("s.partial", ".s.partial.77.tmp", ".t.partial.77.tmp", "s"):
-            (tmp_path / name).write_text("")
-        resume.forget(tmp_path / "s.partial")
-        assert sorted(path.name for path in tmp_path.iterdir()) == [".t.partial.77.tmp", "s"]
-
 
 class TestMifuse:
     @pytest.mark.parametrize(("refresh", "renewed"), [(0, []), (1, [2, 3, 4, 5]), (2, [3, 5])])

@@ -126,6 +126,11 @@ class TestUpdate:
             "evaluate": score,
         }
 
+    def test_what_a_training_killed_at_its_end_left_is_removed(self, current):
+        left = current["train"].out.with_name(f"{current['train'].out.name}.partial")
+        left.write_bytes(b"the state of the last epoch")
+        assert m.train(current["train"]).up_to_date and not left.exists()
+
     def test_each_step(self, copy, current):
         steps = [(getattr(m, name), config) for name, config in current.items()]
         before = {path: path.stat().st_mtime_ns for path in copy.root.rglob("*")}

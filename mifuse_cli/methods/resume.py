@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +64,6 @@ def restore(path: Path, identity: str, state: State, method: Method) -> int:
     state.history[:] = tensors["history"].tolist()
     state.epoch = int(about["epoch"])
     return state.epoch
-
-
-def forget(path: Path) -> None:
-    """Delete the saved state and incomplete temporary files of killed runs."""
-    for file in (path, *path.parent.glob(f".{glob.escape(path.name)}.*.tmp")):
-        file.unlink(missing_ok=True)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

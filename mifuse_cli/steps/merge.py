@@ -16,7 +16,7 @@ from mifuse_cli.answer_counts import AnswerCounts
 from mifuse_cli.artifacts import Artifact, Header, Lalm, Parent, Source, Training
 from mifuse_cli.config import Progress, StepConfig, StepResult, option
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError, some
-from mifuse_cli.files import check_place
+from mifuse_cli.files import check_place, remove_leftovers
 from mifuse_cli.manifest import Clip
 
 _Kind = TypeVar("_Kind", Lalm, Source)
@@ -82,6 +82,7 @@ def merge(config: MergeConfig, *, progress: Progress | None = None) -> MergeResu
     made = [artifacts.read(path) for path in config.parts]
     digests = [one.digest() for one in made]
     if config.update and not config.force and (found := _current(config.out, digests)):
+        remove_leftovers(config.out)
         return replace(_result(config, found, made), up_to_date=True)
     kind = type(made[0])
     if kind not in (Lalm, Source):

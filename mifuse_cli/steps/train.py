@@ -24,6 +24,7 @@ from mifuse_cli.config import (
     tune_problems,
 )
 from mifuse_cli.errors import ArtifactError
+from mifuse_cli.files import remove_leftovers
 from mifuse_cli.fusion import FusionSettings, one_sided
 from mifuse_cli.manifest import Clip, clips_of
 from mifuse_cli.methods.adaptation import (
@@ -154,6 +155,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
         *([] if config.labels is None else [labels_parent(config.labels, clips, truth, history)]),
     ]
     if lineage.is_current(config, config.out, parents):
+        _forget(_partial(config.out))
         return _result(config.out, up_to_date=True)
 
     def work() -> TrainResult:
@@ -191,7 +193,6 @@ def _train(
     parents: list[Parent],
     progress: Progress | None,
 ) -> TrainResult:
-    from mifuse_cli.methods import resume
     from mifuse_cli.methods.student import untrained_student
     from mifuse_cli.model import checkpoint
     from mifuse_cli.model.classifier import predict
@@ -216,7 +217,7 @@ def _train(
         encoding=config.encoding,
         progress=progress,
     )
-    partial = config.out.with_name(config.out.name + ".partial")
+    partial = _partial(config.out)
     identity = provenance.text_digest(
         repr((sorted(settings(config).items()), [(p.role, p.sha256) for p in parents]))
     )
@@ -277,7 +278,7 @@ def _train(
             predictions,
             replace=config.replaces,
         )
-        resume.forget(partial)
+        _forget(partial)
 
     processes.by_first(save)
     return _result(config.out, resumed_from=made.resumed_from)
@@ -316,6 +317,16 @@ def _fused(
             "Give the model that sample-source was given, or sample and fuse anew."
         )
     return fused
+
+
+def _partial(out: Path) -> Path:
+    """Where the state of a training is kept until it has made ``out``."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def _forget(partial: Path) -> None:
+    remove_leftovers(partial)
+    partial.unlink(missing_ok=True)
 
 
 def _result(out: Path, *, up_to_date: bool = False, resumed_from: int = 0) -> TrainResult:

@@ -36,6 +36,11 @@ while [ $# -gt 0 ]; do
       esac ;;
     *)
       if [ $# -eq 0 ] || is_option "$1"; then usage_error "$_option needs a value"; fi
+      # Commands that get it would take it for an option of theirs.
+      case $_option:$1 in
+        *-options:*) ;;
+        *:-*) usage_error "$_option $1: begins with a dash, as options do; write a path as ./$1" ;;
+      esac
       printf -v "$_variable" '%s' "$1"
       shift ;;
   esac

@@ -24,7 +24,7 @@ from mifuse_cli.corpora.selection import (
     select,
 )
 from mifuse_cli.errors import InputError, UsageError, listed, some
-from mifuse_cli.files import atomic_directory
+from mifuse_cli.files import atomic_directory, remove_leftovers
 from mifuse_cli.steps.prepare.config import PrepareConfig, PrepareResult, pairs
 from mifuse_cli.steps.prepare.hearing import hear
 from mifuse_cli.steps.prepare.writing import SUMMARY, Row, count, write_files, write_kaldi
@@ -64,6 +64,7 @@ def prepare(config: PrepareConfig, *, progress: Progress | None = None) -> Prepa
         progress("reading labels", 1, 1)
     digest = _digest(config, selection.chosen)
     if config.update and not config.force and (summary := _current(config.out, digest)):
+        remove_leftovers(config.out)
         return _result(config.out, summary, up_to_date=True)
     with atomic_directory(config.out, replace=config.force or config.update) as directory:
         rows, silent = hear(config, corpus, selection.chosen, directory, progress)
