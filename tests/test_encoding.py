@@ -192,6 +192,12 @@ def test_as_many_processes_as_free_cores(paths, masked, tmp_path, monkeypatch):
     assert asked == [7, 3]
 
 
+def test_a_clip_that_is_sound_by_now_is_told_all_the_same(paths):
+    """As on a disk that is away for a moment."""
+    first = InputError("a.wav: cannot be read (Stale file handle).")
+    assert str(encoding.unheard([Excerpt(paths[0])], {}, first)) == str(first)
+
+
 class TestNotFinite:
     """Whatever a network makes of a sound clip that is no number to go on with is told with the clip's name."""
 

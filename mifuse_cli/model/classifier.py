@@ -170,12 +170,11 @@ class Waveforms:
         try:
             features = self._encode_all(model)
         except InputError as first:
-            raise unheard(excerpts, {}) from first
+            raise unheard(excerpts, {}, first) from None
         sound = usable(features.cpu().numpy())
         if not sound.all():
-            raise unheard(
-                excerpts, {one: unusable(one) for one, good in zip(excerpts, sound, strict=True) if not good}
-            )
+            known = {one: unusable(one) for one, good in zip(excerpts, sound, strict=True) if not good}
+            raise unheard(excerpts, known, next(iter(known.values())))
         self.statistics = statistics(features)
         speakers = [clip.speaker for clip in self.clips]
         self.standard = fit_standard(self.normalize, features, stored=self.stored, speakers=speakers)

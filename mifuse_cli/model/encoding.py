@@ -139,7 +139,8 @@ def encoded(
             for position in (place for place, good in zip(there, sound, strict=True) if not good):
                 faults[position] = unusable(batch.excerpts[position])
             if faults and unreadable is None:
-                raise unheard(excerpts, {batch.excerpts[one]: fault for one, fault in faults.items()})
+                known = {batch.excerpts[one]: fault for one, fault in faults.items()}
+                raise unheard(excerpts, known, next(iter(faults.values())))
             for position, fault in faults.items():
                 assert unreadable is not None
                 unreadable(batch.excerpts[position], fault)
@@ -148,16 +149,19 @@ def encoded(
                 yield tuple(kept), made.values if sound.all() else made.values[sound]
 
 
-def unheard(excerpts: Sequence[Excerpt], known: Mapping[Excerpt, InputError]) -> InputError:
+def unheard(
+    excerpts: Sequence[Excerpt], known: Mapping[Excerpt, InputError], first: InputError
+) -> InputError:
     """The error for clips of which some cannot be used; all are decoded, so that it tells of every one.
 
     Args:
         excerpts: all clips.
         known: what is known to be wrong with some.
+        first: what was raised of one of them, which may be sound by now.
     """
-    faults = [str(fault) for one in excerpts if (fault := known.get(one) or _fault(one))]
-    if len(faults) == 1:
-        return InputError(faults[0])
+    faults = [str(fault) for one in dict.fromkeys(excerpts) if (fault := known.get(one) or _fault(one))]
+    if len(faults) < 2:
+        return InputError(*faults or [str(first)])
     return InputError(f"{len(faults)} clips cannot be used: {listed(faults)}")
 
 
