@@ -32,6 +32,16 @@ def test_make_has_exactly_the_promised_targets():
     makefile = (ROOT / "Makefile").read_text()
     phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
     assert phony is not None
-    assert phony[1].split() == ["demo", "check", "check-latest", "test", "lint", "bench", "docs", "clean"]
+    assert phony[1].split() == [
+        "demo",
+        "check",
+        "check-latest",
+        "test",
+        "lint",
+        "bench",
+        "reliability",
+        "docs",
+        "clean",
+    ]
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     assert targets == set(phony[1].split())
