@@ -45,10 +45,10 @@ def test_shellcheck_has_nothing_to_say():
 class TestOptions:
     SCRIPT = f"""
         set -euo pipefail
-        some_name=before dry_run=false extra= hidden=1
-        help_message="Options: --some-name N, --dry-run, --extra E (such as '--budget 20')"
+        some_name=before dry_run=false extra_options= hidden=1
+        help_message="Options: --some-name N, --dry-run, --extra-options E (such as '--budget 20')"
         . {UTILS}/parse_options.sh
-        echo "$some_name/$dry_run/$extra/$*"
+        echo "$some_name/$dry_run/$extra_options/$*"
     """
 
     def parse(self, *arguments):
@@ -62,9 +62,9 @@ class TestOptions:
             (["--dry-run", "--some-name", "x"], "x/true//"),
             (["--dry-run", "true", "--dry-run", "false"], "before/false//"),
             (["--dry-run"], "before/true//"),
-            (["--extra", "--budget 20 --yes"], "before/false/--budget 20 --yes/"),
+            (["--extra-options", "--budget 20 --yes"], "before/false/--budget 20 --yes/"),
             (
-                ["--extra", "--yes", "JOB=1:2", "log", "--some-name", "x"],
+                ["--extra-options", "--yes", "JOB=1:2", "log", "--some-name", "x"],
                 "before/false/--yes/JOB=1:2 log --some-name x",
             ),
             (["--some-name", "", "rest"], "/false//rest"),
