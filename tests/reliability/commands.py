@@ -55,12 +55,13 @@ def _commands() -> dict[str, Command]:
     def at(name: str) -> str:
         return f"{INPUTS}/{name}"
 
+    model = at("models/source/seed0")
     target = ("--manifest", at("target/manifest.csv"))
-    train = ("--fused", at("fused.h5"), "--model", at("models/source/seed0"), *target, "--epochs", "2")
+    train = ("--fused", at("fused.h5"), "--model", model, *target, "--epochs", "2")
     source = ("--manifest", at("source/manifest.csv"), "--encoder", "logmel", "--epochs", "2")
     score = (
         "--model",
-        at("models/source/seed0"),
+        model,
         "--manifest",
         at("target/labels.csv"),
         "--resamples",
@@ -68,7 +69,8 @@ def _commands() -> dict[str, Command]:
     )
     compare = ("--data", INPUTS, "--models", at("models"), "--lalm", at("answers"), "--sources", "source",
                "--targets", "target", "--seeds", "0", "--systems", "source-only,mifuse-mi,mifuse-cross-fit",
-               "--n-answers", "2", "--n-samples", "3", "--epochs", "2", "--resamples", "100", "--jobs", "1")  # fmt: skip
+               "--n-answers", "2", "--n-samples", "3", "--epochs", "2", "--resamples", "100",
+               "--jobs", "1")  # fmt: skip
     calls = [
         Command(
             "prepare",
@@ -84,7 +86,7 @@ def _commands() -> dict[str, Command]:
         ),
         Command("train-source", (*source, "--out", "out"), ("out",)),
         Command(
-            "sample-source", ("--model", at("models/source/seed0"), *target, "--n-samples", "3", "--out", "out.h5"), ("out.h5",)
+            "sample-source", ("--model", model, *target, "--n-samples", "3", "--out", "out.h5"), ("out.h5",)
         ),
         Command(
             "fuse",
@@ -100,12 +102,12 @@ def _commands() -> dict[str, Command]:
         ),
         Command(
             "predict",
-            ("--model", at("models/source/seed0"), *target, "--out", "out.csv"),
+            ("--model", model, *target, "--out", "out.csv"),
             ("out.csv",),
             ("--normalize", "target"),
         ),
         Command(
-            "export", ("--model", at("models/source/seed0"), "--out", "out"), ("out",), ("--license", "mit"), again="--force"
+            "export", ("--model", model, "--out", "out"), ("out",), ("--license", "mit"), again="--force"
         ),
         Command("report", (at("fused.h5"), "--out", "out.html"), ("out.html",), ("--title", "t"), again="--force"),
         Command("pick", ("--fused", at("fused.h5"), "--n", "5", "--out", "out.csv"), ("out.csv",), again="--force"),

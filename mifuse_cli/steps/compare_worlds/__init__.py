@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from mifuse_cli import lineage
 from mifuse_cli.config import Progress
