@@ -17,7 +17,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -29,6 +29,8 @@ LARGEST_TEXT = 64 << 20
 """Bytes of a configuration, a table of prices and the like: what is longer is something else."""
 _LONGEST_NAME = 200
 """Bytes of a file name that leave room for what `_temporary` adds."""
+_LEFT = re.compile(r"\..*\.[0-9a-f]{8}\.tmp", re.DOTALL)
+"""Names of what is under way, as `_temporary` makes them."""
 LOCKED = frozenset({errno.EAGAIN, errno.EDEADLK, errno.ENOLCK, 524})
 """Numbers of errors of files that another process holds, or of file systems that cannot lock; 524 is that of NFS."""
 
@@ -168,6 +170,30 @@ def refuse_existing(path: Path, force: bool, *, marks: Sequence[bytes]) -> None:
         )
     if not force:
         raise InputError(f"{path}: exists already. Choose another name, or pass --force to overwrite it.")
+
+
+def write_texts(directory: Path, texts: Mapping[str, str]) -> bool:
+    """Write files of a directory one after the other, in this order, those that do not hold their text yet.
+
+    Returns:
+        whether there were any.
+    """
+    _make_parent(directory / "any")
+    changed = False
+    for name, text in texts.items():
+        path = directory / name
+        if path.is_file() and path.read_bytes() == text.encode():
+            remove_leftovers(path)
+            continue
+        with atomic_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        changed = True
+    return changed
+
+
+def is_empty(directory: Path) -> bool:
+    """Whether a directory is not there, or holds nothing but what killed processes left of files."""
+    return not directory.is_dir() or all(_LEFT.fullmatch(path.name) for path in directory.iterdir())
 
 
 def remove_leftovers(path: Path) -> None:

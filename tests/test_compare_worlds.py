@@ -263,6 +263,17 @@ class TestTables:
         again = m.compare_worlds(config(two[0], out=out, force=True))
         assert not again.up_to_date and list(again.results["worlds"]) == ["a"]
 
+    def test_update_after_a_run_that_was_killed(self, two, tmp_path):
+        config = m.CompareWorldsConfig(worlds=two, out=tmp_path / "out", resamples=100, update=True)
+        config.out.mkdir()
+        (config.out / ".results.json.0123abcd.tmp").write_text("{")
+        m.compare_worlds(config)
+        whole = {file.name: file.read_text() for file in config.out.iterdir()}
+        for lost in ("scores.csv", "table.md"):
+            (config.out / lost).unlink()
+            assert not m.compare_worlds(config).up_to_date
+            assert {file.name: file.read_text() for file in config.out.iterdir()} == whole
+
     def test_names(self, two, tmp_path):
         worlds = (f"first={two[0]}", two[1])
         assert list(m.compare_worlds(config(*worlds, out=tmp_path / "out")).results["worlds"]) == [

@@ -193,6 +193,21 @@ class TestCrashes:
         assert len(unresolved) <= 4 * THREADS
         assert query(path, "PRAGMA integrity_check") == [("ok",)]
 
+    def test_what_a_killed_process_left_beside_it_is_taken_in(self, path, tmp_path):
+        killed = tmp_path / "killed" / path.name
+        killed.parent.mkdir()
+        with Journal(path) as journal:
+            keep(journal, "key")
+            Journal.tidy(path)  # in use
+            for suffix in ("", "-wal", "-shm"):
+                shutil.copy(f"{path}{suffix}", f"{killed}{suffix}")
+        assert Path(f"{killed}-wal").stat().st_size
+        Journal.tidy(killed)
+        assert {file.name for file in killed.parent.iterdir()} == {killed.name, f"{killed.name}.lock"}
+        assert len(query(killed, "SELECT * FROM answer")) == 1
+        Journal.tidy(tmp_path / "none")
+        assert not (tmp_path / "none").exists()
+
 
 class TestOpening:
     def test_a_second_process_is_refused(self, path):

@@ -83,6 +83,7 @@ def merge(config: MergeConfig, *, progress: Progress | None = None) -> MergeResu
     digests = [one.digest() for one in made]
     if config.update and not config.force and (found := _current(config.out, digests)):
         remove_leftovers(config.out)
+        lalm.Journal.tidy(lalm.journal_path(config.out))
         return replace(_result(config, found, made), up_to_date=True)
     kind = type(made[0])
     if kind not in (Lalm, Source):

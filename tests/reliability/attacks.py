@@ -62,11 +62,14 @@ class Attack:
         self.world, self.command = world, command
         self.earlier = Path(tempfile.mkdtemp(prefix=f"earlier-{command.name}-", dir=world.root))
         with world.place() as place:
-            self._must(self.start(place, *command.earlier), "the earlier output")
+            if command.given:
+                shutil.copytree(world.inputs / command.given, place / command.out[0])
+            else:
+                self._must(self.start(place, *command.earlier), "the earlier output")
             self.old = self.contents(place)
             shutil.rmtree(place / "cache", ignore_errors=True)
             shutil.copytree(place, self.earlier, dirs_exist_ok=True)
-        with world.place() as place:
+        with self.trial(replaces=False) as place:
             start = time.monotonic()
             self._must(self.start(place), "the output")
             self.seconds = time.monotonic() - start
@@ -74,18 +77,23 @@ class Attack:
             self._names = {"cache", *(path.name for path in place.iterdir())}
             files = [path for path in place.rglob("*") if path.is_file()]
             self.largest = max(path.stat().st_size for path in files)
-        assert all(self.new.values()) and (self.old != self.new or command.name == "merge")
+        assert all(self.new.values()), self.new
+        assert self.old != self.new or command.name == "merge"
 
     @contextmanager
     def trial(self, *, replaces: bool) -> Iterator[Path]:
         """A directory, with the earlier output if that is to be replaced."""
         with self.world.place() as place:
-            if replaces:
+            if replaces or self.command.given:
                 shutil.copytree(self.earlier, place, dirs_exist_ok=True)
             yield place
 
-    def start(self, place: Path, *options: str, before: FileFaults | int | None = None) -> Call:
+    def start(
+        self, place: Path, *options: str, replaces: bool = False, before: FileFaults | int | None = None
+    ) -> Call:
         """Call the command; with faults, or with a limit to the sizes of files in bytes."""
+        if replaces and not self.command.given:
+            options = (*options, "--force")
 
         def disturb() -> None:
             if isinstance(before, FileFaults):
@@ -109,9 +117,11 @@ class Attack:
             return [f"{type(error).__name__}: {error}"]
         except Exception as error:  # of safetensors
             return [f"{type(error).__name__}: {error}"]
+        if self.command.piecewise:
+            return self._strange_files(found, replaces=replaces)
         if self.command.name == "query-lalm":  # saves what it has; it was read just now
             return []
-        before = self.old if replaces else {out: {} for out in self.command.out}
+        before = self._before(replaces=replaces)
         return [
             f"{out} holds neither what was there before nor the whole result"
             for out, files in found.items()
@@ -127,18 +137,25 @@ class Attack:
             except Exception as error:  # it may have been replaced between two reads, but not each time
                 if turn == 2:
                     return [f"cannot be read meanwhile: {error}"]
-        if self.command.name == "query-lalm":
-            return []
+        return [] if self.command.name == "query-lalm" else self._strange_files(found, replaces=replaces)
+
+    def _before(self, *, replaces: bool) -> Contents:
+        return self.old if replaces or self.command.given else {out: {} for out in self.command.out}
+
+    def _strange_files(self, found: Contents, *, replaces: bool) -> list[str]:
+        before = self._before(replaces=replaces)
         return [
             f"{name} holds neither what was there before nor the whole result"
             for out, files in found.items()
             for name, digest in files.items()
-            if digest not in (self.new[out].get(name), self.old[out].get(name) if replaces else None)
+            if digest not in (self.new[out].get(name), before[out].get(name))
+            and not Path(name).name.startswith(".")
         ]
 
     def then(self, place: Path, *, replaces: bool) -> list[str]:
         """What is wrong with the next call, without a hand in between."""
-        ended = self.start(place, "--force" if replaces else self.command.again).wait()
+        again = [self.command.again] if self.command.again and not replaces else []
+        ended = self.start(place, *again, replaces=replaces).wait()
         if ended.code:
             return [f"the next call ended with {ended.code}: {ended.said.strip()[-300:]}"]
         try:
@@ -168,7 +185,7 @@ def killed(attack: Attack, count: int, rng: random.Random) -> Tried:
             break
         replaces = number % 2 == 1
         with attack.trial(replaces=replaces) as place:
-            call = attack.start(place, *(["--force"] if replaces else []))
+            call = attack.start(place, replaces=replaces)
             time.sleep(rng.uniform(0, attack.seconds))
             os.kill(call.pid, signal.SIGKILL)
             ended = call.wait()
@@ -188,7 +205,7 @@ def calls_of(attack: Attack, *, replaces: bool) -> int:
     """Number of the calls on files that can fail."""
     with attack.trial(replaces=replaces) as place:
         counted = FileFaults(attack.world.root)
-        ended = attack.start(place, *(["--force"] if replaces else []), before=counted).wait()
+        ended = attack.start(place, replaces=replaces, before=counted).wait()
         if ended.code or attack.contents(place) != attack.new:
             raise RuntimeError(f"{attack.command.name}: counting its calls changed it: {ended}")
         return counted.calls
@@ -199,12 +216,14 @@ def killed_at_calls(attack: Attack, count: int, rng: random.Random) -> Tried:
     tried = Tried()
     for replaces in (False, True):
         calls, wanted = calls_of(attack, replaces=replaces), tried.trials + count // 2
+        if not calls:
+            continue
         for at in (at for _ in range(4) for at in spread(calls, count // 2, rng)):
             if tried.trials == wanted:
                 break
             with attack.trial(replaces=replaces) as place:
                 fault = FileFaults(attack.world.root, at, KILL)
-                ended = attack.start(place, *(["--force"] if replaces else []), before=fault).wait()
+                ended = attack.start(place, replaces=replaces, before=fault).wait()
                 faults = attack.partial(place, replaces=replaces)
                 left = bool(attack.left(place))
                 faults += attack.then(place, replaces=replaces)
@@ -221,7 +240,7 @@ def failing(attack: Attack, count: int, rng: random.Random) -> Tried:
     tried = Tried()
     for replaces in (False, True):
         calls = calls_of(attack, replaces=replaces)
-        for turn, at in enumerate(spread(calls, count // 2, rng)):
+        for turn, at in enumerate(spread(calls, count // 2, rng) if calls else ()):
             number, lasting = NUMBERS[turn % len(NUMBERS)], turn % 2 == 1
             fault = FileFaults(attack.world.root, at, number, lasting=lasting)
             what = f"{errno.errorcode.get(number, 'full')} {'from' if lasting else 'at'} call {at} of {calls}"
@@ -240,13 +259,13 @@ def limited(attack: Attack, count: int, rng: random.Random) -> Tried:
 
 def _one_failure(attack: Attack, fault: FileFaults | int, what: str, *, replaces: bool) -> Tried:
     with attack.trial(replaces=replaces) as place:
-        ended = attack.start(place, *(["--force"] if replaces else []), before=fault).wait()
+        ended = attack.start(place, replaces=replaces, before=fault).wait()
         faults = attack.partial(place, replaces=replaces)
         if "Traceback" in ended.said or ended.code not in (0, *TOLD):
             faults.append(f"ended with {ended.code}: {ended.said.strip()[-1500:]}")
         elif not ended.code:
             with contextlib.suppress(Exception):
-                if attack.contents(place) != attack.new:
+                if attack.contents(place) != attack.new and "could not be made smaller" not in ended.said:
                     faults.append("ended well, but without the whole result")
         faults += attack.then(place, replaces=replaces)
     seen = "ended well all the same" if not ended.code else f"exit code {ended.code}"
@@ -259,7 +278,7 @@ def at_once(attack: Attack, count: int) -> Tried:
     for number in range(count):
         replaces = number % 2 == 1
         with attack.trial(replaces=replaces) as place, ThreadPoolExecutor() as waiting:
-            calls = [attack.start(place, *(["--force"] if replaces else [])) for _ in range(2)]
+            calls = [attack.start(place, replaces=replaces) for _ in range(2)]
             ends = [waiting.submit(call.wait) for call in calls]
             faults = []
             while not all(end.done() for end in ends):

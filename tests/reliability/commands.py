@@ -7,10 +7,11 @@ import hashlib
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,8 @@ class Command:
         out: names of what it makes.
         earlier: other values of options, which make another output of the same kind, to be replaced.
         again: the option by which what a killed call may have made is kept or made anew.
+        given: name of the input of which its output is a copy before it is called, which changes it in place.
+        piecewise: whether its output is a directory of files that are replaced one by one, as soon as each is whole.
     """
 
     name: str
@@ -44,16 +47,30 @@ class Command:
     out: tuple[str, ...]
     earlier: tuple[str, ...] = ("--seed", "1")
     again: str = "--update"
+    given: str = ""
+    piecewise: bool = False
 
 
 def _commands() -> dict[str, Command]:
     def at(name: str) -> str:
         return f"{INPUTS}/{name}"
 
+    model = at("models/source/seed0")
     target = ("--manifest", at("target/manifest.csv"))
-    train = ("--fused", at("fused.h5"), "--model", at("model"), *target, "--epochs", "2")
+    train = ("--fused", at("fused.h5"), "--model", model, *target, "--epochs", "2")
     source = ("--manifest", at("source/manifest.csv"), "--encoder", "logmel", "--epochs", "2")
-    score = ("--model", at("model"), "--manifest", at("target/labels.csv"), "--resamples", "100")
+    score = (
+        "--model",
+        model,
+        "--manifest",
+        at("target/labels.csv"),
+        "--resamples",
+        "100",
+    )
+    compare = ("--data", INPUTS, "--models", at("models"), "--lalm", at("answers"), "--sources", "source",
+               "--targets", "target", "--seeds", "0", "--systems", "source-only,mifuse-mi,mifuse-cross-fit",
+               "--n-answers", "2", "--n-samples", "3", "--epochs", "2", "--resamples", "100",
+               "--jobs", "1")  # fmt: skip
     calls = [
         Command(
             "prepare",
@@ -69,11 +86,11 @@ def _commands() -> dict[str, Command]:
         ),
         Command("train-source", (*source, "--out", "out"), ("out",)),
         Command(
-            "sample-source", ("--model", at("model"), *target, "--n-samples", "3", "--out", "out.h5"), ("out.h5",)
+            "sample-source", ("--model", model, *target, "--n-samples", "3", "--out", "out.h5"), ("out.h5",)
         ),
         Command(
             "fuse",
-            ("--lalm", at("lalm.h5"), "--source", at("source.h5"), "--out", "out.h5"),
+            ("--lalm", at("answers/target.h5"), "--source", at("source.h5"), "--out", "out.h5"),
             ("out.h5",),
             ("--weighting", "mi"),
         ),
@@ -85,16 +102,27 @@ def _commands() -> dict[str, Command]:
         ),
         Command(
             "predict",
-            ("--model", at("model"), *target, "--out", "out.csv"),
+            ("--model", model, *target, "--out", "out.csv"),
             ("out.csv",),
             ("--normalize", "target"),
         ),
         Command(
-            "export", ("--model", at("model"), "--out", "out"), ("out",), ("--license", "mit"), again="--force"
+            "export", ("--model", model, "--out", "out"), ("out",), ("--license", "mit"), again="--force"
         ),
         Command("report", (at("fused.h5"), "--out", "out.html"), ("out.html",), ("--title", "t"), again="--force"),
         Command("pick", ("--fused", at("fused.h5"), "--n", "5", "--out", "out.csv"), ("out.csv",), again="--force"),
         Command("merge", (at("part-1.h5"), at("part-2.h5"), "--out", "out.h5"), ("out.h5",)),
+        Command("compare", (*compare, "--out", "out"), ("out",), ("--epochs", "1"), piecewise=True),
+        Command(
+            "compare-worlds",
+            (at("compared"), "--out", "out", "--resamples", "100"),
+            ("out",),
+            ("--resamples", "120"),
+            piecewise=True,
+        ),
+        Command(
+            "cache", ("--cache-dir", "out", "--cache-limit", "0B"), ("out",), again="", given="features", piecewise=True
+        ),
     ]  # fmt: skip
     return {one.name: one for one in calls}
 
@@ -160,15 +188,30 @@ class World:
         query = ("query-lalm", *target, "--model", "m", "--rpm", "1e6", "--n-samples", "2")
         source = ("train-source", "--manifest", "source/manifest.csv", "--encoder", "logmel", "--epochs", "2")
         for arguments in (
-            (*query, "--out", "lalm.h5"),
+            (*query, "--out", "answers/target.h5"),
             (*query, "--shard", "1/2", "--out", "part-1.h5"),
             (*query, "--shard", "2/2", "--out", "part-2.h5"),
-            (*source, "--out", "model"),
-            ("sample-source", "--model", "model", *target, "--n-samples", "3", "--out", "source.h5"),
-            ("fuse", "--lalm", "lalm.h5", "--source", "source.h5", "--out", "fused.h5"),
+            (*source, "--out", "models/source/seed0"),
+            (
+                "sample-source",
+                "--model",
+                "models/source/seed0",
+                *target,
+                "--n-samples",
+                "3",
+                "--out",
+                "source.h5",
+            ),
+            ("fuse", "--lalm", "answers/target.h5", "--source", "source.h5", "--out", "fused.h5"),
+            (
+                "compare",
+                *(word.replace(INPUTS, ".") for word in COMMANDS["compare"].arguments[:-1]),
+                "compared",
+            ),
         ):
             ended = self.start(arguments, self.inputs).wait()
             assert ended.code == 0, f"{arguments}: {ended.said}"
+        shutil.copytree(self.inputs / "cache", self.inputs / "features")
 
     @contextmanager
     def place(self) -> Iterator[Path]:
@@ -218,10 +261,14 @@ def content(place: Path, out: str, *, asked: bool = False) -> dict[str, str]:
     if not top.exists():
         return {}
     files = [top] if top.is_file() else sorted(path for path in top.rglob("*") if path.is_file())
+    files = [path for path in files if ".sqlite-" not in path.name]  # SQLite's own, and part of what it reads
     return {path.relative_to(place).as_posix(): _digest(path, asked) for path in files}
 
 
 def _digest(path: Path, asked: bool) -> str:
+    if path.suffix == ".sqlite" and path.parent.name == "out":
+        with closing(sqlite3.connect(path)) as rows:
+            return hashlib.sha256("\n".join(rows.iterdump()).encode()).hexdigest()
     if path.suffix == ".h5":
         made = artifacts.read(path)
         if asked and isinstance(made, artifacts.Lalm):

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from mifuse_cli.errors import ArtifactError, InputError
+from mifuse_cli.errors import ArtifactError, InputError, MifuseError
 from mifuse_cli.files import sqlite_fault
 
 _KEYS_PER_QUERY = 1000
@@ -72,6 +72,13 @@ class Database:
         self._writer.close()
         self._reader.close()
         self._lock.close()
+
+    @classmethod
+    def tidy(cls, path: Path) -> None:
+        """Have SQLite take into a file what a killed process left beside it; one in use, or damaged, stays as it is."""
+        if os.path.lexists(f"{path}-wal") and path.exists():
+            with suppress(MifuseError), cls(path):
+                pass
 
     def submit(self, work: Work) -> Future[Any]:
         """Have ``work`` done in a transaction; the future holds its result once that is committed.

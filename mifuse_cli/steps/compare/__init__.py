@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +18,7 @@ from mifuse_cli.artifacts import Compared
 from mifuse_cli.config import Progress
 from mifuse_cli.cores import free_cores
 from mifuse_cli.errors import InputError, MifuseError
-from mifuse_cli.files import atomic_file, read_results, refuse_links
+from mifuse_cli.files import is_empty, read_results, refuse_links, write_texts
 from mifuse_cli.steps.compare.config import CompareConfig, CompareResult
 from mifuse_cli.steps.compare.formatting import as_csv, latex, markdown
 from mifuse_cli.steps.compare.planning import Plan, plan
@@ -57,18 +56,14 @@ def compare(config: CompareConfig, *, progress: Progress | None = None) -> Compa
         if progress:
             progress("comparing", made, total)
     found = results(config, planned, _predictions(planned))
-    config.out.mkdir(parents=True, exist_ok=True)
     texts = {
+        "results.json": json.dumps(found, indent=1) + "\n",  # first: it tells what the directory is
         "table.md": markdown(found),
         "table.tex": latex(found),
         "scores.csv": as_csv(found),
-        "results.json": json.dumps(found, indent=1) + "\n",
     }
     other_targets = write_targets(config, planned)
-    changed = {name: text for name, text in texts.items() if not _holds(config.out / name, text)}
-    for name, text in changed.items():
-        with atomic_file(config.out / name) as path:
-            path.write_text(text, encoding="utf-8")
+    changed = write_texts(config.out, texts)
     return CompareResult(
         out=config.out,
         protocol=found["protocol"],
@@ -86,17 +81,13 @@ def _refuse_other(config: CompareConfig) -> None:
     refuse_links(
         out, out / "runs", out / "targets", *(out / "runs").rglob("*"), *(out / "targets").rglob("*")
     )
-    if not out.is_dir() or not any(out.iterdir()):
+    if is_empty(out):
         return
     tables = [name for name in _TABLES if os.path.lexists(out / name)]
     if not (out / "runs").is_dir() or (tables and "systems" not in read_results(out)):
         raise InputError(
             f"{out}: is a directory that holds something else than a comparison. Choose another --out."
         )
-
-
-def _holds(file: Path, text: str) -> bool:
-    return file.is_file() and file.read_bytes() == text.encode()
 
 
 def _encode(config: CompareConfig, planned: Plan, progress: Progress | None) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from mifuse_cli import lineage
 from mifuse_cli.config import Progress
 from mifuse_cli.errors import ArtifactError, InputError, did_you_mean
-from mifuse_cli.files import atomic_file, read_results, refuse_links
+from mifuse_cli.files import is_empty, read_results, refuse_links, write_texts
 from mifuse_cli.steps.compare_worlds.config import CompareWorldsConfig, CompareWorldsResult
 from mifuse_cli.steps.compare_worlds.formatting import as_csv, markdown
 from mifuse_cli.steps.compare_worlds.reading import World, read_world
@@ -40,15 +39,11 @@ def compare_worlds(config: CompareWorldsConfig, *, progress: Progress | None = N
             )
     found = results(config, worlds, systems, ours)
     texts = {
+        "results.json": json.dumps(found, indent=1) + "\n",  # first: it tells what the directory is
         "table.md": markdown(found),
         "scores.csv": as_csv(worlds, systems),
-        "results.json": json.dumps(found, indent=1) + "\n",
     }
-    changed = {name: text for name, text in texts.items() if not _holds(config.out / name, text)}
-    config.out.mkdir(parents=True, exist_ok=True)
-    for name, text in changed.items():
-        with atomic_file(config.out / name) as path:
-            path.write_text(text, encoding="utf-8")
+    changed = write_texts(config.out, texts)
     return CompareWorldsResult(
         out=config.out,
         results=found,
@@ -60,7 +55,7 @@ def compare_worlds(config: CompareWorldsConfig, *, progress: Progress | None = N
 def _refuse_other(config: CompareWorldsConfig) -> None:
     """Refuse an output directory that holds something else, or that holds tables which must not be replaced."""
     refuse_links(config.out)
-    if not config.out.is_dir() or not any(config.out.iterdir()):
+    if is_empty(config.out):
         return
     if (config.out / "runs").exists() or "worlds" not in read_results(config.out):
         raise InputError(
@@ -95,7 +90,3 @@ def _notes(worlds: Sequence[World], systems: Sequence[str]) -> list[str]:
     if not any(name in systems for name in worlds[0].baselines):
         notes.append("no difference is told: there is no baseline that every world has")
     return notes
-
-
-def _holds(file: Path, text: str) -> bool:
-    return file.is_file() and file.read_bytes() == text.encode()

@@ -91,6 +91,7 @@ def query_lalm(config: QueryLalmConfig, *, progress: Progress | None = None) -> 
         texts = ((one.utt_id, context_of(one, config)) for one in ordered)
         parents = parents_of(config, clips.where, files, texts)
         if lineage.is_current(config, config.out, parents) and _holds_all(config.out, options.spec()):
+            lalm.Journal.tidy(lalm.journal_path(config.out))
             return replace(summary_of(config.out), up_to_date=True)
     check_place(config.out)
     if config.out.exists() and not config.force:
