@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import re
 import sys
 from dataclasses import replace
@@ -330,6 +332,21 @@ def test_a_broken_manifest_does_not_end_the_report(transfer, tmp_path):
     corpus.manifest.write_text("no,clips\n")
     result, _ = made(tmp_path, run)
     assert result.clips == 40
+
+
+def test_a_disk_that_fails_to_read_the_manifest_ends_it(transfer, tmp_path, monkeypatch):
+    """Once it works again, the page would be another."""
+    corpus, run = transfer
+    whole = Path.open
+
+    def failing(path, *given, **named):
+        if path == corpus.manifest:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return whole(path, *given, **named)
+
+    monkeypatch.setattr(Path, "open", failing)
+    with pytest.raises(InputError, match=r"manifest\.csv: cannot be read \(Input/output error\)"):
+        made(tmp_path, run)
 
 
 def test_reliability_in_the_page_is_that_of_evaluation(transfer):

@@ -400,7 +400,9 @@ def _clips(cluster: _Cluster, utt_id: np.ndarray) -> tuple[Clip, ...] | None:
             continue
         try:
             clips = lineage.clips_of(one, path)
-        except InputError:
+        except InputError as error:
+            if isinstance(error.__context__, OSError):  # it may be sound, and the next page would be another
+                raise
             continue
         known = {clip.utt_id: clip for clip in clips or ()}
         if all(name in known for name in utt_id.tolist()):
