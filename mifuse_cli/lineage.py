@@ -85,7 +85,11 @@ def clips_parent(clips: Sequence[Clip], path: Path, out: Path) -> Parent:
 
 
 def state(artifact: Path, parent: Parent) -> str:
-    """What has become of a parent of the artifact at a path: unchanged, changed, absent, or not compared."""
+    """What has become of a parent of the artifact at a path: unchanged, changed, absent, or not compared.
+
+    Raises:
+        InputError: it is there and cannot be read.
+    """
     if parent.role not in COMPARED:
         return "not compared"
     place = place_of(parent, artifact)
@@ -93,7 +97,9 @@ def state(artifact: Path, parent: Parent) -> str:
         return "absent"
     try:
         return "unchanged" if digest(place) == parent.sha256 else "changed"
-    except MifuseError:
+    except MifuseError as error:
+        if isinstance(error.__context__, OSError):
+            raise
         return "changed"
 
 

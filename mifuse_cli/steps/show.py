@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from mifuse_cli import artifacts, lineage
-from mifuse_cli.artifacts import Evaluation, Fused, Lalm, Predictions, Source
+from mifuse_cli.artifacts import Evaluation, Fused, Lalm, Parent, Predictions, Source
 from mifuse_cli.config import Config, Progress, option
+from mifuse_cli.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ def show(config: ShowConfig, *, progress: Progress | None = None) -> ShowResult:
         rates=_rates(made),
         summary=header.parameters.get("summary", {}),
         parents=[
-            {"role": one.role, "path": one.path, "sha256": one.sha256, "state": lineage.state(path, one)}
+            {"role": one.role, "path": one.path, "sha256": one.sha256, "state": _state(path, one)}
             for one in header.parents
         ],
         parameters={name: value for name, value in header.parameters.items() if name != "summary"},
@@ -94,6 +95,13 @@ def show(config: ShowConfig, *, progress: Progress | None = None) -> ShowResult:
         sha256=lineage.digest(config.file),
         versions=header.versions,
     )  # fmt: skip
+
+
+def _state(path: Path, parent: Parent) -> str:
+    try:
+        return lineage.state(path, parent)
+    except InputError:
+        return "not readable"
 
 
 def _rates(made: artifacts.Artifact) -> dict[str, dict[str, float | None]]:
