@@ -34,6 +34,11 @@ def attack(world, request):
     return Attack(world, commands.COMMANDS[request.param])
 
 
+def _needs_calls(attack):
+    if attack.command.name == "cache":
+        pytest.skip("all that `mifuse cache` does to its files is done by SQLite, below Python's calls")
+
+
 def test_killed(attack):
     tried = attacks.killed(attack, 2, random.Random(1))
     assert (tried.trials, tried.faults) == (2, [])
@@ -41,11 +46,13 @@ def test_killed(attack):
 
 def test_killed_at_calls(attack):
     """The last one among them, when all is written but what is under way is not yet cleared."""
+    _needs_calls(attack)
     tried = attacks.killed_at_calls(attack, 4, random.Random(1))
     assert (tried.trials, tried.faults) == (4, [])
 
 
 def test_failing_files(attack):
+    _needs_calls(attack)
     tried = attacks.failing(attack, 6, random.Random(1))
     assert (tried.trials, tried.faults) == (6, [])
 
