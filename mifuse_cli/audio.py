@@ -404,6 +404,10 @@ def _opened(excerpt: Excerpt) -> Iterator[soundfile.SoundFile]:
         with file:
             yield file
     except (soundfile.SoundFileError, OSError) as error:
+        if not os.path.lexists(path):
+            raise InputError(
+                f"{path}: no such file. Check its name, or the directory it is looked for in."
+            ) from None
         if _is_lfs_pointer(path):
             raise InputError(
                 f"{path}: is a Git LFS pointer, not audio. Fetch the files with git lfs pull."

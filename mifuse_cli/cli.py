@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from math import isnan
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+import typer.core
 
 import mifuse_cli
 from mifuse_cli import config as configs
 from mifuse_cli import console
-from mifuse_cli.errors import InputError, MifuseError
+from mifuse_cli.errors import InputError, MifuseError, UsageError, number_of
 from mifuse_cli.fusion import FORECAST_ERROR
 from mifuse_cli.model import launcher, processes
 
@@ -39,6 +41,38 @@ app = typer.Typer(
 )
 
 
+class _Command(typer.core.TyperCommand):
+    """A command whose errors tell which values are not of the command line, where nobody would look for them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As the parent does."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            if error.param is not None and (origin := _origin(ctx, error.param)):
+                error.message = f"{error.message.rstrip('.')}, from {origin}."
+            raise
+
+
+def _origin(ctx: typer.Context, option: Any) -> str:
+    """Where a value is from, if it is not of the command line."""
+    source = ctx.get_parameter_source(option.name)
+    if source is not None and source.name == "ENVIRONMENT":
+        return next((f"{name} in the environment" for name in option.envvar if os.environ.get(name)), "")
+    return "the file of --config" if source is not None and source.name == "DEFAULT_MAP" else ""
+
+
+def _origins(ctx: typer.Context, text: str) -> str:
+    """Where the options that an error names are from, as far as they are not of the command line."""
+    found = (
+        f"{flag} is from {origin}"
+        for option in ctx.command.params
+        for flag in option.opts
+        if re.search(rf"{flag}(?![\w-])", text) and (origin := _origin(ctx, option))
+    )
+    return "".join(f"; {one}" for one in found)
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"mifuse {mifuse_cli.__version__}")
@@ -55,6 +89,10 @@ def _root(
     """Hold the options of the program itself; its help is that of `app`."""
 
 
+_CONFIGS: dict[str, type[configs.Config]] = {}
+"""Configurations of all commands by name."""
+
+
 def command(name: str, example: str) -> Callable[[Callable[[Any], str]], None]:
     """Register the step ``name`` as a subcommand; the decorated function writes its result for people."""
 
@@ -63,9 +101,12 @@ def command(name: str, example: str) -> Callable[[Callable[[Any], str]], None]:
         module = import_module(f"mifuse_cli.steps.{module_name}")
         stem = "".join(part.capitalize() for part in name.split("-"))
         config_type: type[configs.Config] = getattr(module, f"{stem}Config")
+        _CONFIGS[name] = config_type
         step = getattr(module, module_name)
 
-        def run(json: bool, log_json: bool, quiet: bool, config: Path | None, **values: Any) -> None:
+        def run(
+            ctx: typer.Context, json: bool, log_json: bool, quiet: bool, config: Path | None, **values: Any
+        ) -> None:
             is_first = launcher.number() == 0
             quiet, json = quiet or not is_first, json and is_first
             try:
@@ -74,34 +115,36 @@ def command(name: str, example: str) -> Callable[[Callable[[Any], str]], None]:
                     result = step(config_type(**values), progress=progress)
             except MifuseError as error:
                 launcher.let_the_first_speak()
-                console.error(str(error))
+                origins = _origins(ctx, str(error)) if isinstance(error, UsageError) else ""
+                console.error(f"{error}{origins}", as_json=log_json)
                 raise typer.Exit(error.exit_code) from None
             except OSError as error:
                 # A step names what it knows of. File systems fail in more ways, and no traceback tells users of them.
                 where = f"{error.filename}: " if error.filename is not None else ""
                 console.error(
-                    f"{where}{error.strerror or error}. Expected a file that can be read or written."
+                    f"{where}{error.strerror or error}. Expected a file that can be read or written.",
+                    as_json=log_json,
                 )
                 raise typer.Exit(InputError.exit_code) from None
             except KeyboardInterrupt:
                 if is_first:
-                    console.error("interrupted; run the same command again to go on")
+                    console.error("interrupted; run the same command again to go on", as_json=log_json)
                 raise typer.Exit(130) from None
             if not quiet:
                 for text in getattr(result, "notes", ()):
-                    console.note(text)
+                    console.note(text, as_json=log_json)
             if json:
                 print(console.as_json(result))
             elif not quiet:
                 if getattr(result, "up_to_date", False):
-                    console.note(f"{result.out} is up to date")
+                    console.note(f"{result.out} is up to date", as_json=log_json)
                 print(report(result))
             if code := getattr(result, "exit_code", 0):
                 raise typer.Exit(code)
 
         run.__signature__ = _signature(name, config_type)  # type: ignore[attr-defined]
         run.__annotations__ = {}
-        app.command(name, help=inspect.getdoc(config_type), epilog=f"Example: {example}")(run)
+        app.command(name, cls=_Command, help=inspect.getdoc(config_type), epilog=f"Example: {example}")(run)
 
     return register
 
@@ -127,31 +170,38 @@ def _signature(name: str, config_type: type[configs.Config]) -> inspect.Signatur
         default = inspect.Parameter.empty if required else field.default
         hint: Any = list[Path] if configs.is_repeatable(field) else hints[field.name]
         parameters.append((field.name, Annotated[hint, described], default))
-    parameters.append(("config", Annotated[Path | None, _config_option(config_type)], None))
+    parameters.append(("config", Annotated[Path | None, _config_option(name)], None))
     parameters.append(
         ("json", Annotated[bool, typer.Option("--json", help="Print the result as JSON.")], False)
     )
-    log_help = "Write progress as JSON lines to standard error."
+    log_help = "Write progress, notes and errors as JSON lines to standard error."
     parameters.append(("log_json", Annotated[bool, typer.Option("--log-json", help=log_help)], False))
     quiet_help = "Print nothing but errors and --json."
     parameters.append(("quiet", Annotated[bool, typer.Option("--quiet", "-q", help=quiet_help)], False))
     kind = inspect.Parameter.KEYWORD_ONLY
+    context = inspect.Parameter("ctx", kind, annotation=typer.Context)
     return inspect.Signature(
-        [inspect.Parameter(n, kind, annotation=annotation, default=d) for n, annotation, d in parameters]
+        [
+            context,
+            *(
+                inspect.Parameter(n, kind, annotation=annotation, default=d)
+                for n, annotation, d in parameters
+            ),
+        ]
     )
 
 
-def _config_option(config_type: type[configs.Config]) -> Any:
+def _config_option(name: str) -> Any:
     def read(ctx: typer.Context, path: Path | None) -> Path | None:
         if path is not None:
             try:
-                ctx.default_map = configs.read_yaml(path, config_type)
+                ctx.default_map = configs.read_yaml(path, name, _CONFIGS)
             except MifuseError as error:
                 console.error(str(error))
                 raise typer.Exit(error.exit_code) from None
         return path
 
-    help = "YAML file of options; unknown ones are an error."
+    help = "YAML file of options, also under names of commands; unknown ones are an error."
     return typer.Option("--config", "-c", is_eager=True, callback=read, help=help, show_default=False)
 
 
@@ -234,7 +284,10 @@ def _estimated(result: Any) -> str:
     volume, guess = result.volume, result.estimate
     total = console.describe(
         {
-            "clips": f"{volume.clips} to ask about",
+            # A pilot projects all clips, its own among them.
+            "clips": f"{volume.clips} in all, those of the pilot included"
+            if result.statuses
+            else f"{volume.clips} to ask about",
             "requests": f"{volume.requests} for {volume.answers} answers",
             "speech": f"{volume.seconds / 3600:.4g} hours in all requests, {volume.upload_bytes / 1e6:.4g} MB",
         }
@@ -406,10 +459,16 @@ def _(result: Any) -> str:
     general = console.describe(
         {
             **({} if result.out is None else {"file": result.out}),
-            "clips": f"{result.clips} of {result.recordings} recordings"
+            "clips": f"{result.clips} of {result.clips + result.skipped}"
+            + (
+                f", parts of {number_of(result.recordings, 'recording')}"
+                if result.recordings < result.clips
+                else ""
+            )
             + (f", {result.continued} of them from the interrupted run" if result.continued else ""),
-            **({"skipped": result.skipped} if result.skipped else {}),
-            "decision": result.decision,
+            "decision": f"{result.decision}, the largest probability / prior"
+            if result.prior
+            else result.decision,
             **({"prior": result.prior} if result.prior else {}),
             "predicted": result.predicted,
         }
@@ -436,7 +495,7 @@ def _(result: Any) -> str:
         {
             "directory": result.out,
             "for": result.to,
-            "files": ", ".join(f"{name} ({size / 1e6:.3g} MB)" for name, size in result.files.items()),
+            "files": ", ".join(f"{name} ({console.size_of(size)})" for name, size in result.files.items()),
             "checked": f"probabilities differ by at most {result.difference:.1g}",
         }
     )
@@ -493,7 +552,7 @@ def _(result: Any) -> str:
 def _(result: Any) -> str:
     return console.describe(
         {
-            "page": f"{result.out}, {result.bytes / 1e6:.2f} MB",
+            "page": f"{result.out}, {console.size_of(result.bytes)}",
             **({"runs": ", ".join(result.runs)} if result.runs else {}),
             **({"comparisons": ", ".join(result.comparisons)} if result.comparisons else {}),
             "clips": f"{result.clips}, {result.embedded} of them to be heard without their files",

@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -295,26 +295,54 @@ def tune_problems(value: str, others: tuple[str, ...] = ()) -> Iterable[str]:
         yield f"--tune {value!r}: expected {', '.join((*others, 'head', 'top-N', 'all'))}"
 
 
-def read_yaml(path: Path, config_type: type[Config]) -> dict[str, Any]:
-    """Values of a ``--config`` file, keys as field names.
+def read_yaml(path: Path, command: str, commands: Mapping[str, type[Config]]) -> dict[str, Any]:
+    """Values of a ``--config`` file for a command, keys as field names.
+
+    A mapping under a command's name holds options of that command alone, which win over those outside of it.
+
+    Args:
+        path: of the file.
+        command: its name.
+        commands: configurations of all commands by name.
 
     Raises:
-        UsageError: unreadable file, not a mapping, or keys that the step does not know (all are named).
+        UsageError: unreadable file, not a mapping, or keys that the command does not know (all are named).
     """
     values = load_yaml(path, f"--config {path}")
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise UsageError(f"--config {path}: expected a mapping of option names to values")
-    known = {field.name: field for field in dataclasses.fields(config_type)}
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
-    unknown = [f"{key!r}{did_you_mean(key, known)}" for key in sorted(values.keys() - known)]
+    parts = {name: values.pop(name) for name in [*values] if name in commands and _is_part(values[name])}
+    values = {str(key): value for key, value in {**values, **(parts.get(command) or {})}.items()}
+    known = {field.name: field for field in dataclasses.fields(commands[command])}
+    unknown = [f"{key!r}{_hint(key, command, commands)}" for key in sorted(values) if _name(key) not in known]
     if unknown:
         raise UsageError(f"--config {path}: unknown option {', '.join(unknown)}")
     odd = [key for key, value in values.items() if not _is_value(value) and not _is_list(value)]
     if odd:
         raise UsageError(f"--config {path}: {some(odd)}: expected a number, a text, or a list of them")
-    return {key: _as_given(value, known[key]) for key, value in values.items()}
+    return {_name(key): _as_given(value, known[_name(key)]) for key, value in values.items()}
+
+
+def _is_part(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+def _name(key: str) -> str:
+    return key.replace("-", "_")
+
+
+def _hint(key: str, command: str, commands: Mapping[str, type[Config]]) -> str:
+    """Which commands have an option that this one has not, or which option of it may be meant."""
+    fields = {name: {one.name for one in dataclasses.fields(kind)} for name, kind in commands.items()}
+    if key in commands:
+        return " (a command: expected a mapping of its options)"
+    others = [name for name, names in fields.items() if _name(key) in names]
+    if others:
+        return f" ({command} has none; {', '.join(others)} {'has' if len(others) == 1 else 'have'})"
+    known = [one.replace("_", "-") if "-" in key else one for one in fields[command]]
+    return did_you_mean(key, [*known, *commands])
 
 
 def load_yaml(path: Path, name: str, kind: type[MifuseError] = UsageError) -> Any:

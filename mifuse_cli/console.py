@@ -34,7 +34,7 @@ def progress_bar(quiet: bool, log_json: bool) -> Iterator[Progress | None]:
 
     Args:
         quiet: draw nothing.
-        log_json: write JSON lines, also on a terminal.
+        log_json: write JSON lines, notes too, also on a terminal.
     """
     if quiet:
         yield None
@@ -69,7 +69,7 @@ def progress_bar(quiet: bool, log_json: bool) -> Iterator[Progress | None]:
 
             yield draw
     else:
-        with _logged(note):
+        with _logged(lambda text: note(text, as_json=log_json)):
             yield _lines(log_json)
 
 
@@ -146,21 +146,50 @@ def _rounded(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+class _WhileRead(io.FileIO):
+    """A stream of this process; once nobody reads it any more, as after ``| head``, what is written is dropped."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except BrokenPipeError:
+            return len(data)
+
+
 def write_anything() -> None:
-    """Let the streams take every character: what they cannot encode is written as its code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    """Let the streams take every character: what they cannot encode is written as its code; and bear to be closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, io.TextIOWrapper):
+            continue
+        try:
+            raw = _WhileRead(stream.fileno(), "w", closefd=False)
+        except OSError:  # no stream of the system's
             stream.reconfigure(errors="backslashreplace")
+            continue
+        stream.flush()
+        made = io.TextIOWrapper(
+            io.BufferedWriter(raw),
+            stream.encoding,
+            "backslashreplace",
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, made)
 
 
-def note(text: str) -> None:
-    """A remark on stderr."""
-    print(f"note: {text}", file=sys.stderr)
+def note(text: str, *, as_json: bool = False) -> None:
+    """A remark on stderr, for people or for programs."""
+    _say("note", text, as_json)
 
 
-def error(text: str) -> None:
-    """An error on stderr."""
-    print(f"error: {text}", file=sys.stderr)
+def error(text: str, *, as_json: bool = False) -> None:
+    """An error on stderr, for people or for programs."""
+    _say("error", text, as_json)
+
+
+def _say(kind: str, text: str, as_json: bool) -> None:
+    print(json.dumps({kind: text}) if as_json else f"{kind}: {text}", file=sys.stderr, flush=True)
 
 
 def as_json(result: Any) -> str:
@@ -173,6 +202,15 @@ def describe(pairs: dict[str, Any]) -> str:
     """Aligned ``name  value`` lines; numbers are shortened, mappings written as ``a 0.25, b 0.75``."""
     width = max(map(len, pairs))
     return "\n".join(f"{name:<{width}}  {_short(value)}" for name, value in pairs.items())
+
+
+def size_of(count: int) -> str:
+    """A number of bytes in the unit that fits, by powers of 1000."""
+    size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while size >= 999.5 and len(units) > 1:
+        size /= 1000
+        del units[0]
+    return f"{size:.3g} {units[0]}"
 
 
 def bar(share: float | None, width: int = 20) -> str:

@@ -70,6 +70,11 @@ def listed(sentences: Sequence[str]) -> str:
     return " ".join(sentences[:_SENTENCES]) + (f" And {more} more." if more > 0 else "")
 
 
+def number_of(count: int, noun: str) -> str:
+    """A count with its noun, in the plural unless it is one."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def did_you_mean(given: object, known: Iterable[str], form: str = " (did you mean {!r}?)") -> str:
     """A hint with the known name that is nearest to ``given``, "" if none is near.
 
@@ -78,5 +83,7 @@ def did_you_mean(given: object, known: Iterable[str], form: str = " (did you mea
         known: names that were possible.
         form: the hint, with a place ``{}`` for the name.
     """
-    near = get_close_matches(str(given), list(known), n=1)
+    names = list(known)
+    swapped = [name for name in names if sorted(name) == sorted(str(given))]  # of short names not near enough
+    near = swapped or get_close_matches(str(given), names, n=1)
     return form.format(near[0]) if near else ""

@@ -113,7 +113,52 @@ class TestPrecedence:
         assert not (tmp_path / "fused.h5").exists()
 
 
+class TestOrigin:
+    """Errors about values that stand elsewhere than on the command line tell where."""
+
+    def test_of_the_environment(self, fuse_args):
+        result = mifuse(*fuse_args, MIFUSE_TAU="much")
+        assert result.exit_code == 2 and "MIFUSE_TAU in the environment" in " ".join(result.stderr.split())
+        result = mifuse(*fuse_args, MIFUSE_FUSE_TAU="-1")
+        assert "; --tau is from MIFUSE_FUSE_TAU in the environment" in refused(result, 2, "--tau -1")
+
+    def test_of_a_file(self, fuse_args, tmp_path):
+        for value in ("much", "-1"):
+            (tmp_path / "c.yaml").write_text(f"tau: {value}\n")
+            result = mifuse(*fuse_args, "--config", tmp_path / "c.yaml")
+            assert result.exit_code == 2 and "from the file of --config" in " ".join(result.stderr.split())
+
+    def test_not_of_flags(self, fuse_args):
+        assert refused(mifuse(*fuse_args, "--tau", "-1", MIFUSE_SEED="3"), 2).endswith("0")
+
+
 class TestOutput:
+    def test_notes_and_errors_are_json_where_progress_is(self, fuse_args, tmp_path):
+        made = mifuse(*fuse_args, "--weighting", "cross-fit", "--log-json")
+        assert any(
+            "24 clips are few" in json.loads(line).get("note", "") for line in made.stderr.splitlines()
+        )
+        again = mifuse(*fuse_args, "--log-json")
+        assert again.exit_code == 3
+        (last,) = again.stderr.splitlines()
+        assert "exists already" in json.loads(last)["error"]
+
+    @pytest.mark.parametrize("arguments", [("--help",), ("validate", "none")])
+    def test_a_reader_that_goes_away(self, arguments):
+        """As after `| head`: what it does not read is dropped, and the exit code is that of the command."""
+        codes = []
+        for closed in (False, True):
+            process = start(*arguments)
+            if closed:
+                process.stdout.close()
+                process.stderr.close()
+                codes.append(process.wait())
+            else:
+                out, said = process.communicate()
+                assert out and not said
+                codes.append(process.returncode)
+        assert codes[0] == codes[1] == (3 if arguments[0] == "validate" else 0)
+
     def test_json(self, fuse_args, tmp_path):
         result = mifuse(*fuse_args, "--json")
         found = json.loads(result.stdout)

@@ -5,6 +5,7 @@ import pytest
 
 import mifuse_cli
 from mifuse_cli.config import (
+    Config,
     Encoding,
     StepConfig,
     above_zero,
@@ -78,6 +79,13 @@ def test_as_dict_is_everything_as_json_types():
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class CoolDownConfig(Config):
+    """Cool."""
+
+    hours: int = option(1)
+
+
 def test_settings_leave_out_paths_and_what_does_not_settle():
     config = BakeConfig(oven="o", rack="r", window_open=True, device="cpu", force=True, update=True, seed=7)
     assert settings(config) == {"loaves": 2, "flour": "rye", "seed": 7}
@@ -86,7 +94,7 @@ def test_settings_leave_out_paths_and_what_does_not_settle():
 class TestReadYaml:
     def read(self, tmp_path, text):
         (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
-        return read_yaml(tmp_path / "c.yaml", BakeConfig)
+        return read_yaml(tmp_path / "c.yaml", "bake", {"bake": BakeConfig, "cool-down": CoolDownConfig})
 
     def test_a_list_is_what_the_flag_would_be(self, tmp_path):
         assert self.read(tmp_path, "flour: [rye, oat]") == {"flour": "rye,oat"}
@@ -104,6 +112,25 @@ class TestReadYaml:
             self.read(tmp_path, "loafs: 4\nzzz: 1\noven: o\n")
         assert str(caught.value).endswith("unknown option 'loafs' (did you mean 'loaves'?), 'zzz'")
 
+    def test_one_file_for_several_commands(self, tmp_path):
+        text = "flour: rye\nbake:\n  flour: oat\n  loaves: 3\ncool-down: {hours: 2}\n"
+        assert self.read(tmp_path, text) == {"flour": "oat", "loaves": 3}
+        assert self.read(tmp_path, "bake:\nflour: rye\n") == {"flour": "rye"}
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("hours: 2\n", "'hours' (bake has none; cool-down has)"),
+            ("bake: {window-opn: 2}\n", "'window-opn' (did you mean 'window-open'?)"),
+            ("cool-dwn: {hours: 2}\n", "'cool-dwn' (did you mean 'cool-down'?)"),
+            ("bake: 2\n", "'bake' (a command: expected a mapping of its options)"),
+        ],
+    )
+    def test_keys_of_other_commands(self, tmp_path, text, told):
+        with pytest.raises(UsageError) as caught:
+            self.read(tmp_path, text)
+        assert str(caught.value).endswith(told)
+
     @pytest.mark.parametrize("text", ["- a\n- b\n", "[]", "just words", "0", "a: [", "a: b: c"])
     def test_what_is_no_mapping_is_refused(self, tmp_path, text):
         with pytest.raises(UsageError, match=r"c\.yaml"):
@@ -111,10 +138,10 @@ class TestReadYaml:
 
     def test_unreadable(self, tmp_path):
         with pytest.raises(UsageError, match=r"none\.yaml: cannot be read"):
-            read_yaml(tmp_path / "none.yaml", BakeConfig)
+            read_yaml(tmp_path / "none.yaml", "bake", {"bake": BakeConfig})
         (tmp_path / "latin.yaml").write_bytes(b"flour: \xfc\n")
         with pytest.raises(UsageError, match=r"latin\.yaml: cannot be read"):
-            read_yaml(tmp_path / "latin.yaml", BakeConfig)
+            read_yaml(tmp_path / "latin.yaml", "bake", {"bake": BakeConfig})
 
 
 CLIPS = {"manifest": "m.csv"}

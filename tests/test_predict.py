@@ -186,15 +186,27 @@ def bad(corpora, tmp_path):
 class TestSkipped:
     def test_what_cannot_be_read_is_told(self, pipeline, bad, tmp_path):
         out = tmp_path / "p.csv"
-        result = mifuse("predict", "--model", pipeline.student, "--out", out, bad, bad / "absent.wav")
+        table = write_csv(
+            tmp_path / "m.csv", [{"file": path} for path in (*sorted(bad.iterdir()), bad / "absent.wav")]
+        )
+        result = mifuse("predict", "--model", pipeline.student, "--out", out, "--manifest", table)
         assert result.exit_code == 0 and "note: 4 of 7 clips are skipped, such as empty" in result.stderr
+        assert "clips      3 of 7\n" in result.stdout
         rows = read_rows(out)
         assert len(rows) == 7
         for row in rows:
             given = Path(row["file"]).stem in ("text", "empty", "nan", "absent")
             assert bool(row["skipped"]) == given and bool(row["predicted"]) != given
             assert bool(row["angry"]) != given
+        (absent,) = (row["skipped"] for row in rows if row["utt_id"] == "absent")
+        assert "absent.wav: no such file" in absent
         assert not list(tmp_path.glob("*.part"))
+
+    def test_names_given_have_to_be_there(self, pipeline, bad, tmp_path):
+        out = tmp_path / "p.csv"
+        result = mifuse("predict", "--model", pipeline.student, "--out", out, bad, bad / "absent.wav", "wavs")
+        refused(result, 3, "absent.wav, wavs: no such file or directory")
+        assert not out.exists()
 
     def test_an_artifact_counts_them_as_missing(self, pipeline, bad, tmp_path):
         out = tmp_path / "p.h5"
@@ -240,7 +252,8 @@ class TestWindows:
         ]  # fmt: skip
         assert [start for _, start, _ in self.windows(recording, 3, 1.5)] == [0, 1.5, 3, 4.3]
         assert self.windows(recording, 7.3) == self.windows(recording, 60) == [("talk_0-7.3", 0, 7.3)]
-        assert self.windows(tmp_path / "absent.wav", 3) == [("absent", 0, None)]
+        (tmp_path / "text.wav").write_text("no audio")
+        assert self.windows(tmp_path / "text.wav", 3) == [("text", 0, None)]
 
     @pytest.mark.parametrize("seconds", [0.3, 1.0, 2.999, 3.0, 3.001, 6.0, 10.7])
     def test_of_any_length(self, tmp_path, seconds):
@@ -424,6 +437,17 @@ class TestResumed:
                             tmp_path / "p.csv")  # fmt: skip
             refused(result, 3, "p.csv.part: another program has been writing", "choose another --out")
 
+    def test_one_run_at_a_time(self, pipeline, corpora, tmp_path):
+        out = tmp_path / "p.csv"
+        config = m.PredictConfig(model=pipeline.student, manifest=corpora.target, out=out)
+        with (
+            keeping.alone(tmp_path / "p.csv.part"),
+            pytest.raises(InputError, match="another mifuse predict"),
+        ):
+            m.predict(config)
+        m.predict(config)
+        assert out.exists() and not (tmp_path / "p.csv.part").exists()
+
     def test_a_part_that_vanishes_is_told(self, tmp_path):
         part, clip = tmp_path / "p.csv.part", Part("a", Excerpt(tmp_path / "a.wav"))
         with pytest.raises(InputError, match=r"p\.csv\.part: is no longer there.*choose another --out"):  # noqa: SIM117
@@ -475,7 +499,7 @@ class TestCommand:
         lines = result.stdout.splitlines()
         assert lines[0].split() == ["clip", *CLASSES, "predicted"]
         assert [line.split()[0] for line in lines[1:3]] == [name.stem for name in names]
-        assert "decision   plain" in result.stdout and "clips      2 of 2 recordings" in result.stdout
+        assert "decision   plain" in result.stdout and "clips      2 of 2\n" in result.stdout
 
     def test_json(self, pipeline, corpora):
         names = sorted(corpora.wav_dir.glob("*.wav"))[:2]

@@ -13,7 +13,7 @@ from typing import Literal
 
 from mifuse_cli import cores, lalm, provenance
 from mifuse_cli.config import Config, Progress, option
-from mifuse_cli.errors import DependencyError, MifuseError, RemoteError, UsageError
+from mifuse_cli.errors import DependencyError, MifuseError, RemoteError, UsageError, number_of
 
 _EXTRAS = {
     "report": "mifuse report and evaluate --plot",
@@ -246,7 +246,8 @@ def _service(config: DoctorConfig) -> list[Check]:
         return [
             Check("service", "bad", str(error), f"check that {host} runs and that --base-url ends with /v1")
         ]
-    checks = [Check("service", "ok", f"{host} lists {len(listed)} models")]
+    with_it = f", {config.model} among them" if config.model and len(listed) > 1 else ""
+    checks = [Check("service", "ok", f"{host} lists {number_of(len(listed), 'model')}{with_it}")]
     if config.model:
         if listed and config.model not in listed:
             near = ", ".join(sorted(listed)[:10])

@@ -29,6 +29,8 @@ _PARTS = 100
 """In which answers are looked at, until one is found."""
 _FEW_GOLD = 20
 """True classes below which some targets lose by them, see docs/experiments.md."""
+_FEW_CLIPS = 150
+"""Clips below which cross-fit often loses to its better teacher, see docs/experiments.md."""
 _QUESTION = ("elicit", "system", "template")
 """Parts of a LALM's spec by which the same model counts as another teacher."""
 
@@ -452,6 +454,11 @@ def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:
                 f"{name}: has one answer a clip, so that nothing tells how sure it is; ask for more with query-lalm "
                 "--n-samples"
             )
+    if parameters["weighting"] == CROSS_FIT and len(artifact.utt_id) < _FEW_CLIPS:
+        yield (
+            f"{len(artifact.utt_id)} clips are few for cross-fit: of fewer than about {_FEW_CLIPS}, its labels can be "
+            "worse than the better teacher's, and only labels of yours tell; give the true class of some (--gold)"
+        )
     if parameters["weighting"] != artifact.header.config["weighting"]:
         yield "all teachers weigh the same therefore; --keep-weighting insists on the weighting"
     for number, name in enumerate(parameters["teachers"]):

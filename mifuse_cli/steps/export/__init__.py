@@ -115,6 +115,15 @@ def export(config: ExportConfig, *, progress: Progress | None = None) -> ExportR
         )
     if loaded.shape.precision != "fp32":
         notes.append(f"the encoder of the model runs in {loaded.shape.precision}, what is exported in fp32")
+    unnamed = {
+        "--source-corpus": not history.source,
+        "--target-corpus": bool(history.method) and not history.target,
+        "--license": not config.license,
+        "--evaluation": not scores,
+    }
+    if any(unnamed.values()):
+        missing = ", ".join(name for name, lacks in unnamed.items() if lacks)
+        notes.append(f"the model card lacks what is told by {missing}; export again with --force to add it")
     return ExportResult(
         out=config.out,
         to=config.to,

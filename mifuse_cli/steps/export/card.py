@@ -124,7 +124,7 @@ def _use(shape: Shape, transformers: bool, onnx: bool, longest_s: float | None) 
 def _scores(scores: Sequence[Evaluation]) -> str:
     if not scores:
         return "No score was given when this model was exported."
-    rows = ["| | UA % | 95 % interval | WA % | macro F1 % | clips |", "|---|---|---|---|---|---|"]
+    rows = ["| protocol | UA % | 95 % interval | WA % | macro F1 % | clips |", "|---|---|---|---|---|---|"]
     lines = []
     for number, score in enumerate(scores, start=1):
         m = score.header.parameters["metrics"]

@@ -19,7 +19,7 @@ from mifuse_cli.errors import InputError
 from mifuse_cli.files import check_place
 from mifuse_cli.model.shape import read_shape
 from mifuse_cli.steps.predict.config import PredictConfig, PredictResult
-from mifuse_cli.steps.predict.kept import Kept, kept_in, key_of
+from mifuse_cli.steps.predict.kept import Kept, alone, kept_in, key_of
 from mifuse_cli.steps.predict.output import Prediction, format_of, is_output, write
 from mifuse_cli.steps.predict.parts import Part, parts_of
 
@@ -147,16 +147,17 @@ def _kept(out: Path | None, identity: dict[str, Any]) -> Iterator[Kept]:
             yield kept
         return
     file, done = out.with_name(out.name + ".part"), False
-    try:
-        with kept_in(file, identity) as kept:
-            try:
-                yield kept
-                done = True
-            finally:
-                done = done or not kept.keys()
-    finally:
-        if done:
-            file.unlink(missing_ok=True)
+    with alone(file):
+        try:
+            with kept_in(file, identity) as kept:
+                try:
+                    yield kept
+                    done = True
+                finally:
+                    done = done or not kept.keys()
+        finally:
+            if done:
+                file.unlink(missing_ok=True)
 
 
 def _decided(

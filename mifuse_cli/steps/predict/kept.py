@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,37 @@ def key_of(part: Part) -> str:
     """What makes a clip the same when the command is run again."""
     path, *bounds = part.excerpt
     return json.dumps([part.utt_id, str(path), *bounds, part.speaker, *part.state])
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Keep other runs from a file within the block.
+
+    Raises:
+        InputError: another run has it, or it cannot be made.
+    """
+    while True:
+        try:
+            descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o666)
+        except OSError as error:
+            raise InputError(f"{file}: cannot be written ({error.strerror}). Choose another --out.") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise InputError(
+                f"{file}: another mifuse predict is writing to the same --out. Wait for its end, or choose another --out."
+            ) from None
+        except OSError:  # a file system without locks
+            break
+        with suppress(FileNotFoundError):
+            if os.path.samestat(file.stat(), os.fstat(descriptor)):
+                break
+        os.close(descriptor)  # the other run deleted it before it was locked
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

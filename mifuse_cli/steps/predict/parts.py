@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from mifuse_cli import audio
 from mifuse_cli.audio import Excerpt
-from mifuse_cli.errors import InputError
+from mifuse_cli.errors import InputError, some
 from mifuse_cli.manifest import Clip, Clips, audio_below, scan
 from mifuse_cli.steps.predict.config import PredictConfig
 
@@ -34,10 +34,11 @@ class Part(NamedTuple):
 
 
 def parts_of(config: PredictConfig) -> list[Part]:
-    """Everything to predict, in the order given, of a directory by id; files need not be there.
+    """Everything to predict, in the order given, of a directory by id; listed files need not be there.
 
     Raises:
-        InputError: a manifest that cannot be read, a directory without audio, no file at all.
+        InputError: a manifest that cannot be read, a directory without audio, no file at all, a name on the command
+            line of nothing.
     """
     if config.files:
         clips: Sequence[Clip] = _named(config.files)
@@ -55,6 +56,9 @@ def parts_of(config: PredictConfig) -> list[Part]:
 
 def _named(files: Sequence[Path]) -> list[Clip]:
     """Clips of files, directories and the names on stdin; ids are stems, or paths where stems are not unique."""
+    absent = [str(file) for file in files if file != STDIN and not os.path.lexists(file)]
+    if absent:
+        raise InputError(f"{some(absent)}: no such file or directory. Check the name; nothing was predicted.")
     paths = list(dict.fromkeys(_expanded(files)))
     if not paths:
         raise InputError("stdin: names no file. Expected one name a line.")
