@@ -84,7 +84,7 @@ def alone(file: Path) -> Iterator[None]:
         except BlockingIOError:
             os.close(descriptor)
             raise InputError(
-                f"{file}: another mifuse predict is writing to the same --out. Wait for its end, or choose another --out."
+                f"{file}: another mifuse predict is writing to this --out. Wait for its end, or choose another."
             ) from None
         except OSError:  # a file system without locks
             break
