@@ -44,8 +44,8 @@ def test_gram_is_of_all_layers_side_by_side():
     kernel = ridge.gram(iter(layers))
     assert kernel.dtype == np.float32
     np.testing.assert_allclose(kernel, expected, rtol=1e-4, atol=1e-6)
-    features = ridge.side_by_side(iter(layers), 7, 9)
-    assert features.shape == (7, 9)
+    features, steps = ridge.side_by_side(iter(layers), 7, 9)
+    assert features.shape == (7, 9) and steps.tolist() == [1] * 9
     np.testing.assert_allclose(features @ features.T, kernel, rtol=1e-4, atol=1e-6)
 
 
@@ -161,15 +161,19 @@ class TestManyClips:
         np.testing.assert_allclose(many.predict(labels), few.predict(labels), atol=1e-3)
         assert ridge.fits(U, 4) and ridge.fits(U - 1, 12) and not ridge.fits(U, 5)
 
-    def test_very_many_numbers_are_kept_in_half_precision(self, monkeypatch):
+    @pytest.mark.parametrize("grouped", [False, True])
+    def test_very_many_numbers_are_kept_as_whole_ones(self, monkeypatch, grouped):
+        """Columns of any scale, one of which is constant."""
         rng = np.random.default_rng(8)
-        layers, labels = [rng.normal(size=(U, 4))], rng.dirichlet(np.ones(K), U)
+        layers, labels = [rng.normal(size=(U, 4)) * [1, 1e-3, 50, 0]], rng.dirichlet(np.ones(K), U)
+        group = rng.integers(5, size=U) if grouped else None
         monkeypatch.setattr(ridge, "LARGEST", U - 1)
         full = ridge.left_out(U, iter(layers), 4)
         monkeypatch.setattr(ridge, "_IN_FULL", 4 * U - 1)
-        half = ridge.left_out(U, iter(layers), 4)
-        assert half.features.dtype == np.float16 and full.features.dtype == np.float32
-        np.testing.assert_allclose(half.predict(labels), full.predict(labels), atol=5e-3)
+        whole = ridge.left_out(U, iter(layers), 4)
+        assert whole.features.dtype == np.int16 and full.features.dtype == np.float32
+        assert np.abs(whole.features).max(axis=0).tolist() == [32767, 32767, 32767, 0]
+        np.testing.assert_allclose(whole.predict(labels, group), full.predict(labels, group), atol=1e-4)
 
     def test_no_layer(self):
         with pytest.raises(ValueError, match="no layer"):
