@@ -21,15 +21,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from itertools import islice
 from typing import Any
 
-from mifuse_cli.errors import InputError
+from mifuse_cli.errors import InputError, did_you_mean
 
 LARGEST_TEXT = 64 << 20
 """Bytes of a configuration, a table of prices and the like: what is longer is something else."""
 _LONGEST_NAME = 200
 """Bytes of a file name that leave room for what `_temporary` adds."""
 _LEFT = re.compile(r"\..*\.[0-9a-f]{8}\.tmp", re.DOTALL)
+_MOST_NAMES = 10_000
+"""Names of a directory among which a misspelt one is looked for."""
 """Names of what is under way, as `_temporary` makes them."""
 LOCKED = frozenset({errno.EAGAIN, errno.EDEADLK, errno.ENOLCK, 524})
 """Numbers of errors of files that another process holds, or of file systems that cannot lock; 524 is that of NFS."""
@@ -238,7 +241,7 @@ def check_file(path: Path) -> Path:
         InputError: it is not.
     """
     if not path.is_file():
-        found = "is no file" if path.exists() else "no such file"
+        found = "is no file" if path.exists() else f"no such file{nearest(path)}"
         raise InputError(f"{path}: {found}. Expected a regular file; devices and pipes are not read.")
     return path
 
@@ -250,10 +253,30 @@ def read_text(path: Path) -> str:
         OSError: it cannot be read, or is larger than `LARGEST_TEXT`, as a device without end is.
         UnicodeDecodeError: it is not UTF-8.
     """
-    with path.open("rb") as file:
-        content = file.read(LARGEST_TEXT + 1)
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_TEXT + 1)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, f"{error.strerror}{nearest(path)}", str(path)) from None
     if len(content) > LARGEST_TEXT:
         raise OSError(
+def nearest(path: Path) -> str:
+    """A hint at the path that is there and spelt most like one that is not, "" if none is near."""
+    found = Path(path.anchor)
+    for part in path.parts[bool(path.anchor) :]:
+        if not os.path.lexists(found / part):
+            try:
+                with os.scandir(found) as entries:
+                    names = [entry.name for entry in islice(entries, _MOST_NAMES)]
+            except OSError:
+                return ""
+            part = did_you_mean(part, names, "{}")
+            if not part:
+                return ""
+        found /= part
+    return "" if found == path else f" (did you mean {str(found)!r}?)"
+
+
             errno.EFBIG, f"holds more than {LARGEST_TEXT >> 20} MB, which is no such file", str(path)
         )
     return content.decode("utf-8")

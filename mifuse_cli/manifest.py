@@ -24,6 +24,7 @@ import numpy as np
 from mifuse_cli import audio, splits
 from mifuse_cli.audio import Excerpt
 from mifuse_cli.errors import InputError, listed, some
+from mifuse_cli.files import nearest
 from mifuse_cli.labels import class_index
 from mifuse_cli.listing import ListedClip, Listing, file_row
 
@@ -348,7 +349,7 @@ def _files_below(root: Path, below: str = "", above: frozenset[str] = frozenset(
                     yield below + entry.name
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
-            f"{root / below}: no such directory. Give the directory that holds the audio files."
+            f"{root / below}: no such directory{nearest(root / below)}. Give the directory that holds the audio files."
         ) from None
     except OSError as error:
         raise InputError(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mifuse_cli.errors import InputError
+from mifuse_cli.files import nearest
 
 if TYPE_CHECKING:
     from _csv import Reader as _Reader
@@ -189,7 +190,7 @@ def _encoding(path: Path) -> str:
             head = file.read(_HEAD)
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be read ({error.strerror}). Check the path and its permissions."
+            f"{path}: cannot be read ({error.strerror}){nearest(path)}. Check the path and its permissions."
         ) from None
     for mark, name in _MARKS:
         if head.startswith(mark):

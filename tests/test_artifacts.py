@@ -206,8 +206,13 @@ DAMAGED = {
     # what is done to a saved artifact, which error, what it says
     "missing": (Path.unlink, InputError, "no such file"),
     "truncated": (lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]), InputError, "truncated"),
-    "empty": (lambda p: p.write_bytes(b""), InputError, "no readable HDF5"),
-    "text": (lambda p: p.write_text("file,emotion\n"), InputError, "no readable HDF5"),
+    "empty": (lambda p: p.write_bytes(b""), InputError, "no mifuse artifact, but an empty file"),
+    "text": (
+        lambda p: p.write_text("file,emotion\n"),
+        InputError,
+        r"no mifuse artifact, but text\. Expected",
+    ),
+    "audio": (lambda p: p.write_bytes(b"RIFF" + bytes(99)), InputError, "no mifuse artifact, but a WAV file"),
     "tampered": (edit(lambda f: f["probs"].write_direct(TWO[::-1].copy())), ArtifactError, "recorded hash"),
     "unnormalised": (edit(lambda f: f["probs"].write_direct(TWO * 2)), ArtifactError, "do not sum to 1"),
     "no hash": (edit(lambda f: f.attrs.pop("sha256")), ArtifactError, "recorded hash"),
@@ -575,14 +580,14 @@ class TestLocks:
         def fail(*_, **__):
             raise raised
 
-        (tmp_path / "a.h5").touch()
+        predictions().save(tmp_path / "a.h5")
         monkeypatch.setattr(h5py, "File", fail)
         with pytest.raises(InputError, match=message) as told:
             artifacts.read(tmp_path / "a.h5")
         assert "anew" not in str(told.value)
 
     def test_answers_that_were_paid_for_are_not_to_be_asked_for_again(self, tmp_path):
-        (tmp_path / "a.h5").write_bytes(b"no HDF5")
+        (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
         with pytest.raises(InputError, match=r"Make it anew\.$"):
             artifacts.read(tmp_path / "a.h5")
         (tmp_path / "a.h5.journal.sqlite").touch()

@@ -301,4 +301,4 @@ class TestCheckpoints:
 
     def test_broken_predictions(self, copy):
         (copy.root / "student/predictions.h5").write_bytes(b"x")
-        assert "no readable HDF5" in fault(copy.root / "student", "checkpoint", 4)
+        assert "no mifuse artifact, but text" in fault(copy.root / "student", "checkpoint", 4)

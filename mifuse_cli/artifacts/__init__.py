@@ -19,6 +19,14 @@ import numpy as np
 
 from mifuse_cli.artifacts.examination import examine, trust
 from mifuse_cli.artifacts.reader import Column, Reader, anew, damage_named
+from mifuse_cli.artifacts.recognition import (
+    CHECKPOINT,
+    check_artifact,
+    how_to_make,
+    is_checkpoint,
+    made_by,
+    what,
+)
 from mifuse_cli.artifacts.schema import (
     SCHEMA_VERSION,
     DatasetHash,
@@ -31,13 +39,14 @@ from mifuse_cli.artifacts.schema import (
     unsorted,
 )
 from mifuse_cli.artifacts.writer import Output, Writer
-from mifuse_cli.errors import ArtifactError, InputError
+from mifuse_cli.errors import ArtifactError
 from mifuse_cli.files import atomic_file
 
 if TYPE_CHECKING:
     import h5py
 
 __all__ = [
+    "CHECKPOINT",
     "KINDS",
     "SCHEMA_VERSION",
     "Artifact",
@@ -57,11 +66,14 @@ __all__ = [
     "check_same_clips",
     "check_same_utterances",
     "column",
+    "is_checkpoint",
+    "made_by",
     "positions",
     "read",
     "read_header",
     "reading",
     "united",
+    "what",
     "writing",
 ]
 
@@ -371,12 +383,13 @@ def reading(path: Path, kind: type[Artifact] | None = None) -> Iterator[Reader]:
         InputError: no such file, or not a readable HDF5 file.
         ArtifactError: another or an unknown kind, a newer schema, or a missing dataset.
     """
-    with _opened(path, whole=True) as file:
+    with _opened(path, whole=True, wanted="" if kind is None else kind.kind) as file:
         with damage_named(path):
             name, header = _header(file, path)
             if kind is not None and name != kind.kind:
                 raise ArtifactError(
-                    f"{path}: is of kind {name!r}, expected {kind.kind!r}. Check the options."
+                    f"{path}: is of kind {name!r}, expected {kind.kind!r}: it is {made_by(name)}."
+                    f"{how_to_make(kind.kind, path)}"
                 )
             columns = KINDS[name].columns()
             for dataset, spec in columns.items():
@@ -415,18 +428,18 @@ def _texts(kind: Any) -> dict[str, bool]:
 
 
 @contextmanager
-def _opened(path: Path, *, whole: bool) -> Iterator[h5py.File]:
+def _opened(path: Path, *, whole: bool, wanted: str = "") -> Iterator[h5py.File]:
     """An artifact that was found safe to read.
 
     Args:
         path: the file.
         whole: whether its datasets will be read, or only its attributes.
+        wanted: the kind that it has to be of; "": any.
     """
     import h5py
 
-    if not path.is_file():
-        raise InputError(f"{path}: no such file. Make it first or check the path.")
     with damage_named(path):
+        check_artifact(path, wanted)
         examine(path, _texts if whole else None)
         # Files get their name when they are complete and are not changed after: to read them takes no lock, which
         # network file systems may not have.

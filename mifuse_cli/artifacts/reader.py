@@ -231,9 +231,14 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     return f"is no readable HDF5 file ({error}); it may be truncated. {anew(path)}"
 
 
+def journal_of(path: Path) -> Path:
+    """Where the answers behind an artifact of query-lalm are kept, if it is one."""
+    return path.with_name(path.name + ".journal.sqlite")
+
+
 def anew(path: Path) -> str:
     """How to make an artifact anew; of answers that were paid for, from the journal."""
-    if not (journal := path.with_name(path.name + ".journal.sqlite")).exists():
+    if not (journal := journal_of(path)).exists():
         return "Make it anew."
     return (
         f"Make it anew by the same mifuse query-lalm command with --force: the answers are in {journal.name}, so that "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mifuse_cli.errors import DependencyError, InputError
+from mifuse_cli.files import nearest
 
 LOGMEL = "logmel"
 """Name of the encoder that has no files: it is trained from scratch."""
@@ -29,7 +30,9 @@ def _find(flag: str, name: str, others: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise InputError(f"{flag} {name}: no such directory. Give a local directory, {others}.")
+        raise InputError(
+            f"{flag} {name}: no such directory{nearest(Path(name))}. Give a local directory, {others}."
+        )
     from huggingface_hub import snapshot_download
 
     try:

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mifuse_cli import artifacts
 from mifuse_cli.config import NORMALIZATIONS
 from mifuse_cli.errors import ArtifactError, InputError
-from mifuse_cli.files import read_text
+from mifuse_cli.files import nearest, read_text
 
 PRECISIONS = ("fp32", "bf16")
 POOLINGS = ("mean", "mean+deviation", "attentive")
@@ -72,6 +73,7 @@ def read_shape(directory: Path) -> Shape:
         InputError: no checkpoint there, or an unreadable one.
         ArtifactError: a model of another type, or one that this version cannot run.
     """
+    _check_place(directory)
     try:
         config: Any = json.loads(read_text(directory / "config.json"))
     except (OSError, ValueError, RecursionError) as error:
@@ -107,6 +109,25 @@ def read_shape(directory: Path) -> Shape:
     if faults:
         raise ArtifactError(f"{directory}/config.json: {'; '.join(faults)}. Train the model anew.")
     return shape
+
+
+def _check_place(directory: Path) -> None:
+    """Refuse a path at which no directory with a configuration is.
+
+    Raises:
+        InputError: saying what is there instead.
+    """
+    make = "Make one with mifuse train-source or train"
+    if not directory.exists():
+        raise InputError(f"{directory}: no such directory{nearest(directory)}. {make}, or check the path.")
+    if (directory / "config.json").exists():
+        return
+    if artifacts.is_checkpoint(directory):
+        raise InputError(f"{directory}: is no readable checkpoint: it lacks config.json. {make}.")
+    if artifacts.is_checkpoint(directory.parent) and not directory.is_dir():
+        raise InputError(f"{directory}: is a file of a checkpoint. Give the directory {directory.parent}.")
+    found, expected = artifacts.what(directory), artifacts.CHECKPOINT
+    raise InputError(f"{directory}: is no readable checkpoint, but {found}. Expected {expected}. {make}.")
 
 
 def _faults(shape: Shape) -> Iterator[str]:

@@ -23,6 +23,7 @@ from mifuse_cli.config import (
 from mifuse_cli.errors import ArtifactError, InputError
 from mifuse_cli.files import refuse_existing
 from mifuse_cli.fusion import FusionSettings
+from mifuse_cli.model.shape import read_shape
 from mifuse_cli.manifest import Clip, read_labelled
 from mifuse_cli.reporting.drawing import PLOT_MARKS, PLOT_SUFFIXES, draw_evaluation
 from mifuse_cli.reporting.tables import FORMS, score_table
@@ -112,6 +113,13 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     labelled = read_labelled(
         config.manifest, made.header.classes, need_audio=config.model is not None, some=some
     )
+    if config.model:
+        read_shape(config.model)  # the first to say what is there instead of a model
+    elif artifacts.is_checkpoint(system):
+        raise InputError(
+            f"{system}: is {artifacts.CHECKPOINT}, expected an artifact. Score it with --model {system}, or what train "
+            "has predicted with --predictions and the predictions.h5 in it."
+        )
     if not labelled:
         raise InputError(f"{config.manifest}: the column 'emotion' is empty throughout. Label some clips.")
     ids = np.array([one.clip.utt_id for one in labelled])

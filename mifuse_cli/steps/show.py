@@ -63,10 +63,15 @@ def show(config: ShowConfig, *, progress: Progress | None = None) -> ShowResult:
     """Read and check an artifact, and compare its parents with the files that are at their paths now.
 
     Raises:
-        InputError: no such file, or not readable.
+        InputError: no such file, or not readable; a directory that is no checkpoint.
         ArtifactError: no valid artifact.
     """
-    is_checkpoint = config.file.is_dir()
+    is_checkpoint = artifacts.is_checkpoint(config.file)
+    if config.file.is_dir() and not is_checkpoint:
+        raise InputError(
+            f"{config.file}: is {artifacts.what(config.file)}. Expected an artifact (.h5) or {artifacts.CHECKPOINT}; "
+            "mifuse report takes directories of them."
+        )
     path = config.file / "train.h5" if is_checkpoint else config.file
     made = artifacts.read(path)
     header = made.header

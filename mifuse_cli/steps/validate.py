@@ -12,6 +12,7 @@ from mifuse_cli import artifacts, audio, kaldi, lineage, manifest
 from mifuse_cli.audio import Excerpt
 from mifuse_cli.config import Config, Progress, option
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError, some
+from mifuse_cli.files import nearest
 from mifuse_cli.manifest import Clips
 from mifuse_cli.tables import Table
 
@@ -101,7 +102,7 @@ def _unknown(path: Path, facts: dict[str, Any], progress: Progress | None) -> It
         "is neither a manifest (.csv or .tsv), an artifact (.h5), a checkpoint, a prepared corpus, a Kaldi directory "
         "nor a directory of audio"
         if path.exists()
-        else "no such file or directory"
+        else f"no such file or directory{nearest(path)}"
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mifuse_cli.config import words
 from mifuse_cli.errors import InputError
+from mifuse_cli.files import nearest
 from mifuse_cli.steps.compare.config import CompareConfig
 
 
@@ -56,5 +57,7 @@ def _found(config: CompareConfig) -> list[str]:
 def _below(directory: Path, what: str) -> list[Path]:
     """Directories in a directory, by name."""
     if not directory.is_dir():
-        raise InputError(f"{directory}: no such directory. Give the one that holds the {what}.")
+        raise InputError(
+            f"{directory}: no such directory{nearest(directory)}. Give the one that holds the {what}."
+        )
     return sorted(path for path in directory.iterdir() if path.is_dir())

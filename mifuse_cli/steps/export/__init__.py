@@ -11,6 +11,7 @@ from mifuse_cli.artifacts import Evaluation
 from mifuse_cli.config import Config, Progress, StepResult, one_of, option
 from mifuse_cli.errors import InputError
 from mifuse_cli.files import atomic_directory
+from mifuse_cli.model.shape import read_shape
 from mifuse_cli.steps.export.card import card
 from mifuse_cli.steps.export.history import check_scores, history_of
 
@@ -73,6 +74,7 @@ def export(config: ExportConfig, *, progress: Progress | None = None) -> ExportR
         MifuseError: the exported model gives other probabilities than the model.
     """
     _refuse_overwrite(config)
+    read_shape(config.model)  # the first to say what is there instead of a model
     scores = [(path, Evaluation.load(path)) for path in config.evaluation]
     check_scores(scores, config.model)
     history = history_of(config.model, source=config.source_corpus, target=config.target_corpus)

@@ -26,6 +26,7 @@ from mifuse_cli.artifacts import (
     Training,
 )
 from mifuse_cli.errors import ArtifactError, InputError
+from mifuse_cli.files import nearest
 from mifuse_cli.manifest import Clip
 from mifuse_cli.reporting import ROLES, ComparisonTable, Listed, Predictor, Run, score_of, scored
 
@@ -61,7 +62,9 @@ def read_paths(paths: Sequence[Path]) -> Told:
         elif path.exists():
             places.setdefault(_home(paths), []).append(path)
         else:
-            raise InputError(f"{path}: no such file or directory. Make it first or check the path.")
+            raise InputError(
+                f"{path}: no such file or directory{nearest(path)}. Make it first or check the path."
+            )
     shelf = _Shelf()
     clusters = [
         (home, cluster) for home, files in places.items() for cluster in _clusters(shelf.with_parents(files))

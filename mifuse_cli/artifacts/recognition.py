@@ -1,0 +1,171 @@
+"""What lies at a path where something else was expected, in words, and the command that makes what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from mifuse_cli.artifacts.examination import examine
+from mifuse_cli.artifacts.reader import anew, journal_of
+from mifuse_cli.errors import InputError, some
+from mifuse_cli.files import nearest
+
+MADE_BY = {
+    "lalm": "query-lalm --manifest CSV --model NAME --base-url URL --out FILE",
+    "source": "sample-source --model DIR --manifest CSV --out FILE",
+    "fused": "fuse --lalm FILE --source FILE --out FILE",
+    "predictions": "predict --model DIR --manifest CSV --out FILE.h5",
+    "evaluation": "evaluate --model DIR --manifest CSV --out FILE",
+    "compared": "compare --data DIR --models DIR --lalm DIR --out DIR",
+    "target": "compare --data DIR --models DIR --lalm DIR --out DIR",
+    "training": "train-source --manifest CSV --encoder NAME --out DIR",
+}
+"""What is to be typed after ``mifuse`` for an artifact of every kind."""
+CHECKPOINT = "a checkpoint, the directory of a model"
+_HISTORY = "train.h5"
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_FORMATS = {
+    b"RIFF": "a WAV file",
+    b"fLaC": "a FLAC file",
+    b"OggS": "an Ogg file",
+    b"ID3": "an MP3 file",
+    b"SQLite format 3\0": "an SQLite database, as journals and caches are",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"%PDF": "a PDF file",
+    b"\x89PNG": "a PNG picture",
+    b"\x93NUMPY": "an array of NumPy",
+}
+"""How files of other formats begin."""
+_HEAD = 512
+_MOST = 200
+"""Files of a directory that are looked at."""
+
+
+def check_artifact(path: Path, wanted: str = "") -> None:
+    """Refuse a path at which no HDF5 file is.
+
+    Args:
+        path: of an artifact.
+        wanted: its kind; "": any.
+
+    Raises:
+        InputError: saying what is there, and how to make what was expected.
+        OSError: it cannot be read.
+    """
+    if not path.exists():
+        how = f"Make it first (mifuse {MADE_BY[wanted]})" if wanted else "Make it first"
+        raise InputError(f"{path}: no such file{nearest(path)}. {how} or check the path.")
+    if path.is_dir() or not path.is_file():
+        raise InputError(f"{path}: is {what(path)}, expected {_expected(wanted)}.{how_to_make(wanted, path)}")
+    if not _has_signature(path):
+        raise InputError(
+            f"{path}: is no mifuse artifact, but {what(path)}. Expected {_expected(wanted)}."
+            f"{f' {anew(path)}' if journal_of(path).exists() else how_to_make(wanted, path)}"
+        )
+
+
+def how_to_make(wanted: str, given: Path) -> str:
+    """A sentence with the command that makes an artifact of a kind, of the model that was given if it takes one.
+
+    Args:
+        wanted: the kind; "": any, for which there is no sentence.
+        given: what was there instead.
+    """
+    if not wanted:
+        return ""
+    command = MADE_BY[wanted]
+    if is_checkpoint(given):
+        command = command.replace("--model DIR", f"--model {given}")
+    return f" Make one: mifuse {command}"
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is a directory with the history of a training, as every checkpoint has."""
+    return (path / _HISTORY).is_file()
+
+
+def what(path: Path) -> str:
+    """What is at a path that exists, as a phrase: ``a checkpoint, the directory of a model``, ``a WAV file``.
+
+    Of another directory it names the artifacts and checkpoints that lie in it.
+    """
+    if is_checkpoint(path):
+        return CHECKPOINT
+    if path.is_dir():
+        found = list(islice(_in(path), _MOST))
+        return f"a directory that holds {some(found)}" if found else "a directory without artifacts"
+    if not path.is_file():
+        return "a device or a pipe"
+    if kind := kind_of(path):
+        return made_by(kind)
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if head.startswith(_SIGNATURE):
+        return "an HDF5 file that mifuse has not made, or a damaged one"
+    for mark, name in _FORMATS.items():
+        if head.startswith(mark):
+            return name
+    return "an empty file" if not head else "text" if _is_text(head) else "a file of another format"
+
+
+def made_by(kind: str) -> str:
+    """An artifact of a kind, as a phrase."""
+    if kind == "training":
+        return f"the history of a training, {_HISTORY} of a checkpoint"
+    return f"an artifact of {MADE_BY[kind].split()[0]} (kind {kind!r})"
+
+
+def kind_of(path: Path) -> str:
+    """Kind of the artifact in a file, "" if it is none or cannot be read."""
+    import h5py
+
+    try:
+        if not _has_signature(path):
+            return ""
+        examine(path)
+        with h5py.File(path, "r", locking=False) as file:
+            kind = file.attrs.get("kind")
+    except (OSError, RuntimeError, KeyError, MemoryError, TypeError, ValueError):
+        return ""
+    return kind if isinstance(kind, str) and kind in MADE_BY else ""
+
+
+def _expected(wanted: str) -> str:
+    return made_by(wanted) if wanted else "an artifact (.h5)"
+
+
+def _in(directory: Path) -> Iterator[str]:
+    """Artifacts and checkpoints in a directory or, if there are none, in those below it."""
+    for pattern in ("*", "*/*"):
+        found = False
+        for path in sorted(islice(directory.glob(pattern), 50 * _MOST)):
+            if path.name.startswith("."):
+                continue
+            kind = "checkpoint" if is_checkpoint(path) else kind_of(path) if path.suffix == ".h5" else ""
+            if kind:
+                found = True
+                yield f"{path.relative_to(directory)} ({kind})"
+        if found:
+            return
+
+
+def _has_signature(path: Path) -> bool:
+    """Whether a file has the mark of HDF5 at one of the places where it may be."""
+    with path.open("rb") as file:
+        size, place = path.stat().st_size, 0
+        while place < size:
+            file.seek(place)
+            if file.read(len(_SIGNATURE)) == _SIGNATURE:
+                return True
+            place = 2 * place or 512
+    return False
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start > len(head) - 4 > 0 and b"\0" not in head
+    return b"\0" not in head
