@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -131,9 +132,27 @@ class TestAnswers:
             assert not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'sent'").fetchall()
 
     def test_a_part_that_is_missing_is_told_and_asked_for_later(self, parts):
-        result = m.merge(m.MergeConfig(parts=parts[1:], out=parts.whole.out))
+        found = mifuse("merge", *parts[1:], "--out", parts.whole.out)
+        refused(found, 3, "not among the parts: 1/3", "--shard 1/3", "--partial")
+        assert not parts.whole.out.exists() and not journal_path(parts.whole.out).exists()
+        result = m.merge(m.MergeConfig(parts=parts[1:], out=parts.whole.out, partial=True))
         assert result.clips == 16 and result.notes == ("not among the parts: 1/3",)
         assert parts.whole.found(parts.server.url)["asked"] == 16
+
+    def test_what_was_merged_of_some_parts_is_whole_with_the_others(self, parts, tmp_path):
+        some = tmp_path / "some.h5"
+        m.merge(m.MergeConfig(parts=parts[1:], out=some, partial=True))
+        refused(mifuse("merge", some, "--out", tmp_path / "o.h5"), 3, "not among the parts: 1/3")
+        result = m.merge(m.MergeConfig(parts=[some, parts[0]], out=parts.whole.out))
+        assert result.clips == 24 and not result.notes
+
+    def test_the_command_that_makes_a_missing_part(self, parts):
+        made = Lalm.load(parts[1])
+        out = made.header.config["out"]
+        command = f"mifuse query-lalm --shard 2/3 --model m --out {out} --n-samples 2"
+        replace(made, header=replace(made.header, command=command)).save(parts[1])
+        found = mifuse("merge", *parts[1:], "--out", parts.whole.out)
+        refused(found, 3, "mifuse query-lalm --shard 1/3 --model m --out FILE --n-samples 2")
 
     def test_unfinished_parts(self, parts, corpora):
         """What a part has no answer to is asked once, wherever."""
@@ -196,6 +215,9 @@ class TestAnswers:
     def test_the_command(self, parts):
         found = mifuse("merge", *parts, "--out", parts.whole.out)
         assert found.exit_code == 0 and "lalm, of 3 parts" in found.stdout and "48 of 48" in found.stdout
+        found = mifuse("merge", parts[0], "--partial", "--force", "--out", parts.whole.out)
+        assert "lalm, of 1 part\n" in found.stdout and "not among the parts: 2/3, 3/3" in found.stderr
+        assert mifuse("merge", *parts, "--force", "--out", parts.whole.out).exit_code == 0
         found = mifuse("merge", *parts, "--out", parts.whole.out, "--update", "--json")
         assert json.loads(found.stdout)["up_to_date"]
         refused(mifuse("merge", parts[0], parts[0], "--out", parts.whole.out), 2, "given 2 times")
@@ -267,15 +289,19 @@ class TestSamples:
 
     def test_what_cannot_be_merged(self, pipeline, corpora, copy, tmp_path):
         out = tmp_path / "o.h5"
-        refused(mifuse("merge", pipeline.fused, "--out", out), 4, "'fused'")
+        refused(mifuse("merge", pipeline.fused, "--out", out), 4, "of fuse (kind 'fused')", "expected parts")
         refused(mifuse("merge", pipeline.source, "--out", out), 4, "no part")
+        refused(
+            mifuse("merge", pipeline.source, pipeline.lalm, "--out", out), 4,
+            f"{pipeline.source} is an artifact of sample-source (kind 'source')",
+            f"{pipeline.lalm} is an artifact of query-lalm (kind 'lalm')",
+        )  # fmt: skip
         refused(mifuse("merge", tmp_path / "absent.h5", "--out", out), 3, "absent.h5")
         part = self.sampled(copy, corpora, copy.root / "p.h5", shard="1/2")
-        refused(mifuse("merge", part, pipeline.lalm, "--out", out), 4, "lalm.h5", "kind")
         warm = self.sampled(copy, corpora, copy.root / "q.h5", shard="2/2", seed=1)
         refused(mifuse("merge", part, warm, "--out", out), 4, "q.h5", "seed")
         shutil.rmtree(copy.model)
-        refused(mifuse("merge", part, "--out", out), 3, "source model")
+        refused(mifuse("merge", part, "--partial", "--out", out), 3, "source model")
         shutil.copytree(copy.student, copy.model)
-        refused(mifuse("merge", part, "--out", out), 4, "stale")
+        refused(mifuse("merge", part, "--partial", "--out", out), 4, "stale")
         assert not out.exists()

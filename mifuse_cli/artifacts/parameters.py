@@ -99,7 +99,7 @@ FORMS: dict[Any, Any] = {
 """Form of the parameters that are read back: types, ``[form]`` of a list, ``{str: form}`` of a mapping, or
 a mapping from names to forms, none of which has to be there; several that are possible as a tuple."""
 
-OPTIONS: dict[Any, Any] = {**_FUSION, "normalize": str, "settings": dict}
+OPTIONS: dict[Any, Any] = {**_FUSION, "normalize": str, "settings": dict, "shard": str, "shards": [str]}
 """As `FORMS`, of the configuration."""
 
 

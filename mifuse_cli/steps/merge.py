@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,12 +16,14 @@ import numpy as np
 from mifuse_cli import artifacts, lalm, lineage, manifest, provenance
 from mifuse_cli.answer_counts import AnswerCounts
 from mifuse_cli.artifacts import Artifact, Header, Lalm, Parent, Source, Training
-from mifuse_cli.config import Progress, StepConfig, StepResult, option
+from mifuse_cli.config import Progress, StepConfig, StepResult, option, shard_problems
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError, some
 from mifuse_cli.files import check_place, remove_leftovers
 from mifuse_cli.manifest import Clip
 
 _Kind = TypeVar("_Kind", Lalm, Source)
+_NAMED = 10
+"""Missing parts that are named."""
 _OF_A_PART = ("summary", "complete", "answered_by", "flags", "probe", "seen_in_training")
 """Parameters that tell of the clips of a part, and may differ from part to part."""
 _OF_ANSWERS = ("audio_sha256", "probs", "status", "order", "usage")
@@ -36,6 +40,9 @@ class MergeConfig(StepConfig):
 
     parts: tuple[Path, ...] = option(help="Artifacts of all parts.", positional=True)
     out: Path = option(help="Artifact to write.")
+    partial: bool = option(
+        False, "Join the parts that are given, though others of the whole are missing.", settles=False
+    )
 
     def problems(self) -> Iterable[str]:
         """Values that make no sense."""
@@ -73,24 +80,27 @@ def merge(config: MergeConfig, *, progress: Progress | None = None) -> MergeResu
     same seed, since the statistics of the target and the order of the draws are those of all clips.
 
     Raises:
-        InputError: a part, its journal or the source model cannot be read; a journal in use; an output that exists.
+        InputError: a part that is missing, unless ``partial``; a part, its journal or the source model cannot be
+            read; a journal in use; an output that exists.
         ArtifactError: parts of other kinds or settings, or that contradict each other; no such parts; a part that is
             not what its journal holds; a source model that has changed.
     """
-    lineage.refuse_overwrite(config, config.out, artifacts.KINDS[artifacts.read_header(config.parts[0])[0]])
+    told = [artifacts.read_header(path) for path in config.parts]
+    kind = _kind(config.parts, [name for name, _ in told])
+    lineage.refuse_overwrite(config, config.out, kind)
     check_place(config.out)
+    missing = _missing([header for _, header in told])
+    if missing and not config.partial:
+        raise InputError(
+            f"{_missing_text(missing)}. {_how_to_make(missing[0], config.parts[0], told[0][1])} Or pass --partial to "
+            "join the parts that there are."
+        )
     made = [artifacts.read(path) for path in config.parts]
     digests = [one.digest() for one in made]
     if config.update and not config.force and (found := _current(config.out, digests)):
         remove_leftovers(config.out)
         lalm.Journal.tidy(lalm.journal_path(config.out))
         return replace(_result(config, found, made), up_to_date=True)
-    kind = type(made[0])
-    if kind not in (Lalm, Source):
-        raise ArtifactError(
-            f"{config.parts[0]}: is of kind {kind.kind!r}. Give parts that query-lalm or sample-source "
-            "made with --shard."
-        )
     for path, one in zip(config.parts[1:], made[1:], strict=True):
         _check_same_settings(one, path, made[0], config.parts[0])
     if kind is Lalm:
@@ -120,25 +130,69 @@ def _result(config: MergeConfig, whole: Artifact, made: Sequence[Artifact]) -> M
             number > 1 for number in Counter(i for one in made for i in one.utt_id.tolist()).values()
         ),
         summary=whole.header.parameters.get("summary", {}),
-        notes=tuple(_notes(made)),
+        notes=(_missing_text(missing),) if (missing := _missing([one.header for one in made])) else (),
     )
 
 
-def _notes(made: Sequence[Artifact]) -> Iterable[str]:
-    shards = {one.header.config.get("shard") or "1/1" for one in made}
-    for of in sorted({int(shard.partition("/")[2]) for shard in shards}):
-        if absent := [one for number in range(1, of + 1) if (one := f"{number}/{of}") not in shards]:
-            yield f"not among the parts: {some(absent)}"
+# Which parts there are
+
+
+def _shards(header: Header) -> list[str]:
+    """The parts of the whole that an artifact holds: one, or those that it was merged from.
+
+    Raises:
+        ArtifactError: it records what is no part.
+    """
+    shards = header.config.get("shards") or [header.config.get("shard") or "1/1"]
+    if faults := [fault for shard in shards for fault in shard_problems(shard)]:
+        raise ArtifactError(f"an artifact was made with {faults[0]}. Make it anew.")
+    return shards
+
+
+def _missing(headers: Iterable[Header]) -> list[str]:
+    """The first parts, a few more than are named, that artifacts with these headers lack to be whole."""
+    shards = {shard for header in headers for shard in _shards(header)}
+    wholes = sorted({int(shard.partition("/")[2]) for shard in shards})
+    numbered = (f"{number}/{of}" for of in wholes for number in range(1, of + 1))
+    return list(islice((one for one in numbered if one not in shards), _NAMED + 1))
+
+
+def _missing_text(missing: Sequence[str]) -> str:
+    """That parts are missing."""
+    return f"not among the parts: {', '.join(missing[:_NAMED])}{', ...' if missing[_NAMED:] else ''}"
+
+
+def _how_to_make(shard: str, path: Path, header: Header) -> str:
+    """The command of another part, as a sentence."""
+    command, found = re.subn(r"(--shard[= ])\S+", rf"\g<1>{shard}", header.command)
+    given = re.escape(str(header.config.get("out", "")))
+    command = re.sub(rf"((?:--out|-o)[= ])(?:\./)?(?:{given}|\S+)", r"\g<1>FILE", command)
+    if not found:
+        return f"Make {shard} as {path} was made, with --shard {shard}."
+    return f"Make {shard} first: {command}"
 
 
 # What parts have to have in common
+
+
+def _kind(paths: Sequence[Path], kinds: Sequence[str]) -> type[Artifact]:
+    """The kind of all parts.
+
+    Raises:
+        ArtifactError: they are not of one, or of one that has no parts.
+    """
+    if len(set(kinds)) > 1 or kinds[0] not in (Lalm.kind, Source.kind):
+        found = [f"{path} is {artifacts.made_by(kind)}" for path, kind in zip(paths, kinds, strict=True)]
+        raise ArtifactError(
+            f"expected parts that were all made by query-lalm, or all by sample-source, with --shard; {some(found)}."
+        )
+    return artifacts.KINDS[kinds[0]]
 
 
 def _check_same_settings(one: Artifact, path: Path, first: Artifact, first_path: Path) -> None:
     def told(made: Artifact) -> dict[str, Any]:
         header, lengths = made.header, made.sizes()
         return {
-            "kind": made.kind,
             "classes": header.classes,
             "seed": header.seed,
             "datasets": sorted(made.arrays()),
@@ -217,13 +271,25 @@ def _rows(made: Sequence[_Kind], name: str, rows: np.ndarray) -> np.ndarray:
 
 
 def _header(
-    config: MergeConfig, first: Header, parents: Sequence[Parent], digests: Sequence[str], **parameters: Any
+    config: MergeConfig,
+    made: Sequence[Artifact],
+    parents: Sequence[Parent],
+    digests: Sequence[str],
+    **parameters: Any,
 ) -> Header:
     """Header of the whole, as the step of the parts would write it, with what it was merged from."""
+    first = made[0].header
+    shards = sorted({shard for one in made for shard in _shards(one.header)})
     return Header(
         classes=first.classes,
         seed=first.seed,
-        config={**first.config, "shard": "", "out": str(config.out), "parts": list(digests)},
+        config={
+            **first.config,
+            "shard": "",
+            "out": str(config.out),
+            "parts": list(digests),
+            "shards": shards,
+        },
         parameters={**first.parameters, **parameters},
         parents=tuple(parents),
     )
@@ -273,7 +339,7 @@ def _merged_answers(config: MergeConfig, made: Sequence[Lalm], digests: Sequence
     raw, raw_end = _raw(made, rows)
     return Lalm(
         header=_header(
-            config, first, parents, digests, summary=summary, complete=summary["complete"], **counts
+            config, made, parents, digests, summary=summary, complete=summary["complete"], **counts
         ),
         utt_id=ids,
         raw=raw,
@@ -375,7 +441,7 @@ def _merged_samples(config: MergeConfig, made: Sequence[Source], digests: Sequen
     return Source(
         header=_header(
             config,
-            first,
+            made,
             [
                 Parent(one.role, _moved(one, config.parts[0], config.out), digest.get(one.role, one.sha256))
                 for one in first.parents
