@@ -16,12 +16,13 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from mifuse_cli.errors import InputError, did_you_mean
@@ -30,9 +31,9 @@ LARGEST_TEXT = 64 << 20
 """Bytes of a configuration, a table of prices and the like: what is longer is something else."""
 _LONGEST_NAME = 200
 """Bytes of a file name that leave room for what `_temporary` adds."""
-_LEFT = re.compile(r"\..*\.[0-9a-f]{8}\.tmp", re.DOTALL)
 _MOST_NAMES = 10_000
 """Names of a directory among which a misspelt one is looked for."""
+_LEFT = re.compile(r"\..*\.[0-9a-f]{8}\.tmp", re.DOTALL)
 """Names of what is under way, as `_temporary` makes them."""
 LOCKED = frozenset({errno.EAGAIN, errno.EDEADLK, errno.ENOLCK, 524})
 """Numbers of errors of files that another process holds, or of file systems that cannot lock; 524 is that of NFS."""
@@ -99,7 +100,9 @@ def atomic_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
     with _told(path):
         remove_leftovers(path)
         with _temporary(path, directory=False) as temporary:
+            mode = _permissions(temporary)
             yield temporary
+            _permit(temporary, mode)
             _sync(temporary)
             if replace:
                 os.replace(temporary, path)
@@ -124,14 +127,22 @@ def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
     with _told(path):
         remove_leftovers(path)
         with _temporary(path, directory=True) as temporary:
+            mode = _permissions(temporary)
             yield temporary
             for file in (*temporary.rglob("*"), temporary):
+                _permit(file, mode)
                 _sync(file)
             if replace and path.is_dir():
                 _exchange(temporary, path)
             else:
                 _rename_to_nothing(temporary, path)
             _sync(path.parent)
+
+
+def make_empty(path: Path) -> None:
+    """Make an empty file where there is none, for SQLite, which would leave out what the umask grants to the group."""
+    with suppress(OSError):  # which SQLite will say
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666))
 
 
 def check_place(path: Path) -> None:
@@ -246,20 +257,6 @@ def check_file(path: Path) -> Path:
     return path
 
 
-def read_text(path: Path) -> str:
-    """Content of a small text file in UTF-8.
-
-    Raises:
-        OSError: it cannot be read, or is larger than `LARGEST_TEXT`, as a device without end is.
-        UnicodeDecodeError: it is not UTF-8.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_TEXT + 1)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(error.errno, f"{error.strerror}{nearest(path)}", str(path)) from None
-    if len(content) > LARGEST_TEXT:
-        raise OSError(
 def nearest(path: Path) -> str:
     """A hint at the path that is there and spelt most like one that is not, "" if none is near."""
     found = Path(path.anchor)
@@ -277,6 +274,20 @@ def nearest(path: Path) -> str:
     return "" if found == path else f" (did you mean {str(found)!r}?)"
 
 
+def read_text(path: Path) -> str:
+    """Content of a small text file in UTF-8.
+
+    Raises:
+        OSError: it cannot be read, or is larger than `LARGEST_TEXT`, as a device without end is.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_TEXT + 1)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, f"{error.strerror}{nearest(path)}", str(path)) from None
+    if len(content) > LARGEST_TEXT:
+        raise OSError(
             errno.EFBIG, f"holds more than {LARGEST_TEXT >> 20} MB, which is no such file", str(path)
         )
     return content.decode("utf-8")
@@ -348,6 +359,34 @@ def _temporary(path: Path, *, directory: bool) -> Iterator[Path]:
     finally:
         _remove(temporary)
         os.close(descriptor)
+
+
+def _permissions(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def _permit(path: Path, mode: int) -> None:
+    """Give a file or a directory the permissions of a new one, whatever its writer gave it.
+
+    Args:
+        path: of it. A link, and a file that has other names too, is left as it is.
+        mode: permissions of a new file or directory beside it.
+    """
+    found = path.lstat()
+    if stat.S_ISDIR(found.st_mode):
+        wanted = mode
+    elif stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+        wanted = mode & 0o666
+    else:
+        return
+    if found.st_mode & 0o777 != wanted:
+        with suppress(PermissionError):  # a file system that has none
+            path.chmod(found.st_mode & 0o7000 | wanted)
+
+
+def may_be_linked(file: Path, directory: Path) -> bool:
+    """Whether a file has the permissions of a new one in a directory, so that a second name there is as good."""
+    return _permissions(file) == _permissions(directory) & 0o666
 
 
 def _sync(path: Path) -> None:

@@ -14,7 +14,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mifuse_cli.audio import RATE
 from mifuse_cli.errors import InputError
+from mifuse_cli.files import may_be_linked
 from mifuse_cli.model.batches import (
     MOST_PADDING,
     attentive_mean,
@@ -444,14 +445,16 @@ def _logmel(config: dict[str, Any], directory: Path) -> LogMelEncoder:
 
 
 def copy_encoder(source: Path, target: Path) -> None:
-    """Copy an unchanged encoder's files, by hard link where the file system allows it."""
+    """Copy an unchanged encoder's files, by hard link where the file system and their permissions allow it."""
     target.mkdir()
     names = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
     for file in (file for name in names for file in source.glob(name)):
-        try:
-            os.link(file.resolve(), target / file.name)
-        except OSError:
-            shutil.copyfile(file, target / file.name)
+        copy = target / file.name
+        if may_be_linked(file, target):
+            with suppress(OSError):
+                os.link(file.resolve(), copy)
+        if not copy.exists():
+            shutil.copyfile(file, copy)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from typing import Self
 import numpy as np
 
 from mifuse_cli.errors import InputError
-from mifuse_cli.files import sqlite_fault
+from mifuse_cli.files import make_empty, sqlite_fault
 
 _LOCKED_S = 120.0
 """How long to wait for another process that writes; it holds the lock for milliseconds."""
@@ -136,6 +136,7 @@ def opened(directory: Path, name: str, dtype: str = "float32") -> Iterator[Store
         raise InputError(f"{file}: {_what_to_do(file, error)}") from None
 
 
+        make_empty(file)
 def _what_to_do(file: Path, error: sqlite3.Error) -> str:
     if fault := sqlite_fault(file, error):
         return f"{fault}, or {_ELSEWHERE}."

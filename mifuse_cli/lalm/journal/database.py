@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError
-from mifuse_cli.files import sqlite_fault
+from mifuse_cli.files import make_empty, sqlite_fault
 
 _KEYS_PER_QUERY = 1000
 _CACHE_KIB = 64 * 1024
@@ -43,6 +43,7 @@ class Database:
         self._reading = threading.Lock()
         try:
             with self.translating():
+                make_empty(self.path)
                 db = self._connect()
                 try:
                     _prepare(db, self.path)
