@@ -69,6 +69,29 @@ def test_blocks_make_the_same_artifact_as_the_whole(case, chunk):
         assert made.save(path) == digest
 
 
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_small_artifact_takes_little_room(tmp_path, kind):
+    MAKERS[kind]().save(tmp_path / "x.h5")
+    assert (tmp_path / "x.h5").stat().st_size < 50_000
+
+
+def test_chunks_are_no_longer_than_what_is_written_at_once(tmp_path):
+    for rows in (1, 10, 100_000):
+        ids = np.array([f"{n:06}" for n in range(rows)])
+        Predictions(header=HEADER, utt_id=ids, probs=f32([[0, 1]] * rows)).save(tmp_path / "x.h5")
+        with h5py.File(tmp_path / "x.h5") as file:
+            assert file["probs"].chunks == (min(rows, writer.CHUNK // 8), 2)
+    with writing(tmp_path / "y.h5", Predictions, CLASSES) as under_way:
+        for utt_id in ("a", "b"):
+            under_way.append(**one(utt_id, 0, 1))
+        under_way.finish(HEADER)
+    with h5py.File(tmp_path / "y.h5") as file:
+        assert file["probs"].chunks == (
+            writer.CHUNK // 8,
+            2,
+        )  # of what came in blocks, the length is not known
+
+
 def test_datasets_may_be_appended_apart(tmp_path):
     made = training()
     with writing(tmp_path / "x.h5", type(made), CLASSES) as under_way:

@@ -87,16 +87,19 @@ class Writer:
         self._where = where
         self._last_id: str | None = None
         self._hashes: dict[str, DatasetHash] = {}
+        self._first: dict[str, np.ndarray] = {}
         self.finished = False
 
     def append(self, **block: np.ndarray) -> None:
         """Add one block to the datasets that are named, each along its first axis.
 
         Offsets into a dataset, such as ``raw_end``, have to continue from block to block; that is up to the
-        caller.
+        caller. The first block of a dataset is written with the second, or in the end: a chunk takes its whole size on
+        disk, so that those of a dataset of one block are no longer than it.
 
         Args:
-            block: arrays by dataset; lengths along the same axis have to agree within the block.
+            block: arrays by dataset; lengths along the same axis have to agree within the block. They are not to be
+                changed afterwards.
 
         Raises:
             ArtifactError: shapes, distributions or the order of ids break the schema, in this block or with
@@ -110,6 +113,11 @@ class Writer:
         arrays = {name: np.asarray(values) for name, values in block.items()}
         check_arrays(self._columns, arrays, self._classes, self._where, self._last_id)
         for name, array in arrays.items():
+            if name not in self._first and name not in self._file:
+                self._first[name] = array
+                continue
+            if name in self._first:
+                self._add(name, self._first.pop(name))
             self._add(name, array)
         self._output.check()
         if len(arrays.get("utt_id", ())):
@@ -125,6 +133,10 @@ class Writer:
         """
         if header.classes != self._classes:
             raise ValueError(f"{self._where}: was begun with the classes {self._classes}")
+        for name, array in self._first.items():
+            self._add(name, array, most=len(array))
+        self._first.clear()
+        self._output.check()
         for name, spec in self._columns.items():
             if spec["required"] and name not in self._file:
                 raise ArtifactError(f"{self._where}: has no dataset {name!r}. Make it anew.")
@@ -140,10 +152,11 @@ class Writer:
         self.finished = True
         return digest
 
-    def _add(self, name: str, array: np.ndarray) -> None:
+    def _add(self, name: str, array: np.ndarray, most: int | None = None) -> None:
+        """Write a block of a dataset, of no more than ``most`` rows in the end, if that is known."""
         dataset = self._file.get(name)
         if dataset is None:
-            dataset = self._create(name, array.shape[1:])
+            dataset = self._create(name, array.shape[1:], most)
         elif dataset.shape[1:] != array.shape[1:]:
             raise ArtifactError(
                 f"{self._where}: {name} has rows of shape {array.shape[1:]}, earlier blocks {dataset.shape[1:]}."
@@ -156,18 +169,20 @@ class Writer:
             place = slice(begin + start, begin + start + len(rows))
             dataset[place] = rows
 
-    def _create(self, name: str, row: tuple[int, ...]) -> h5py.Dataset:
+    def _create(self, name: str, row: tuple[int, ...], most: int | None) -> h5py.Dataset:
         import h5py
 
         spec = self._columns[name]
         dtype: Any = h5py.string_dtype() if spec["dtype"] == "str" else np.dtype(spec["dtype"])
-        rows = max(1, CHUNK // max(1, dtype.itemsize * int(np.prod(row))))
+        rows = CHUNK // max(1, dtype.itemsize * int(np.prod(row)))
+        if most is not None:
+            rows = min(rows, most)
         dataset = self._file.create_dataset(
             name,
             shape=(0, *row),
             maxshape=(None, *row),
             dtype=dtype,
-            chunks=(rows, *row),
+            chunks=(max(1, rows), *row),
             # Others become little smaller, and would take twenty times as long to read and write.
             compression="gzip" if dtype.kind in "iu" else None,
         )
