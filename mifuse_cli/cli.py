@@ -409,7 +409,8 @@ def _(result: Any) -> str:
                 if result.estimate
             },
             "protocol": result.signature,
-        }
+        },
+        whole=("protocol",),
     )
     names = [*result.classes, "none"] if m["missing"] else list(result.classes)
     rows = [
@@ -594,9 +595,9 @@ def _(result: Any) -> str:
         rows = [[p["role"], p["path"], p["sha256"][:12], p["state"]] for p in result.parents]
         parts.append(console.table(["parent", "path", "sha256", "state"], rows))
     if result.parameters:
-        parts.append("parameters\n" + _indented(result.parameters))
+        parts.append("parameters\n" + console.describe(result.parameters, "  "))
     if result.config:
-        parts.append("configuration\n" + _indented(result.config))
+        parts.append("configuration\n" + console.describe(result.config, "  "))
     if drawn := _bars(result.rates):
         parts.append(drawn)
     return "\n\n".join(parts)
@@ -643,10 +644,6 @@ def _(result: Any) -> str:
         if one.advice:
             lines.append(f"{'':7}  {'':{width}}  -> {one.advice}")
     return "\n".join(lines)
-
-
-def _indented(pairs: dict[str, Any]) -> str:
-    return "\n".join(f"  {line}" for line in console.describe(pairs).splitlines())
 
 
 def main() -> None:

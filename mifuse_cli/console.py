@@ -7,11 +7,15 @@ import io
 import json
 import logging
 import math
+import re
+import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,12 @@ _SECONDS = 60.0
 """A line is also written whenever this time has passed since the last one."""
 _AT_LEAST_SECONDS = 10.0
 """Time between two lines for people."""
+_COLUMNS = 80
+"""Width of what is printed where there is no terminal, as in a pipe."""
+_NARROWEST = 8
+"""Width below which no column of words is cut."""
+_NUMERIC = re.compile(r"[-+]?\d[\d.,]*(?:[ %]|$)|-?$")
+"""How a cell begins that is a number, perhaps with a unit, or that stands for none."""
 _EIGHTHS = "▏▎▍▌▋▊▉█"
 
 
@@ -198,10 +208,32 @@ def as_json(result: Any) -> str:
     return json.dumps(_plain(dataclasses.asdict(result)), ensure_ascii=not unicode)
 
 
-def describe(pairs: dict[str, Any]) -> str:
-    """Aligned ``name  value`` lines; numbers are shortened, mappings written as ``a 0.25, b 0.75``."""
+def describe(pairs: dict[str, Any], indent: str = "", whole: Container[str] = ()) -> str:
+    """Aligned ``name  value`` lines; numbers are shortened, mappings written as ``a 0.25, b 0.75``.
+
+    Long values go on below themselves, within the width of the terminal; ``-`` stands for what is not there.
+
+    Args:
+        pairs: values by name.
+        indent: what every line begins with.
+        whole: names of values that are to be copied, and stay in one line however long.
+    """
     width = max(map(len, pairs))
-    return "\n".join(f"{name:<{width}}  {_short(value)}" for name, value in pairs.items())
+    rest = _width() - len(indent) - width - 2
+    lines = []
+    for name, value in pairs.items():
+        text = _short(value)
+        first, *more = [text] if name in whole else _wrapped(text, rest)
+        lines += [f"{indent}{name:<{width}}  {first}", *(f"{indent}{'':{width}}  {line}" for line in more)]
+    return "\n".join(lines)
+
+
+def size(count: int) -> str:
+    """Bytes in the unit that fits: ``312 kB``, ``1.3 MB``, ``12.4 GB``."""
+    for unit, least in (("GB", 1e9), ("MB", 1e6)):
+        if count >= least:
+            return f"{count / least:,.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"
 
 
 def size_of(count: int) -> str:
@@ -226,19 +258,49 @@ def bar(share: float | None, width: int = 20) -> str:
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """A plain text table; the first column is flush left, the others flush right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in [header, *rows]
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    """A plain text table within the width of the terminal; the first column and those of words are flush left, numbers
+    flush right. Long words take several lines.
+    """
+    columns = list(zip(header, *rows, strict=True))
+    widths = _fitted(columns, _width() - 2 * (len(columns) - 1))
+    right = [n > 0 and all(_NUMERIC.match(cell) for cell in cells) for n, (_, *cells) in enumerate(columns)]
+    lines = []
+    for row in [header, *rows]:
+        cells = [_wrapped(cell, width) for cell, width in zip(row, widths, strict=True)]
+        for parts in zip_longest(*cells, fillvalue=""):
+            placed = zip(parts, widths, right, strict=True)
+            lines.append("  ".join(part.rjust(w) if r else part.ljust(w) for part, w, r in placed).rstrip())
+    return "\n".join(lines)
+
+
+def _fitted(columns: list[tuple[str, ...]], room: int) -> list[int]:
+    """Widths of columns that have so much room in all: the widest give way, if it can be without parting words; all are
+    as wide as their content where the room is too small for so many columns.
+    """
+    content = [max(map(len, cells)) for cells in columns]
+    whole = [max((len(word) for cell in cells for word in cell.split()), default=0) for cells in columns]
+    for least in (whole, [min(longest, _NARROWEST) for longest in whole]):
+        widths = list(content)
+        while sum(widths) > room and (spare := [(w, at) for at, w in enumerate(widths) if w > least[at]]):
+            widths[max(spare)[1]] -= 1
+        if sum(widths) <= room:
+            return widths
+    return content
+
+
+def _width() -> int:
+    """Columns of the terminal, ``COLUMNS`` if that is set; where there is none, as many as most have."""
+    return shutil.get_terminal_size((_COLUMNS, 0)).columns
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of a text, one at least, none wider than that."""
+    return textwrap.wrap(text, max(width, _NARROWEST), break_on_hyphens=False) or [""]
 
 
 def _short(value: Any) -> str:
+    if value is None or value == "" or (isinstance(value, list | tuple | dict) and not value):
+        return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):

@@ -26,6 +26,7 @@ os.environ |= {
     "_TYPER_FORCE_DISABLE_TERMINAL": "1",
     "NO_COLOR": "1",
     "TERMINAL_WIDTH": "200",
+    "COLUMNS": "200",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
 }

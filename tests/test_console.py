@@ -1,10 +1,12 @@
-"""Progress where there is no terminal: a line now and then, for people or for programs."""
+"""What a terminal shows: lines of progress for people or for programs, and results within its width."""
 
 import json
 
 import pytest
+from conftest import mifuse
+from test_artifacts import MAKERS
 
-from mifuse_cli import console
+from mifuse_cli import artifacts, console
 
 
 @pytest.fixture
@@ -45,6 +47,86 @@ def test_work_that_stalls_is_told_once_a_minute(capsys, clock):
 def test_programs_read_ten_lines(capsys, clock):
     told = lines(capsys, True, [(0.01, "encoding", done, 100) for done in range(101)], clock)
     assert [json.loads(one)["done"] for one in told] == list(range(10, 101, 10))
+
+
+HEADER = ["dataset", "shape", "holds"]
+ROWS = [["hidden", "24 x 3", "hidden states of the encoder, from the first to the highest"], ["a", "-", "b"]]
+
+
+class TestWidth:
+    """Nothing is wider than the terminal, and no word is lost."""
+
+    @pytest.mark.parametrize("columns", [30, 44, 80, 200])
+    def test_a_table(self, monkeypatch, columns):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        text = console.table(HEADER, ROWS)
+        assert max(map(len, text.splitlines())) <= columns
+        words = [word for row in [HEADER, *ROWS] for cell in row for word in cell.split()]
+        assert sorted(text.split()) == sorted(words)
+        assert (len(text.splitlines()) == 3) == (columns >= 80)
+
+    def test_a_word_that_is_too_long_is_parted(self, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "40")
+        text = console.table(["parent", "path"], [["clips", "/" + "x" * 90]])
+        assert max(map(len, text.splitlines())) == 40 and text.count("x") == 90
+
+    def test_more_columns_than_there_is_room_for(self, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "40")
+        rows = [["mifuse-cross-fit", *["61.2"] * 9]]
+        assert len(console.table(["UA %", *["a-to-b"] * 9], rows).splitlines()) == 2
+
+    def test_numbers_stand_right_and_words_left(self):
+        text = console.table(["name", "n", "what"], [["a", "10", "../b"], ["b", "9", "-"]])
+        assert text.splitlines() == ["name   n  what", "a     10  ../b", "b      9  -"]
+
+    def test_values(self, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "30")
+        text = console.describe(
+            {"a": "one two three four five six", "long": None, "c": [], "d": 0, "e": "x" * 40}
+        )
+        assert text.splitlines() == [
+            "a     one two three four five",
+            "      six",
+            "long  -",
+            "c     -",
+            "d     0",
+            "e     " + "x" * 24,
+            "      " + "x" * 16,
+        ]
+        assert console.describe({"a": "x " * 40}, whole=("a",)).count("\n") == 0
+
+    def test_where_there_is_no_terminal(self, monkeypatch):
+        monkeypatch.delenv("COLUMNS")
+        monkeypatch.setattr(console.shutil.os, "get_terminal_size", lambda *_: (_ for _ in ()).throw(OSError))
+        assert max(map(len, console.describe({"a": "word " * 100}).splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 kB"), (12_345, "12 kB"), (1_300_000, "1.3 MB"), (23_456_000_000, "23.5 GB")],
+)
+def test_sizes(count, text):
+    assert console.size(count) == text
+
+
+def test_show_fits_a_terminal(pipeline, corpora, tmp_path):
+    made = tmp_path / "made"
+    for command in (
+        ("evaluate", "--model", pipeline.student, "--manifest", corpora.labels, "--out", made / "e.h5"),
+        ("predict", "--model", pipeline.student, "--wav-dir", corpora.wav_dir, "--out", made / "p.h5"),
+        ("fuse", "--lalm", pipeline.lalm, "--source", pipeline.source, "--out", made / "f.h5"),
+    ):
+        assert mifuse(*command).exit_code == 0
+    for kind in ("compared", "target"):
+        MAKERS[kind]().save(made / f"{kind}.h5")
+    found = [*made.iterdir(), *pipeline.root.glob("*.h5"), pipeline.model, pipeline.student]
+    kinds = {artifacts.read_header(path)[0] for path in found if path.is_file()}
+    assert kinds == artifacts.KINDS.keys() - {"training"}  # of which checkpoints are
+    for path in found:
+        told = mifuse("show", path, COLUMNS="80")
+        assert told.exit_code == 0, told.stderr
+        assert max(map(len, told.stdout.splitlines())) <= 80
+        assert " None" not in told.stdout
 
 
 def test_quiet_is_quiet(capsys):
