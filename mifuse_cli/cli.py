@@ -608,20 +608,22 @@ def _(result: Any) -> str:
     general = console.describe(
         {
             "directory": result.directory,
-            "size": f"{result.size / 1e6:,.1f} MB",
+            "size": console.size(result.size),
             **({"removed now": f"features of {result.removed} clips"} if result.removed else {}),
         }
     )
     rows = [
         [
-            one.path.name,
+            one.network or one.path.name,
+            one.precision or "-",
             "-" if one.clips is None else str(one.clips),
-            f"{one.size / 1e6:,.1f}",
+            console.size(one.size),
             one.last_used or "-",
         ]
         for one in result.files
     ]
-    parts = [general, *([console.table(["file", "clips", "MB", "last used"], rows)] if rows else [])]
+    header = ["encoder", "precision", "clips", "size", "last used"]
+    parts = [general, *([console.table(header, rows)] if rows else [])]
     return "\n\n".join([*parts, *(f"{one.path}: {one.problem}" for one in result.files if one.problem)])
 
 

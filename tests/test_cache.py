@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import stat
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from mifuse_cli.manifest import read_clips
 from mifuse_cli.model import cache as caches
 from mifuse_cli.model import store as stores
 from mifuse_cli.model.cache import cached
+from mifuse_cli.model.shape import read_shape
 
 CPU = torch.device("cpu")
 
@@ -366,9 +368,14 @@ class TestLimit:
         wide(0, 8)
         wide(0, 8, "other")
         (wide.directory / "broken.sqlite").write_bytes(b"x" * 5000)
+        with closing(sqlite3.connect(wide.directory / "other.sqlite")) as earlier:
+            earlier.execute("DROP TABLE about")
         monkeypatch.undo()
         found = mifuse("cache", "--cache-dir", wide.directory)
-        assert found.exit_code == 0 and "wide.sqlite" in found.stdout and "2024-10-04" in found.stdout
+        assert found.exit_code == 0 and "size       701 kB" in found.stdout
+        lines = [line.split() for line in found.stdout.splitlines()]
+        assert ["wide", "fp32", "8", "348", "kB", "2024-10-04"] in lines
+        assert ["other.sqlite", "-", "8", "348", "kB", "2024-10-05"] in lines
         assert "broken.sqlite: file is not a database" in found.stdout
         found = mifuse("cache", "--cache-dir", wide.directory, "--cache-limit", "0B", "--json")
         told = json.loads(found.stdout)
@@ -402,6 +409,8 @@ def test_the_command_says_it_in_one_line(pipeline, corpora, tmp_path):
     made = mifuse("sample-source", "--model", pipeline.model, "--manifest", corpora.target, "--out",
                   tmp_path / "s.h5", "--cache-dir", tmp_path / "cache", "--workers", "1")  # fmt: skip
     assert made.exit_code == 0, made.stderr
+    told = mifuse("cache", "--cache-dir", tmp_path / "cache").stdout
+    assert f"\n{Path(read_shape(pipeline.model).encoder).name}  fp32 " in told and " 24 " in told
     (file,) = (tmp_path / "cache").iterdir()
     file.write_bytes(b"x" * 5000)
     refused(

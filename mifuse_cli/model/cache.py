@@ -32,6 +32,8 @@ def cached(
     network: FrozenNetwork,
     *,
     rows: int = 0,
+    called: str = "",
+    precision: str = "fp32",
     work: str,
     device: torch.device,
     encoding: Encoding,
@@ -44,6 +46,8 @@ def cached(
         name: of the cache's file, without suffix; it tells the network and what is made of its output.
         network: makes a matrix (L, D) of a clip; loaded only if some clip is not in the cache.
         rows: L, where the cache may hold more rows of a clip, of which these are the first; 0: as many as it holds.
+        called: what users call the network.
+        precision: in which it runs.
         work: what progress calls it.
         device: where to run the network.
         encoding: by what, and where it is kept.
@@ -57,6 +61,8 @@ def cached(
     directory = encoding.cache_dir or default_cache()
     with opened(directory, name, encoding.cache_dtype) as store:
         wanted = {key: clip.excerpt for key, clip in zip(keys, clips, strict=True)}
+        kept = "" if encoding.cache_dtype == "float32" else f", kept as {encoding.cache_dtype}"
+        store.tell(called or name, f"{precision}{kept}")
         known = store.keys(rows)
         # Other processes and machines may be in another directory.
         todo = {

@@ -42,7 +42,9 @@ class Checkpoint:
 
     def encoder(self, states: int = 0) -> FrozenEncoder:
         """The encoder, for its first hidden states or, with 0, all of them."""
-        return FrozenEncoder(self.encoder_dir, self.shape.precision, self.shape.pooling, states)
+        shape = self.shape
+        called = shape.encoder if shape.tune == "head" else f"{shape.encoder}, trained"
+        return FrozenEncoder(self.encoder_dir, shape.precision, shape.pooling, states, called)
 
     def encoder_digest(self) -> str:
         """Content hash of the encoder."""

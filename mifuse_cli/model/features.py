@@ -19,6 +19,7 @@ from mifuse_cli.encoding_settings import Encoding
 from mifuse_cli.manifest import Clip
 from mifuse_cli.model.cache import cached
 from mifuse_cli.model.encoder import Encoder, load_encoder
+from mifuse_cli.model.hub import name_of
 
 _CACHE_VERSION = 1
 
@@ -32,12 +33,14 @@ class FrozenEncoder:
         precision: one of `shape.PRECISIONS`.
         pooling: over time, one of `shape.POOLINGS`.
         states: how many hidden states are wanted, from the first on; 0: all. Blocks above them are not run.
+        called: what users call it.
     """
 
     directory: Path
     precision: str = "fp32"
     pooling: str = "mean"
     states: int = 0
+    called: str = ""
 
     def load(self, device: torch.device) -> Encoder:
         """The encoder on a device.
@@ -88,12 +91,15 @@ def pooled_features(
         InputError: audio or encoder that cannot be read, or a cache that cannot be used.
     """
     kind = "" if encoder.precision == "fp32" else f"-{encoder.precision}"
+    pooling = "" if encoder.pooling == "mean" else f", {encoder.pooling}"
     kind += "" if encoder.pooling == "mean" else f"-{encoder.pooling}"
     return cached(
         clips,
         f"features-v{_CACHE_VERSION}-{encoder_digest[:32]}{kind}",
         replace(encoder, directory=encoder.directory.absolute()),
         rows=encoder.states,
+        called=f"{name_of(encoder.called or encoder.directory)}{pooling}",
+        precision=encoder.precision,
         work="encoding",
         device=device,
         encoding=encoding,

@@ -26,6 +26,15 @@ def find_speaker_encoder(name: str) -> Path:
     return _find("--speaker-encoder", name, "or a hub name")
 
 
+def name_of(given: str | Path) -> str:
+    """A model in short: its hub name, also of a directory in the hub's cache, else the last part of its path."""
+    parts = Path(given).parts
+    cached = [part for part in parts if part.startswith("models--")]
+    if cached:
+        return cached[-1].removeprefix("models--").replace("--", "/")
+    return Path(given).resolve().name if Path(given).is_absolute() or parts[0] in (".", "..") else str(given)
+
+
 def _find(flag: str, name: str, others: str) -> Path:
     if Path(name).is_dir():
         return Path(name)

@@ -25,6 +25,7 @@ from mifuse_cli.errors import InputError
 from mifuse_cli.manifest import Clip
 from mifuse_cli.model.batches import batch_seconds, in_batches
 from mifuse_cli.model.cache import cached
+from mifuse_cli.model.hub import name_of
 from mifuse_cli.model.loading import (
     check_rate,
     feature_extractor,
@@ -228,6 +229,7 @@ def speaker_vectors(
         clips,
         f"voices-v{_CACHE_VERSION}-{lineage.digest(directory)[:32]}",
         FrozenSpeakerEncoder(directory.absolute()),
+        called=f"{name_of(directory)}, of speakers",
         work="encoding voices",
         device=device,
         encoding=encoding,

@@ -94,6 +94,15 @@ class Store:
             raise sqlite3.DatabaseError(f"row {key[:12]} holds NaN or infinity")
         return whole[: states or None].astype(np.float32, copy=False)
 
+    def tell(self, network: str, precision: str) -> None:
+        """Note whose matrices these are, unless that is known; a file that cannot be written stays as it is."""
+        with suppress(sqlite3.OperationalError):
+            if _about(self._rows):
+                return
+            with self._rows:
+                self._rows.execute("CREATE TABLE IF NOT EXISTS about(network TEXT, precision TEXT)")
+                self._rows.execute("INSERT INTO about VALUES (?, ?)", (network, precision))
+
     def used(self, keys: Iterable[str]) -> None:
         """Note that rows were used today; a file that cannot be written stays as it is."""
         today = int(time.time() // _DAY_S)
@@ -127,6 +136,7 @@ def opened(directory: Path, name: str, dtype: str = "float32") -> Iterator[Store
             f"{directory}: cannot be made the directory of a cache ({error.strerror}); {_ELSEWHERE}."
         ) from None
     try:
+        make_empty(file)
         with closing(sqlite3.connect(file, timeout=_LOCKED_S)) as rows:
             rows.execute(
                 "CREATE TABLE IF NOT EXISTS feature(audio TEXT PRIMARY KEY, layers INT, width INT, data BLOB)"
@@ -136,7 +146,6 @@ def opened(directory: Path, name: str, dtype: str = "float32") -> Iterator[Store
         raise InputError(f"{file}: {_what_to_do(file, error)}") from None
 
 
-        make_empty(file)
 def _what_to_do(file: Path, error: sqlite3.Error) -> str:
     if fault := sqlite_fault(file, error):
         return f"{fault}, or {_ELSEWHERE}."
@@ -155,6 +164,8 @@ class CacheFile:
         size: in bytes.
         clips: number of rows; None if they cannot be read.
         last_used: day of the last use, ISO 8601; "" if it is not known.
+        network: name of the encoder, as users gave it, and of its pooling; "" in files of earlier versions.
+        precision: in which the encoder ran, and the type of the numbers where they are kept in another; "" likewise.
         problem: why it cannot be read, "" if it can.
     """
 
@@ -162,6 +173,8 @@ class CacheFile:
     size: int
     clips: int | None = None
     last_used: str = ""
+    network: str = ""
+    precision: str = ""
     problem: str = ""
 
     @classmethod
@@ -171,11 +184,12 @@ class CacheFile:
         try:
             with closing(sqlite3.connect(path, timeout=1.0)) as rows:
                 days = _days(rows)
+                about = _about(rows) or ("", "")
         except sqlite3.Error as error:
             return cls(path, size, problem=str(error))
         last = max((day for day, *_ in days), default=0)
         day = time.strftime("%Y-%m-%d", time.gmtime(last * _DAY_S)) if last else ""
-        return cls(path, size, sum(clips for _, clips, _ in days), day)
+        return cls(path, size, sum(clips for _, clips, _ in days), day, *about)
 
 
 def cache_files(directory: Path) -> list[CacheFile]:
@@ -220,6 +234,14 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
+
+
+def _about(rows: sqlite3.Connection) -> tuple[str, str] | None:
+    """Network and precision, as `Store.tell` notes them; None in a file of earlier versions."""
+    if not rows.execute("SELECT 1 FROM sqlite_master WHERE name = 'about'").fetchone():
+        return None
+    found = rows.execute("SELECT network, precision FROM about").fetchone()
+    return found and (str(found[0]), str(found[1]))
 
 
 def _days(rows: sqlite3.Connection) -> list[tuple[int, int, int]]:

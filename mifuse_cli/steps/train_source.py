@@ -304,7 +304,7 @@ def _features(
     states = max(pick_layers(config.layers, count_states(encoder_dir))) + 1
     return pooled_features(
         clips,
-        FrozenEncoder(encoder_dir, config.precision, config.pooling, states),
+        FrozenEncoder(encoder_dir, config.precision, config.pooling, states, config.encoder),
         lineage.digest(encoder_dir),
         device=find_device(config.device),
         encoding=config.encoding,
