@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, Run, read_rows, save_encoder, train_config, weights, write_csv
+from conftest import CLASSES, Run, mifuse, read_rows, save_encoder, train_config, weights, write_csv
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -226,6 +226,15 @@ class TestPipeline:
         config = m.SampleSourceConfig(model=pipeline.model, wav_dir=corpora.wav_dir, out=out, n_samples=4)
         m.sample_source(config)
         np.testing.assert_array_equal(Source.load(out).probs, Source.load(pipeline.source).probs)
+
+    def test_evaluate_without_a_file(self, pipeline, corpora, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        arguments = ["evaluate", "--model", pipeline.student, "--manifest", corpora.labels]
+        printed = mifuse(*arguments)
+        assert printed.exit_code == 0 and not list(tmp_path.iterdir())
+        assert printed.stdout == mifuse(*arguments, "--out", "e.h5").stdout
+        told = json.loads(mifuse(*arguments, "--update", "--json").stdout)
+        assert told["out"] is None and not told["up_to_date"]
 
     def test_evaluate_needs_labels(self, pipeline, corpora, tmp_path):
         out = tmp_path / "eval.h5"

@@ -14,7 +14,6 @@ from mifuse_cli.artifacts import Evaluation, Fused, Header, Lalm, Parent, Predic
 from mifuse_cli.config import (
     EncodingConfig,
     Progress,
-    StepResult,
     at_least,
     normalize_problems,
     one_of,
@@ -23,8 +22,8 @@ from mifuse_cli.config import (
 from mifuse_cli.errors import ArtifactError, InputError
 from mifuse_cli.files import refuse_existing
 from mifuse_cli.fusion import FusionSettings
-from mifuse_cli.model.shape import read_shape
 from mifuse_cli.manifest import Clip, read_labelled
+from mifuse_cli.model.shape import read_shape
 from mifuse_cli.reporting.drawing import PLOT_MARKS, PLOT_SUFFIXES, draw_evaluation
 from mifuse_cli.reporting.tables import FORMS, score_table
 
@@ -42,7 +41,7 @@ class EvaluateConfig(EncodingConfig):
     manifest: Path = option(
         help="CSV of the clips with their labels in the column emotion; with --predictions, labels of some suffice."
     )
-    out: Path = option(help="Artifact to write.")
+    out: Path | None = option(None, "Artifact to write; default: none, the scores are only printed.")
     normalize: str = option(
         "",
         "Statistics that standardise the head's input: source, target or speaker; default: the checkpoint's.",
@@ -73,11 +72,11 @@ class EvaluateConfig(EncodingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateResult(StepResult):
+class EvaluateResult:
     """The score; rates are in [0, 1].
 
     Attributes:
-        out: the artifact.
+        out: the artifact, None if there is none.
         signature: the protocol in one line.
         classes: names in order.
         metrics: all fields of `evaluation.Score` except the confusion matrix.
@@ -85,14 +84,19 @@ class EvaluateResult(StepResult):
         estimate: ``wa`` and ``ua`` over all clips with their intervals, where the scored ones were chosen by pick;
             else empty.
         table: the scores in the form of --format, "" for text.
+        up_to_date: nothing was done, since --update found the output current.
+        notes: what the user should know.
     """
 
+    out: Path | None
     signature: str
     classes: tuple[str, ...]
     metrics: dict[str, Any]
     confusion: list[list[int]]
     estimate: dict[str, float]
     table: str
+    up_to_date: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> EvaluateResult:
@@ -103,16 +107,12 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         UsageError: ``centre`` with a model that is no student of cross-fit labels.
         ArtifactError: labelled clips without a prediction; no labelled clip but those given to fuse.
     """
-    lineage.refuse_overwrite(config, config.out, Evaluation)
+    if config.out is not None:
+        lineage.refuse_overwrite(config, config.out, Evaluation)
     if config.plot is not None:
         refuse_existing(config.plot, config.replaces, marks=PLOT_MARKS)
     system = config.model or config.predictions
     assert system is not None
-    made = _read(system / "train.h5" if config.model else system)
-    some = config.predictions is not None
-    labelled = read_labelled(
-        config.manifest, made.header.classes, need_audio=config.model is not None, some=some
-    )
     if config.model:
         read_shape(config.model)  # the first to say what is there instead of a model
     elif artifacts.is_checkpoint(system):
@@ -120,6 +120,11 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
             f"{system}: is {artifacts.CHECKPOINT}, expected an artifact. Score it with --model {system}, or what train "
             "has predicted with --predictions and the predictions.h5 in it."
         )
+    made = _read(system / "train.h5" if config.model else system)
+    some = config.predictions is not None
+    labelled = read_labelled(
+        config.manifest, made.header.classes, need_audio=config.model is not None, some=some
+    )
     if not labelled:
         raise InputError(f"{config.manifest}: the column 'emotion' is empty throughout. Label some clips.")
     ids = np.array([one.clip.utt_id for one in labelled])
@@ -127,15 +132,16 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     text = " ".join(f"{one.clip.utt_id}={one.label}={one.clip.speaker}" for one in labelled)
     if inclusion is not None:
         text += f" picked with {inclusion.tolist()}"
+    place = config.out or Path()  # from which paths of parents are written
     parents = [
-        lineage.parent("model" if config.model else "predictions", system, config.out),
-        Parent("labels", lineage.relative(config.manifest, config.out), provenance.text_digest(text)),
+        lineage.parent("model" if config.model else "predictions", system, place),
+        Parent("labels", lineage.relative(config.manifest, place), provenance.text_digest(text)),
     ]
     clips = [one.clip for one in labelled]
     if config.model:
-        parents.append(lineage.clips_parent(clips, config.manifest, config.out))
-        parents.append(lineage.speakers_parent(clips, config.manifest, config.out))
-    if lineage.is_current(config, config.out, parents):
+        parents.append(lineage.clips_parent(clips, config.manifest, place))
+        parents.append(lineage.speakers_parent(clips, config.manifest, place))
+    if config.out is not None and lineage.is_current(config, config.out, parents):
         current = Evaluation.load(config.out)
         # One of an earlier version lacks some metrics.
         if current.header.parameters["metrics"].keys() >= evaluation.METRICS.keys():
@@ -187,7 +193,8 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         reliability_confidence=sure,
         reliability_accuracy=right,
     )
-    artifact.save(config.out, replace=config.replaces)
+    if config.out is not None:
+        artifact.save(config.out, replace=config.replaces)
     return _result(config, artifact)
 
 
