@@ -327,7 +327,7 @@ def _(result: Any) -> str:
     return console.describe(
         {
             "artifact": result.out,
-            "kind": f"{result.kind}, of {result.parts} {'part' if result.parts == 1 else 'parts'}",
+            "kind": f"{result.kind}, of {number_of(result.parts, 'part')}",
             "clips": f"{result.clips}{several}",
             **({k: v for k, v in _answers(result.summary).items() if k != "clips"} if result.summary else {}),
         }
