@@ -289,7 +289,7 @@ def _estimated(result: Any) -> str:
             if result.statuses
             else f"{volume.clips} to ask about",
             "requests": f"{volume.requests} for {volume.answers} answers",
-            "speech": f"{volume.seconds / 3600:.4g} hours in all requests, {volume.upload_bytes / 1e6:.4g} MB",
+            "speech": f"{volume.seconds / 3600:.4g} hours in all requests, {console.size(volume.upload_bytes)}",
         }
     )
     rows = []
@@ -496,7 +496,7 @@ def _(result: Any) -> str:
         {
             "directory": result.out,
             "for": result.to,
-            "files": ", ".join(f"{name} ({console.size_of(size)})" for name, size in result.files.items()),
+            "files": ", ".join(f"{name} ({console.size(count)})" for name, count in result.files.items()),
             "checked": f"probabilities differ by at most {result.difference:.1g}",
         }
     )
@@ -553,7 +553,7 @@ def _(result: Any) -> str:
 def _(result: Any) -> str:
     return console.describe(
         {
-            "page": f"{result.out}, {console.size_of(result.bytes)}",
+            "page": f"{result.out}, {console.size(result.bytes)}",
             **({"runs": ", ".join(result.runs)} if result.runs else {}),
             **({"comparisons": ", ".join(result.comparisons)} if result.comparisons else {}),
             "clips": f"{result.clips}, {result.embedded} of them to be heard without their files",

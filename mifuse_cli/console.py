@@ -228,21 +228,13 @@ def describe(pairs: dict[str, Any], indent: str = "", whole: Container[str] = ()
     return "\n".join(lines)
 
 
-def size(count: int) -> str:
-    """Bytes in the unit that fits: ``312 kB``, ``1.3 MB``, ``12.4 GB``."""
-    for unit, least in (("GB", 1e9), ("MB", 1e6)):
-        if count >= least:
-            return f"{count / least:,.1f} {unit}"
-    return f"{count / 1e3:.0f} kB"
-
-
-def size_of(count: int) -> str:
-    """A number of bytes in the unit that fits, by powers of 1000."""
-    size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    while size >= 999.5 and len(units) > 1:
-        size /= 1000
+def size(count: float) -> str:
+    """Bytes in the unit that fits: ``312 kB``, ``1.32 MB``, ``12.4 GB``."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while count >= 999.5 and len(units) > 1:
+        count /= 1000
         del units[0]
-    return f"{size:.3g} {units[0]}"
+    return f"{count:.3g} {units[0]}"
 
 
 def bar(share: float | None, width: int = 20) -> str:
