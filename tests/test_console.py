@@ -103,7 +103,7 @@ class TestWidth:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (12_345, "12 kB"), (1_300_000, "1.3 MB"), (23_456_000_000, "23.5 GB")],
+    [(0, "0 B"), (12_345, "12.3 kB"), (999_600, "1 MB"), (1_300_000, "1.3 MB"), (23_456_000_000, "23.5 GB")],
 )
 def test_sizes(count, text):
     assert console.size(count) == text
