@@ -9,28 +9,36 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
+import os
 import random
 import resource
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import h5py  # noqa: E402
 import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
-from conftest import CLASSES, mifuse, save_encoder  # noqa: E402
+import trees  # noqa: E402
+import trees_coded  # noqa: E402
+from conftest import CLASSES, KEY, save_encoder  # noqa: E402
+from steady_lalm import SteadyLalm  # noqa: E402
 
-from mifuse_cli import artifacts, audio, lalm  # noqa: E402
+from mifuse_cli import artifacts, audio, cli, lalm  # noqa: E402
 from mifuse_cli.artifacts import KINDS, Header, Lalm, Source  # noqa: E402
 from mifuse_cli.artifacts.schema import content_hash  # noqa: E402
 from mifuse_cli.errors import MifuseError  # noqa: E402
@@ -39,10 +47,40 @@ from mifuse_cli.manifest import Clips, read_labelled  # noqa: E402
 
 SECONDS, MEMORY = 10, 2 << 30
 """Limits of one input: CPU time, since machines are busy, and bytes."""
+WAIT = 60
+"""Limit of one input in seconds of the clock, for what waits instead of working."""
+CODES = (0, 2, 3, 4)
+"""Exit codes that input may lead to: well, or an error of its own."""
 ODD_NUMBERS = (0, -1, 1, 3, 2**31, 2**63, 10**30, 0.5, -2.5, 1e308, float("nan"), float("inf"))
 ODD_VALUES = (*ODD_NUMBERS, "", "x", "\0", "\ud800", "a" * 5000, [], {}, [1], {"a": 1}, [[]], None, True)
 ODD_BYTES = (b"\0", b"\xff", b",", b'"', b"\n", b"\r", b"'", b"{", b"[", b":", b"&a ", b"*a", b"!!int x", b"-",
              b"1e999", b"9" * 400, b"../../", b"/dev/zero", b"\xef\xbb\xbf", b"%", b"x" * 3000)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it said on standard error."""
+
+    exit_code: int
+    stderr: str
+
+
+def mifuse(*arguments: Any) -> Ended:
+    """Run a command in this process, from its entry point; a crash is raised."""
+    out, said = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+    words, code = sys.argv, 0
+    sys.argv = ["mifuse", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+            cli.main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        sys.argv = words
+    said.seek(0)
+    ended = Ended(code, said.read())
+    assert code in CODES, f"exit code {code}: {ended.stderr}"
+    return ended
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
@@ -140,6 +178,48 @@ class World:
     def evaluate(self, predictions: str, out: str) -> Any:
         inputs = ["--predictions", self.root / predictions, "--manifest", self.manifest]
         return mifuse("evaluate", *inputs, "--resamples", "100", "--out", self.root / out)
+
+    @cached_property
+    def kaldi(self) -> Path:
+        """A Kaldi data directory of six recordings with a segment of each."""
+        made = self.root / "kaldi"
+        made.mkdir()
+        ids, own = [f"u{n}" for n in range(6)], [f"s{n % 2}-{n}" for n in range(6)]
+        tables = {
+            "wav.scp": [f"{one} {self.root}/{n}.wav" for n, one in enumerate(ids)],
+            "segments": [f"{utt} {one} 0.01 0.2" for utt, one in zip(own, ids, strict=True)],
+            "utt2spk": [f"{utt} s{n % 2}" for n, utt in enumerate(own)],
+            "spk2utt": [f"s{k} {' '.join(own[k::2])}" for k in range(2)],
+            "utt2emo": [f"{utt} {CLASSES[n % 4]}" for n, utt in enumerate(own)],
+            "text": [f"{utt} well yes" for utt in own],
+            "spk2gender": ["s0 f", "s1 m"],
+        }
+        for name, lines in tables.items():
+            (made / name).write_text("".join(f"{line}\n" for line in sorted(lines)))
+        return made
+
+    @cached_property
+    def _lalm(self) -> SteadyLalm:
+        server = SteadyLalm()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server
+
+    def ask(self, out: Path, *options: str) -> Ended | None:
+        """Have a language model asked, once for the same output."""
+        inputs = (
+            "--manifest",
+            self.manifest,
+            "--model",
+            "m",
+            "--base-url",
+            self._lalm.url,
+            "--n-samples",
+            "2",
+        )
+        if out.exists() and not options:
+            return None
+        os.environ["OPENAI_API_KEY"] = KEY
+        return mifuse("query-lalm", *inputs, "--rpm", "1e6", "--out", out, *options)
 
     def _models(self) -> None:
         arguments = [
@@ -372,30 +452,163 @@ def checkpoints(world: World, rng: random.Random, place: Path) -> None:
         load_encoder(directory)
 
 
+def _damage_some(directory: Path, rng: random.Random) -> None:
+    """Damage one or two files of a directory, or lose them; audio seldom."""
+    files = [
+        path for path in sorted(directory.rglob("*")) if path.is_file() and not path.name.startswith(".")
+    ]
+    tables = [path for path in files if path.suffix not in (".wav", ".flac", ".mp3", ".mp4", ".flv", ".avi")]
+    for _ in range(rng.randint(1, 2)):
+        path = rng.choice(tables if tables and rng.random() < 0.9 else files)
+        if not path.is_file():
+            continue
+        match rng.randrange(12):
+            case 0:
+                path.unlink()
+            case 1:
+                path.rename(
+                    path.with_name(rng.choice(("x", "x" + path.suffix, path.stem, "-x.csv", "a b.wav")))
+                )
+            case 2:
+                path.unlink()
+                path.mkdir()
+                return
+            case _:
+                path.write_bytes(damaged(path.read_bytes(), rng))
+
+
+def kaldi(world: World, rng: random.Random, place: Path) -> None:
+    """Kaldi data directories."""
+    directory = Path(shutil.copytree(world.kaldi, place / "kaldi"))
+    _damage_some(directory, rng)
+    mifuse("validate", directory)
+    mifuse("prepare", "kaldi", directory, place / "out", "--allow-missing")
+
+
+_CORPORA: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "iemocap": ("", lambda root: trees.iemocap(root, trees.iemocap_turns("3", 1))),
+    "msp-improv": ("", lambda root: trees.msp_improv(root, trees.msp_improv_clips("1", 1))),
+    "msp-podcast": ("", lambda root: trees.msp_podcast(root, takes=1)),
+    "crema-d": ("", trees_coded.crema_d),
+    "ravdess": ("", trees_coded.ravdess),
+    "emodb": ("", trees_coded.emodb),
+    "nemo": ("", trees_coded.nemo),
+    "generic": ("labels.csv", trees_coded.generic_csv),
+    "audformat": ("", lambda root: _audformat(root)),
+}
+_AUDFORMAT = """name: x
+usage: unrestricted
+schemes: {emotion: {dtype: str, labels: [anger, sadness]}, speaker: {dtype: str}}
+splits: {test: {type: test}}
+tables:
+  emotion: {type: filewise, split_id: test, columns: {emotion: {scheme_id: emotion}, speaker: {scheme_id: speaker}}}
+  parts: {type: segmented, columns: {said: {}}}
+"""
+
+
+def _audformat(root: Path) -> None:
+    root.mkdir()
+    (root / "db.yaml").write_text(_AUDFORMAT)
+    (root / "db.emotion.csv").write_text("file,emotion,speaker\na.wav,anger,s\nb.wav,sadness,t\n")
+    (root / "db.parts.csv").write_text("file,start,end,said\na.wav,0 days,0 days 00:00:01,x\n")
+    for name in ("a.wav", "b.wav"):
+        trees_coded.wav(root / name)
+
+
+def corpora(world: World, rng: random.Random, place: Path) -> None:
+    """Corpora as they are unpacked."""
+    name = rng.choice(sorted(_CORPORA))
+    below, make = _CORPORA[name]
+    original = world.root / "corpora" / name
+    if not original.exists():
+        original.parent.mkdir(exist_ok=True)
+        make(original)
+    root = Path(shutil.copytree(original, place / "root"))
+    _damage_some(root, rng)
+    options = ["--allow-missing"] if rng.random() < 0.5 else []
+    mifuse("prepare", name, root / below, place / "out", *options)
+
+
+def databases(world: World, rng: random.Random, place: Path) -> None:
+    """Journals and feature caches: the SQLite files between two runs."""
+    if rng.random() < 0.5:
+        first = world.ask(world.root / "asked" / "out.h5")
+        assert first is None or not first.exit_code, first
+        shutil.copytree(world.root / "asked", place / "asked")
+        file = place / "asked/out.h5.journal.sqlite"
+        file.write_bytes(damaged(file.read_bytes(), rng))
+        out = place / "asked/out.h5"
+        if rng.random() < 0.5:
+            out.unlink()
+        result = world.ask(out, "--reparse")
+        assert (
+            not result.exit_code or "do not delete" in result.stderr or "no mifuse journal" in result.stderr
+        )
+        return
+    options = ["--model", world.root / "model", "--manifest", world.manifest, "--n-samples", "2", "--force"]
+    if not (world.root / "features").exists():
+        mifuse(
+            "sample-source", *options, "--cache-dir", world.root / "features", "--out", world.root / "s.h5"
+        )
+    cache = Path(shutil.copytree(world.root / "features", place / "features"))
+    file = rng.choice(sorted(cache.glob("*.sqlite")))
+    file.write_bytes(damaged(file.read_bytes(), rng))
+    mifuse("cache", "--cache-dir", cache)
+    options = [
+        "--manifest",
+        world.manifest,
+        "--n-samples",
+        "2",
+        "--cache-dir",
+        cache,
+        "--out",
+        place / "s.h5",
+    ]
+    mifuse("sample-source", "--model", world.root / "model", *options)
+    mifuse("cache", "--cache-dir", cache, "--cache-limit", "0B")
+
+
 TARGETS: dict[str, Target] = {
-    one.__name__: one for one in (manifests, options, prices, prompts, sounds, answers, hdf5, checkpoints)
+    one.__name__: one
+    for one in (
+        manifests,
+        kaldi,
+        corpora,
+        options,
+        prices,
+        prompts,
+        sounds,
+        answers,
+        hdf5,
+        checkpoints,
+        databases,
+    )
 }
 
 
 def _ended(number: int, frame: Any) -> None:
-    raise TimeoutError(f"not at an end after {SECONDS} s")
+    raise TimeoutError(f"not at an end after {SECONDS} s of work or {WAIT} s of the clock")
 
 
 def run(name: str, count: int, seed: int, world: World, first: int = 0) -> list[str]:
     """Faults of ``count`` inputs of one kind, each with what makes it again."""
     faults = []
     signal.signal(signal.SIGPROF, _ended)
+    signal.signal(signal.SIGALRM, _ended)
     for number in range(first, first + count):
         rng = random.Random(f"{name} {seed} {number}")
         with tempfile.TemporaryDirectory(dir=world.root) as place:
             signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            signal.setitimer(signal.ITIMER_REAL, WAIT)
             try:
                 TARGETS[name](world, rng, Path(place))
             except Exception:
                 faults.append(f"{name}, seed {seed}, number {number}:\n{traceback.format_exc()}")
             finally:
                 signal.setitimer(signal.ITIMER_PROF, 0)
-    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    taken = max(resource.getrusage(one).ru_maxrss for one in whose) * 1024
     if taken > MEMORY:
         faults.append(f"{name}, seed {seed}, numbers {first} to {first + count}: {taken >> 20} MB of memory")
     return faults
