@@ -1,6 +1,7 @@
 """Databases in audformat: read from CSV and Parquet, never unpickled, nothing in them run."""
 
 import sys
+from itertools import pairwise
 
 import pytest
 
@@ -157,10 +158,42 @@ class TestRefused:
             read(root)
         assert not mark.exists()
 
-    @pytest.mark.parametrize("text", ["", "[]", "tables:", "tables: {x: 3}", "tables: [", "name: x"])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "[]",
+            "tables:",
+            "tables: {x: 3}",
+            "tables: [",
+            "name: x",
+            "tables: {x: {columns: [emotion]}}",
+            "tables: {x: {columns: {emotion: felt}}}",
+            "tables: {x: {split_id: [test]}}",
+            "tables: {x: {}}\nsplits: 3",
+            "tables: &a {x: *a}",
+            "tables: !!timestamp x",
+            f"tables: {'[' * 2000}",
+            "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+            + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in pairwise("abcdefgh"))
+            + "tables: {x: {columns: {emotion: *h}}}",
+        ],
+    )
     def test_headers_that_are_none(self, root, text):
         (root / "db.yaml").write_text(text)
         with pytest.raises(InputError, match=r"db\.yaml: cannot be read as the header"):
+            read(root)
+
+    def test_tables_named_by_numbers(self, root):
+        header(root, ("  emotion:\n    type", "  7:\n    type"))
+        (root / "db.emotion.csv").rename(root / "db.7.csv")
+        assert {one.label for one in read(root, emotion="7.felt")} == {"anger", ""}
+
+    @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\xff" * 40 + b"PAR1"])
+    def test_parquet_that_is_none(self, root, content):
+        (root / "db.files.csv").unlink()
+        (root / "db.files.parquet").write_bytes(content)
+        with pytest.raises(InputError, match=r"db\.files\.parquet: cannot be read as a table"):
             read(root)
 
     def test_no_database(self, tmp_path):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mifuse_cli.config import load_yaml
 from mifuse_cli.corpora import Corpus, Utterance
 from mifuse_cli.errors import DependencyError, InputError, UsageError
 from mifuse_cli.listing import portable_id
@@ -44,7 +45,7 @@ def read(root: Path, columns: Mapping[str, str] | None = None) -> Iterator[Utter
     speakers = dict[_Clip, str]()
     splits = dict[_Clip, str]()
     for name, table in tables.items():
-        split = table.get("split_id") or next((part for part in name.split(".") if part in named_splits), "")
+        split = table["split_id"] or next((part for part in name.split(".") if part in named_splits), "")
         if "speaker" in table["columns"]:
             speakers |= dict(_column(root, name, table, "speaker"))
         if split:
@@ -68,21 +69,33 @@ def read(root: Path, columns: Mapping[str, str] | None = None) -> Iterator[Utter
 
 
 def _header(root: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
-    """The header's entry for every table, and the names of its splits."""
-    import yaml
-
+    """The header's entry for every table, its columns a mapping, and the names of its splits."""
     path = root / "db.yaml"
     try:
-        header = yaml.safe_load(path.read_text(encoding="utf-8"))
-        tables = {
-            n: {**about, "columns": about.get("columns") or {}} for n, about in header["tables"].items()
-        }
-        return tables, set(header.get("splits") or ())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        header = _mapping("the header", load_yaml(path, path.name, InputError))
+        tables = _mapping("tables", header.get("tables"))
+        if not tables:
+            raise TypeError("it names no tables")
+        for name, about in tables.items():
+            about = _mapping(f"table {name}", about)
+            columns = _mapping(f"columns of table {name}", about.get("columns"))
+            columns = {column: _mapping(f"column {column}", one) for column, one in columns.items()}
+            split = about.get("split_id") or ""
+            if not isinstance(split, str):
+                raise TypeError(f"split_id of table {name}: expected a name, found {split!r:.60}")
+            tables[name] = {**about, "columns": columns, "split_id": split}
+        return tables, set(_mapping("splits", header.get("splits")))
+    except (InputError, TypeError) as error:
         raise InputError(
             f"{path}: cannot be read as the header of an audformat database ({error}). Give the directory "
             "that audb.load_to wrote."
         ) from None
+
+
+def _mapping(name: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, dict | None):
+        raise TypeError(f"{name}: expected names with values, found {value!r:.60}")
+    return {str(key): one for key, one in (value or {}).items()}
 
 
 def _emotions(root: Path, tables: dict[str, dict[str, Any]], wanted: str | None) -> dict[_Clip, str]:
@@ -91,7 +104,7 @@ def _emotions(root: Path, tables: dict[str, dict[str, Any]], wanted: str | None)
         f"{name}.{column}": (name, column)
         for name, table in tables.items()
         for column, about in table["columns"].items()
-        if wanted or "emotion" in (column, (about or {}).get("scheme_id"))
+        if wanted or "emotion" in (column, about.get("scheme_id"))
     }
     if wanted and wanted not in there:
         raise UsageError(f"--columns emotion={wanted}: expected one of {', '.join(there)}")
@@ -130,7 +143,7 @@ def _rows(root: Path, table: str, needed: Iterable[str]) -> Iterable[dict[str, s
     if not path.is_file():
         raise InputError(f"{path.with_suffix('')}: is there neither as .csv nor as .parquet. {_SAVE}")
     try:
-        from pyarrow import parquet
+        from pyarrow import ArrowException, parquet
     except ImportError:
         raise DependencyError(
             f"{path}: needs pyarrow to be read, which is not installed. Run: pip install 'mifuse[audformat]'"
@@ -138,7 +151,7 @@ def _rows(root: Path, table: str, needed: Iterable[str]) -> Iterable[dict[str, s
     try:
         found = parquet.read_table(path, columns=list(needed)).to_pylist()
         return [{name: "" if row[name] is None else str(row[name]) for name in needed} for row in found]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ArrowException) as error:
         raise InputError(f"{path}: cannot be read as a table ({error}). {_SAVE}") from None
 
 
