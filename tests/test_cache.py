@@ -364,6 +364,18 @@ class TestLimit:
         wide(0, 8, limit=1_000_000)
         assert wide(0, 8) == 0
 
+    @pytest.mark.parametrize("day", ["x", b"\xff", -1, 2**62, 1e308, None])
+    def test_days_that_are_none_are_not_known(self, wide, day):
+        wide(0, 8)
+        wide(8, 12)
+        with closing(sqlite3.connect(wide.directory / "wide.sqlite")) as db, db:
+            some = "SELECT audio FROM feature ORDER BY rowid LIMIT 8"
+            assert db.execute(f"UPDATE use SET day = ? WHERE audio IN ({some})", (day,)).rowcount == 8
+        (found,) = stores.cache_files(wide.directory)
+        assert found.clips == 12 and found.last_used == "2024-10-05" and not found.problem
+        assert stores.trim(wide.directory, found.size // 2) >= 6
+        assert wide(8, 12) == 0  # those of a known day stay
+
     def test_the_command(self, wide, monkeypatch):
         wide(0, 8)
         wide(0, 8, "other")

@@ -67,6 +67,10 @@ def writing(path, start=0, threads=1):
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
+def clip(name):
+    return AskedClip(name, "0f", 0.5, 16000, 16044, Excerpt(Path("a.wav")), "0e", pieces=(0.5,))
+
+
 def query(path, sql):
     with contextlib.closing(sqlite3.connect(path)) as db:
         return db.execute(sql).fetchall()
@@ -256,6 +260,64 @@ class TestOpening:
         path.write_bytes(content)
         with pytest.raises(InputError, match="damaged"), Journal(path) as journal:
             body(journal, "k")
+
+    @pytest.mark.parametrize(
+        ("table", "column", "value"),
+        [
+            ("answer", "raw", "text"),
+            ("answer", "raw", 7),
+            ("answer", "choice", "x"),
+            ("answer", "choice", -1),
+            ("intent", "http_status", 2.5),
+            ("intent", "t_send", 1e308),
+            ("intent", "est_cost", float("inf")),
+            ("intent", "est_cost", b"\xff"),
+            ("utt", "duration", float("inf")),
+            ("utt", "run", 2**63 - 1),
+        ],
+    )
+    def test_values_that_no_column_can_have_are_reported(self, path, table, column, value):
+        with Journal(path) as journal:
+            keep(journal, "k", GOOD)
+            journal.add_clips(1, [clip("a")])
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            assert db.execute(f"UPDATE {table} SET {column} = ?", (value,)).rowcount
+        with pytest.raises(InputError, match=f"damaged.*{column} in the table {table}.*do not delete"):
+            Journal(path)
+
+    @pytest.mark.parametrize("column", ["part", "pieces"])
+    @pytest.mark.parametrize(
+        "value", ["", "x", "{}", "3", '["x"]', "[null, {}]", "[-1.0, 1, 1]", "[Infinity]"]
+    )
+    def test_clips_that_are_none_are_reported(self, path, column, value):
+        with Journal(path) as journal:
+            journal.add_clips(1, [clip("a")])
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            assert db.execute(f"UPDATE utt SET {column} = ?", (value,)).rowcount
+        with Journal(path) as journal:
+            for read in (lambda: list(journal.clips()), lambda: journal.known(["a"])):
+                with pytest.raises(InputError, match="damaged"):
+                    read()
+
+    def test_a_further_choice_without_its_body_is_reported(self, path):
+        with Journal(path) as journal:
+            keep(journal, "k", GOOD)
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            db.execute("UPDATE answer SET raw = x'', choice = 1")
+        with (
+            Journal(path) as journal,
+            pytest.raises(InputError, match=r"damaged.*the body of the answer to k"),
+        ):
+            journal.answers(["k"])
+
+    @pytest.mark.parametrize("value", ["", "[]", "x"])
+    def test_what_was_found_out_of_a_server_and_is_none_is_reported(self, path, value):
+        with Journal(path) as journal:
+            journal.add_probe("h", "m", {"audio": True})
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            db.execute("UPDATE probe SET json = ?", (value,))
+        with Journal(path) as journal, pytest.raises(InputError, match="damaged"):
+            journal.probed("h", "m")
 
     def test_a_place_that_cannot_be_written_is_reported(self, tmp_path):
         with pytest.raises(InputError, match="cannot be written"):

@@ -31,6 +31,8 @@ _WRITE = (
     "width=excluded.width, data=excluded.data WHERE excluded.layers > feature.layers"
 )
 """Another process may have written a matrix with more rows meanwhile."""
+_DAY = "CASE WHEN typeof(use.day) = 'integer' AND use.day BETWEEN 0 AND 1000000 THEN use.day ELSE 0 END"
+"""Day of the last use since 1970, 0 where there is none or what is there is no day."""
 _ELSEWHERE = "give another --cache-dir (or MIFUSE_CACHE_DIR)"
 _log = logging.getLogger("mifuse")
 
@@ -247,7 +249,7 @@ def _about(rows: sqlite3.Connection) -> tuple[str, str] | None:
 def _days(rows: sqlite3.Connection) -> list[tuple[int, int, int]]:
     """Days of last use since 1970 (0: not known), with the number of rows and their size in bytes."""
     has_days = rows.execute("SELECT 1 FROM sqlite_master WHERE name = 'use'").fetchone()
-    day, join = ("ifnull(use.day, 0)", "LEFT JOIN use USING (audio)") if has_days else ("0", "")
+    day, join = (_DAY, "LEFT JOIN use USING (audio)") if has_days else ("0", "")
     return rows.execute(
         f"SELECT {day}, count(*), sum(ifnull(length(data), 0) + 100) FROM feature {join} GROUP BY 1"
     ).fetchall()
@@ -263,7 +265,7 @@ def _remove(path: Path, days: Iterable[tuple[int, int]]) -> int:
                 for day, number in days:
                     removed += rows.execute(
                         "DELETE FROM feature WHERE audio IN (SELECT audio FROM feature LEFT JOIN use USING (audio) "
-                        "WHERE ifnull(use.day, 0) = ? ORDER BY feature.rowid LIMIT ?)",
+                        f"WHERE {_DAY} = ? ORDER BY feature.rowid LIMIT ?)",
                         (day, number),
                     ).rowcount
                 rows.execute("DELETE FROM use WHERE audio NOT IN (SELECT audio FROM feature)")

@@ -233,6 +233,14 @@ class GroupCommit:
 
 SCHEMA_VERSION = 3
 
+_VALUES = {
+    "TEXT": "typeof({0}) IN ('text', 'blob')",  # bytes where they are no UTF-8, as in paths
+    "BLOB": "typeof({0}) = 'blob'",
+    "INTEGER": "typeof({0}) = 'integer' AND {0} BETWEEN 0 AND 9007199254740991",
+    "REAL": "typeof({0}) IN ('real', 'integer') AND {0} BETWEEN 0 AND 253402300799",  # until the year 9999
+}
+"""Condition that values of a column meet, by its type."""
+
 _APPLICATION_ID = 0x6D666A31  # "mfj1": tells a journal from other SQLite files
 _FIRST = """
 CREATE TABLE spec (
@@ -315,6 +323,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
         ArtifactError: the file is no journal, or a newer mifuse wrote it; it stays as it is.
     """
     _check(db, path)
+    _check_values(db)
     durable_mode(db, shared_memory=network_filesystem(path) is None)
     db.execute("BEGIN IMMEDIATE")
     (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -361,6 +370,20 @@ def _check(db: sqlite3.Connection, path: Path) -> None:
             f"{path}: journal of schema {version}, but this mifuse reads up to {SCHEMA_VERSION}. "
             "Upgrade mifuse."
         )
+
+
+def _check_values(db: sqlite3.Connection) -> None:
+    """Find a value that its column cannot have had from mifuse; SQLite itself takes any.
+
+    Raises:
+        sqlite3.DataError: there is one.
+    """
+    for (table,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+        for _, column, kind, *_ in db.execute(f"PRAGMA table_info({table})").fetchall():
+            if condition := _VALUES.get(kind):
+                is_odd = f"{column} IS NOT NULL AND NOT ({condition.format(column)})"
+                if db.execute(f"SELECT EXISTS (SELECT 1 FROM {table} WHERE {is_odd})").fetchone()[0]:
+                    raise sqlite3.DataError(f"{column} in the table {table} has a value that is no {kind}")
 
 
 # --- lock ------------------------------------------------------------

@@ -15,15 +15,18 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from math import inf
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from mifuse_cli.audio import Excerpt
 from mifuse_cli.lalm.answers.response import MOST_TOKENS, Response, decode
 from mifuse_cli.lalm.journal.database import Database, Rows
 from mifuse_cli.lalm.questions.clips import AskedClip
 from mifuse_cli.lalm.questions.question_options import canonical_json, spec_hash
+
+T = TypeVar("T")
 
 CLIPS_AT_A_TIME = 200
 _COLUMNS = ("utt_id", "sha256", "duration", "sr", "bytes", "file_sha256", "context")
@@ -106,7 +109,9 @@ class Journal(Database):
     def clips(self, at_a_time: int = CLIPS_AT_A_TIME) -> Iterator[list[AskedClip]]:
         """Clips of the last run in the order of their ids, ``at_a_time`` at a time."""
         for rows in self._last_run(_CLIP, at_a_time):
-            yield [_clip(row) for row in rows]
+            with self.translating():
+                clips = [_clip(row) for row in rows]
+            yield clips
 
     def pairs(self, column: Literal["file_sha256", "context"]) -> Iterator[tuple[str, str]]:
         """Ids of the clips of the last run in order, each with one thing that is known of it."""
@@ -117,7 +122,9 @@ class Journal(Database):
         """Clips of any run by id."""
         places = ",".join("?" * len(utt_ids))
         sql = f"SELECT {_CLIP} FROM utt WHERE pieces IS NOT NULL AND utt_id IN ({places})"
-        return {row[0]: _clip(row) for row in self.read(sql, utt_ids)}
+        rows = self.read(sql, utt_ids)
+        with self.translating():
+            return {row[0]: _clip(row) for row in rows}
 
     def _last_run(self, columns: str, at_a_time: int) -> Iterator[Rows]:
         """Rows of the clips of the last run, of which the first column is the id."""
@@ -275,6 +282,8 @@ class Journal(Database):
                     response, position = decode(raw), 0
                 else:
                     # A further choice of the body that stands with the first one.
+                    if (key, intent) not in bodies:
+                        raise sqlite3.DataError(f"the body of the answer to {key} is lost")
                     raw, response, position = bodies[key, intent]
                 bodies[key, intent] = raw, response, position + 1
                 found[key, choice] = StoredAnswer(raw, response, position, outcome)
@@ -383,7 +392,8 @@ class Journal(Database):
     def probed(self, host: str, model: str) -> dict[str, Any] | None:
         """What was found out about a model at a host, None if nothing."""
         rows = self.read("SELECT json FROM probe WHERE host = ? AND model = ?", (host, model))
-        return json.loads(rows[0][0]) if rows else None
+        with self.translating():
+            return _from_json(dict, rows[0][0]) if rows else None
 
     def add_probe(self, host: str, model: str, found: Mapping[str, Any]) -> None:
         """Keep what was found out."""
@@ -401,9 +411,28 @@ async def committed(*futures: Future[Any]) -> Any:
 
 def _clip(row: Sequence[Any]) -> AskedClip:
     *columns, path, part, pieces, twin = row
-    excerpt = Excerpt(Path(os.fsdecode(path)), *json.loads(part))
+    bounds, seconds = _from_json(list, part), _from_json(list, pieces)
+    numbers = [*seconds, *(one for one in bounds if one is not None)]
+    if len(bounds) != 3 or not all(type(one) in (int, float) and 0 <= one < inf for one in numbers):
+        raise sqlite3.DataError(f"{part!r:.60} and {pieces!r:.60} are no parts of a clip")
+    excerpt = Excerpt(Path(os.fsdecode(path)), *bounds)
     known = dict(zip(_COLUMNS, columns, strict=True))
-    return AskedClip(**known, excerpt=excerpt, pieces=tuple(json.loads(pieces)), twin=bool(twin))
+    return AskedClip(**known, excerpt=excerpt, pieces=tuple(seconds), twin=bool(twin))
+
+
+def _from_json(kind: type[T], text: str) -> T:
+    """The value that was stored as JSON.
+
+    Raises:
+        sqlite3.DataError: it is none, or of another kind.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, kind):
+        raise sqlite3.DataError(f"{text!r:.60} is no {kind.__name__} as JSON")
+    return found
 
 
 def _kept_path(path: Path) -> str | bytes:
