@@ -16,6 +16,7 @@ import random
 import resource
 import shutil
 import signal
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -27,11 +28,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import h5py  # noqa: E402
 import numpy as np  # noqa: E402
+import pyarrow.parquet  # noqa: E402
 import soundfile  # noqa: E402
 import trees  # noqa: E402
 import trees_coded  # noqa: E402
@@ -45,16 +48,20 @@ from mifuse_cli.errors import MifuseError  # noqa: E402
 from mifuse_cli.lalm.answers import response  # noqa: E402
 from mifuse_cli.manifest import Clips, read_labelled  # noqa: E402
 
-SECONDS, MEMORY = 10, 2 << 30
-"""Limits of one input: CPU time, since machines are busy, and bytes."""
-WAIT = 60
-"""Limit of one input in seconds of the clock, for what waits instead of working."""
+SECONDS, WAIT, MEMORY = 10, 60, 2 << 30
+"""Limits of one input: CPU time, since machines are busy; time of the clock, for what waits; bytes."""
 CODES = (0, 2, 3, 4)
-"""Exit codes that input may lead to: well, or an error of its own."""
+"""Exit codes that input may lead to."""
 ODD_NUMBERS = (0, -1, 1, 3, 2**31, 2**63, 10**30, 0.5, -2.5, 1e308, float("nan"), float("inf"))
 ODD_VALUES = (*ODD_NUMBERS, "", "x", "\0", "\ud800", "a" * 5000, [], {}, [1], {"a": 1}, [[]], None, True)
 ODD_BYTES = (b"\0", b"\xff", b",", b'"', b"\n", b"\r", b"'", b"{", b"[", b":", b"&a ", b"*a", b"!!int x", b"-",
              b"1e999", b"9" * 400, b"../../", b"/dev/zero", b"\xef\xbb\xbf", b"%", b"x" * 3000)  # fmt: skip
+ODD_CELLS = (None, 0, -1, 2**63 - 1, 1e308, float("inf"), "", "x", "{}", "[]", "[null, {}]", "9" * 400, b"", b"\xff\0",
+             "[" * 5000, b"x" * 3000)  # fmt: skip
+
+
+class Hang(BaseException):
+    """An input took too long. No OSError, which a command takes for one of the file's."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +74,18 @@ class Ended:
 
 def mifuse(*arguments: Any) -> Ended:
     """Run a command in this process, from its entry point; a crash is raised."""
-    out, said = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
-    words, code = sys.argv, 0
-    sys.argv = ["mifuse", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+    out, told = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+    words = ["mifuse", *map(str, arguments)]
+    code = None
+    streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(told)
+    with mock.patch.object(sys, "argv", words), streams[0], streams[1]:
+        try:
             cli.main()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    finally:
-        sys.argv = words
-    said.seek(0)
-    ended = Ended(code, said.read())
-    assert code in CODES, f"exit code {code}: {ended.stderr}"
+        except SystemExit as end:
+            code = end.code
+    told.seek(0)
+    ended = Ended(code or 0, told.read())
+    assert ended.exit_code in CODES, f"{words} ended with {code}: {ended.stderr}"
     return ended
 
 
@@ -204,35 +210,43 @@ class World:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return server
 
-    def ask(self, out: Path, *options: str) -> Ended | None:
-        """Have a language model asked, once for the same output."""
-        inputs = (
-            "--manifest",
-            self.manifest,
-            "--model",
-            "m",
-            "--base-url",
-            self._lalm.url,
-            "--n-samples",
-            "2",
-        )
-        if out.exists() and not options:
-            return None
-        os.environ["OPENAI_API_KEY"] = KEY
-        return mifuse("query-lalm", *inputs, "--rpm", "1e6", "--out", out, *options)
+    def ask(self, out: Path, *options: str) -> Ended:
+        """Have a language model asked twice of every clip."""
+        inputs = ("--manifest", self.manifest, "--model", "m", "--base-url", self._lalm.url, "--out", out)
+        with mock.patch.dict(os.environ, OPENAI_API_KEY=KEY):
+            return mifuse("query-lalm", *inputs, "--n-samples", "2", "--rpm", "1e6", *options)
+
+    @cached_property
+    def asked(self) -> Path:
+        """A directory of answers and their journal."""
+        made = self.root / "asked"
+        made.mkdir()
+        assert not self.ask(made / "out.h5").exit_code
+        return made
+
+    def sample(self, cache: Path, out: Path) -> Ended:
+        """Have the source model sampled."""
+        inputs = ("--model", self.root / "model", "--manifest", self.manifest, "--n-samples", "2")
+        return mifuse("sample-source", *inputs, "--cache-dir", cache, "--out", out)
+
+    @cached_property
+    def features(self) -> Path:
+        """A feature cache."""
+        made = self.root / "features"
+        assert not self.sample(made, self.root / "sampled.h5").exit_code
+        return made
+
+    def corpus(self, name: str) -> Path:
+        """A corpus as it is unpacked."""
+        made = self.root / "corpora" / name
+        if not made.exists():
+            made.parent.mkdir(exist_ok=True)
+            _CORPORA[name](made)
+        return made
 
     def _models(self) -> None:
-        arguments = [
-            "--manifest",
-            self.manifest,
-            "--epochs",
-            "1",
-            "--validation",
-            "0",
-            "--cache-dir",
-            self.root / "c",
-        ]
-        mifuse("train-source", *arguments, "--encoder", "logmel", "--out", self.root / "model")
+        places = ("--manifest", self.manifest, "--cache-dir", self.root / "c", "--out", self.root / "model")
+        mifuse("train-source", *places, "--encoder", "logmel", "--epochs", "1", "--validation", "0")
         save_encoder(self.root / "whisper", "whisper")
         save_encoder(self.root / "wav2vec2", "wav2vec2")
 
@@ -453,26 +467,19 @@ def checkpoints(world: World, rng: random.Random, place: Path) -> None:
 
 
 def _damage_some(directory: Path, rng: random.Random) -> None:
-    """Damage one or two files of a directory, or lose them; audio seldom."""
-    files = [
-        path for path in sorted(directory.rglob("*")) if path.is_file() and not path.name.startswith(".")
-    ]
-    tables = [path for path in files if path.suffix not in (".wav", ".flac", ".mp3", ".mp4", ".flv", ".avi")]
+    """Damage, lose or rename one or two files of a directory; seldom audio."""
     for _ in range(rng.randint(1, 2)):
-        path = rng.choice(tables if tables and rng.random() < 0.9 else files)
-        if not path.is_file():
-            continue
+        files = [one for one in sorted(directory.rglob("[!.]*")) if one.is_file()]
+        texts = [one for one in files if one.suffix not in (".wav", ".flac", ".mp3", ".mp4", ".flv")]
+        path = rng.choice(texts if texts and rng.random() < 0.9 else files)
         match rng.randrange(12):
             case 0:
                 path.unlink()
             case 1:
-                path.rename(
-                    path.with_name(rng.choice(("x", "x" + path.suffix, path.stem, "-x.csv", "a b.wav")))
-                )
+                path.rename(path.with_name(rng.choice(("x", f"x{path.suffix}", "-x.csv", "a b.wav"))))
             case 2:
                 path.unlink()
                 path.mkdir()
-                return
             case _:
                 path.write_bytes(damaged(path.read_bytes(), rng))
 
@@ -485,109 +492,103 @@ def kaldi(world: World, rng: random.Random, place: Path) -> None:
     mifuse("prepare", "kaldi", directory, place / "out", "--allow-missing")
 
 
-_CORPORA: dict[str, tuple[str, Callable[[Path], Any]]] = {
-    "iemocap": ("", lambda root: trees.iemocap(root, trees.iemocap_turns("3", 1))),
-    "msp-improv": ("", lambda root: trees.msp_improv(root, trees.msp_improv_clips("1", 1))),
-    "msp-podcast": ("", lambda root: trees.msp_podcast(root, takes=1)),
-    "crema-d": ("", trees_coded.crema_d),
-    "ravdess": ("", trees_coded.ravdess),
-    "emodb": ("", trees_coded.emodb),
-    "nemo": ("", trees_coded.nemo),
-    "generic": ("labels.csv", trees_coded.generic_csv),
-    "audformat": ("", lambda root: _audformat(root)),
-}
-_AUDFORMAT = """name: x
+_DB = """name: x
 usage: unrestricted
 schemes: {emotion: {dtype: str, labels: [anger, sadness]}, speaker: {dtype: str}}
 splits: {test: {type: test}}
 tables:
-  emotion: {type: filewise, split_id: test, columns: {emotion: {scheme_id: emotion}, speaker: {scheme_id: speaker}}}
-  parts: {type: segmented, columns: {said: {}}}
+  emotion: {type: filewise, split_id: test, columns: {emotion: {scheme_id: emotion}}}
+  parts: {type: segmented, split_id: test, columns: {said: {}}}
+  voices: {type: filewise, columns: {speaker: {scheme_id: speaker}}}
 """
 
 
 def _audformat(root: Path) -> None:
-    root.mkdir()
-    (root / "db.yaml").write_text(_AUDFORMAT)
-    (root / "db.emotion.csv").write_text("file,emotion,speaker\na.wav,anger,s\nb.wav,sadness,t\n")
-    (root / "db.parts.csv").write_text("file,start,end,said\na.wav,0 days,0 days 00:00:01,x\n")
+    trees_coded.text(root / "db.yaml", _DB)
+    trees_coded.text(root / "db.emotion.csv", "file,emotion", "a.wav,anger", "b.wav,sadness")
+    trees_coded.text(root / "db.parts.csv", "file,start,end,said", "a.wav,0 days,0 days 00:00:01,x")
+    voices = {"file": ["a.wav", "b.wav"], "speaker": ["s", "t"]}
+    pyarrow.parquet.write_table(pyarrow.table(voices), root / "db.voices.parquet")
     for name in ("a.wav", "b.wav"):
         trees_coded.wav(root / name)
+
+
+_CORPORA: dict[str, Callable[[Path], Any]] = {
+    "iemocap": lambda root: trees.iemocap(root, trees.iemocap_turns("3", 1)),
+    "msp-improv": lambda root: trees.msp_improv(root, trees.msp_improv_clips("1", 1)),
+    "msp-podcast": lambda root: trees.msp_podcast(root, takes=1),
+    "crema-d": trees_coded.crema_d,
+    "ravdess": trees_coded.ravdess,
+    "emodb": trees_coded.emodb,
+    "nemo": trees_coded.nemo,
+    "generic": trees_coded.generic_csv,
+    "audformat": _audformat,
+}
 
 
 def corpora(world: World, rng: random.Random, place: Path) -> None:
     """Corpora as they are unpacked."""
     name = rng.choice(sorted(_CORPORA))
-    below, make = _CORPORA[name]
-    original = world.root / "corpora" / name
-    if not original.exists():
-        original.parent.mkdir(exist_ok=True)
-        make(original)
-    root = Path(shutil.copytree(original, place / "root"))
+    root = Path(shutil.copytree(world.corpus(name), place / "root"))
     _damage_some(root, rng)
-    options = ["--allow-missing"] if rng.random() < 0.5 else []
-    mifuse("prepare", name, root / below, place / "out", *options)
+    given = root / "labels.csv" if name == "generic" else root
+    mifuse("prepare", name, given, place / "out", *rng.choice(((), ("--allow-missing",))))
+
+
+def _alter(file: Path, rng: random.Random) -> None:
+    """One change of tables, columns or values, by someone who knows SQL."""
+
+    def rows(query: str) -> list[tuple[Any, ...]]:
+        return db.execute(query).fetchall()
+
+    db = sqlite3.connect(file, isolation_level=None)
+    table = rng.choice(rows("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name"))[0]
+    column = rng.choice(rows(f"SELECT name FROM pragma_table_info('{table}')"))[0]
+    number = rng.randrange(max(1, rows(f"SELECT count(*) FROM {table}")[0][0]))
+    row = f"rowid = (SELECT rowid FROM {table} LIMIT 1 OFFSET {number})"
+    with contextlib.closing(db), contextlib.suppress(sqlite3.Error):
+        match rng.randrange(12):
+            case 0:
+                db.execute(f"DROP TABLE {table}")
+            case 1:
+                db.execute(f"ALTER TABLE {table} RENAME COLUMN {column} TO other")
+            case 2:
+                db.execute(f"DELETE FROM {table} WHERE {row}")
+            case 3:
+                number = rng.choice((-1, 0, 1, 99))
+                db.execute(f"PRAGMA {rng.choice(('user_version', 'application_id'))} = {number}")
+            case _:
+                where = row if rng.random() < 0.5 else "1"
+                db.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", (rng.choice(ODD_CELLS),))
 
 
 def databases(world: World, rng: random.Random, place: Path) -> None:
     """Journals and feature caches: the SQLite files between two runs."""
+    original = rng.choice((world.asked, world.features))
+    directory = Path(shutil.copytree(original, place / "d"))
+    file = rng.choice(sorted(directory.glob("*.sqlite")))
     if rng.random() < 0.5:
-        first = world.ask(world.root / "asked" / "out.h5")
-        assert first is None or not first.exit_code, first
-        shutil.copytree(world.root / "asked", place / "asked")
-        file = place / "asked/out.h5.journal.sqlite"
         file.write_bytes(damaged(file.read_bytes(), rng))
-        out = place / "asked/out.h5"
+    else:
+        _alter(file, rng)
+    if original == world.asked:
         if rng.random() < 0.5:
-            out.unlink()
-        result = world.ask(out, "--reparse")
-        assert (
-            not result.exit_code or "do not delete" in result.stderr or "no mifuse journal" in result.stderr
-        )
-        return
-    options = ["--model", world.root / "model", "--manifest", world.manifest, "--n-samples", "2", "--force"]
-    if not (world.root / "features").exists():
-        mifuse(
-            "sample-source", *options, "--cache-dir", world.root / "features", "--out", world.root / "s.h5"
-        )
-    cache = Path(shutil.copytree(world.root / "features", place / "features"))
-    file = rng.choice(sorted(cache.glob("*.sqlite")))
-    file.write_bytes(damaged(file.read_bytes(), rng))
-    mifuse("cache", "--cache-dir", cache)
-    options = [
-        "--manifest",
-        world.manifest,
-        "--n-samples",
-        "2",
-        "--cache-dir",
-        cache,
-        "--out",
-        place / "s.h5",
-    ]
-    mifuse("sample-source", "--model", world.root / "model", *options)
-    mifuse("cache", "--cache-dir", cache, "--cache-limit", "0B")
+            (directory / "out.h5").unlink()
+        ended = world.ask(directory / "out.h5", rng.choice(("--reparse", "--update", "--force")))
+        paid = ended.stderr.replace("do not delete", "").lower()
+        assert "delete" not in paid and "anew" not in paid, ended.stderr
+    else:
+        mifuse("cache", "--cache-dir", directory)
+        world.sample(directory, place / "s.h5")
+        mifuse("cache", "--cache-dir", directory, "--cache-limit", "0B")
 
 
-TARGETS: dict[str, Target] = {
-    one.__name__: one
-    for one in (
-        manifests,
-        kaldi,
-        corpora,
-        options,
-        prices,
-        prompts,
-        sounds,
-        answers,
-        hdf5,
-        checkpoints,
-        databases,
-    )
-}
+_KINDS = (manifests, kaldi, corpora, options, prices, prompts, sounds, answers, hdf5, checkpoints, databases)
+TARGETS: dict[str, Target] = {one.__name__: one for one in _KINDS}
 
 
 def _ended(number: int, frame: Any) -> None:
-    raise TimeoutError(f"not at an end after {SECONDS} s of work or {WAIT} s of the clock")
+    raise Hang(f"not at an end after {SECONDS} s of work or {WAIT} s of the clock")
 
 
 def run(name: str, count: int, seed: int, world: World, first: int = 0) -> list[str]:
@@ -602,7 +603,7 @@ def run(name: str, count: int, seed: int, world: World, first: int = 0) -> list[
             signal.setitimer(signal.ITIMER_REAL, WAIT)
             try:
                 TARGETS[name](world, rng, Path(place))
-            except Exception:
+            except (Exception, Hang):
                 faults.append(f"{name}, seed {seed}, number {number}:\n{traceback.format_exc()}")
             finally:
                 signal.setitimer(signal.ITIMER_PROF, 0)
