@@ -1,6 +1,7 @@
 """Known vulnerabilities of what is installed beside this Python, but those of ``known-vulnerabilities.txt``.
 
-Ends with 1 if there are others, or if not one package could be looked up, which pip-audit alone takes for none found.
+Ends with 1 if there are others. Ends with 2 if none was found, but packages could not be looked up, since the index
+is not reached or tells of no vulnerabilities: pip-audit alone takes these for clean.
 """
 
 import json
@@ -9,34 +10,41 @@ import sys
 from pathlib import Path
 from typing import Any
 
+CLEAN, VULNERABLE, NOT_CHECKED = 0, 1, 2
 _KNOWN = Path(__file__).with_name("known-vulnerabilities.txt")
 
 
-def judged(packages: list[dict[str, Any]], known: set[str]) -> tuple[list[str], bool]:
-    """What to print of the packages in a report of pip-audit, and whether all is well.
+def judged(packages: list[dict[str, Any]], known: set[str]) -> tuple[list[str], int]:
+    """What to print of the packages in a report of pip-audit, and the exit code.
 
     Args:
         packages: ``dependencies`` of the report.
         known: ids of vulnerabilities that do not concern us.
     """
-    audited = [one for one in packages if "skip_reason" not in one]
-    left_out = sorted(one["name"] for one in packages if "skip_reason" in one)
+    checked = [one for one in packages if "skip_reason" not in one]
+    # What is installed for editing is this project itself.
+    not_checked = sorted(
+        one["name"] for one in packages if "editable" not in one.get("skip_reason", "editable")
+    )
     found = {
         vulnerability["id"]: f"{one['name']} {one['version']}: {vulnerability['id']}, mended in "
         f"{', '.join(vulnerability['fix_versions']) or 'no version yet'}"
-        for one in audited
+        for one in checked
         for vulnerability in one["vulns"]
         if not known & {vulnerability["id"], *vulnerability["aliases"]}
     }
-    lines = list(found.values())
-    lines.append(f"{len(audited)} packages audited, {len(found)} vulnerabilities that are not explained")
-    if left_out:
-        lines.append(f"not audited: {', '.join(left_out)}")
-    if not audited:
+    lines = [
+        *found.values(),
+        f"{len(checked)} packages checked, {len(found)} vulnerabilities that are not explained",
+    ]
+    if not_checked:
         lines.append(
-            "not one package could be looked up: is the package index reached, and does it tell of them?"
+            f"{len(not_checked)} packages NOT checked, of which the package index told nothing: "
+            f"{', '.join(not_checked)}"
         )
-    return lines, bool(audited) and not found
+    if found:
+        return lines, VULNERABLE
+    return lines, CLEAN if checked and not not_checked else NOT_CHECKED
 
 
 def main() -> int:
@@ -47,11 +55,13 @@ def main() -> int:
     try:
         packages = json.loads(done.stdout)["dependencies"]
     except (ValueError, KeyError):
-        print(done.stderr.strip() or "pip-audit gave no report")
-        return 1
-    told, good = judged(packages, {words[0] for words in lines if words})
+        print(
+            f"NOT checked, pip-audit gave no report: {done.stderr.strip() or f'exit code {done.returncode}'}"
+        )
+        return NOT_CHECKED
+    told, code = judged(packages, {words[0] for words in lines if words})
     print("\n".join(told))
-    return 0 if good else 1
+    return code
 
 
 if __name__ == "__main__":
