@@ -47,6 +47,13 @@ def found_errno(error: BaseException) -> int | None:
     return int(told[1]) if told and int(told[1]) else None
 
 
+def sqlite_errors() -> tuple[type[Exception], ...]:
+    """What ``sqlite3`` raises of a file: UnicodeDecodeError where its message quotes a damaged name."""
+    import sqlite3
+
+    return sqlite3.Error, UnicodeDecodeError
+
+
 def sqlite_fault(path: Path, error: Exception) -> str:
     """What keeps an SQLite file from being used, and what to do; "" if it is its content that is at fault.
 

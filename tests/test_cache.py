@@ -364,6 +364,16 @@ class TestLimit:
         wide(0, 8, limit=1_000_000)
         assert wide(0, 8) == 0
 
+    def test_a_message_of_sqlite_that_is_no_utf8(self, wide):
+        """It quotes the name of a table as it lies in the file."""
+        wide(0, 2)
+        file = wide.directory / "wide.sqlite"
+        file.write_bytes(file.read_bytes().replace(b"tablefeature", b"tablef\xd8ature"))
+        (found,) = stores.cache_files(wide.directory)
+        assert found.problem and stores.trim(wide.directory, 0) == 0
+        with pytest.raises(InputError, match="is damaged"):
+            wide(0, 2)
+
     @pytest.mark.parametrize("day", ["x", b"\xff", -1, 2**62, 1e308, None])
     def test_days_that_are_none_are_not_known(self, wide, day):
         wide(0, 8)

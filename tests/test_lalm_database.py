@@ -285,6 +285,13 @@ class TestOpening:
         with pytest.raises(InputError, match=f"damaged.*{column} in the table {table}.*do not delete"):
             Journal(path)
 
+    def test_a_message_of_sqlite_that_is_no_utf8(self, path):
+        """It quotes the name of a table as it lies in the file."""
+        Journal(path).close()
+        path.write_bytes(path.read_bytes().replace(b"tablespecspec", b"tablesp\xd8cspec"))
+        with pytest.raises(InputError, match=r"damaged.*do not delete"):
+            Journal(path)
+
     @pytest.mark.parametrize("column", ["part", "pieces"])
     @pytest.mark.parametrize(
         "value", ["", "x", "{}", "3", '["x"]', "[null, {}]", "[-1.0, 1, 1]", "[Infinity]"]

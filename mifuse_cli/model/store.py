@@ -19,7 +19,7 @@ from typing import Self
 import numpy as np
 
 from mifuse_cli.errors import InputError
-from mifuse_cli.files import make_empty, sqlite_fault
+from mifuse_cli.files import make_empty, sqlite_errors, sqlite_fault
 
 _LOCKED_S = 120.0
 """How long to wait for another process that writes; it holds the lock for milliseconds."""
@@ -144,11 +144,11 @@ def opened(directory: Path, name: str, dtype: str = "float32") -> Iterator[Store
                 "CREATE TABLE IF NOT EXISTS feature(audio TEXT PRIMARY KEY, layers INT, width INT, data BLOB)"
             )
             yield Store(rows, dtype)
-    except sqlite3.Error as error:
+    except sqlite_errors() as error:
         raise InputError(f"{file}: {_what_to_do(file, error)}") from None
 
 
-def _what_to_do(file: Path, error: sqlite3.Error) -> str:
+def _what_to_do(file: Path, error: Exception) -> str:
     if fault := sqlite_fault(file, error):
         return f"{fault}, or {_ELSEWHERE}."
     return f"is damaged, or no cache ({error}). Delete it, so that what it held is computed anew, or {_ELSEWHERE}."
@@ -187,7 +187,7 @@ class CacheFile:
             with closing(sqlite3.connect(path, timeout=1.0)) as rows:
                 days = _days(rows)
                 about = _about(rows) or ("", "")
-        except sqlite3.Error as error:
+        except sqlite_errors() as error:
             return cls(path, size, problem=str(error))
         last = max((day for day, *_ in days), default=0)
         day = time.strftime("%Y-%m-%d", time.gmtime(last * _DAY_S)) if last else ""
@@ -218,7 +218,7 @@ def trim(directory: Path, limit: int) -> int:
     spare = total - _TRIMMED_TO * limit
     found: list[tuple[int, Path, int, int]] = []
     for path in files:
-        with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=1.0)) as rows:
+        with suppress(*sqlite_errors()), closing(sqlite3.connect(path, timeout=1.0)) as rows:
             found += [(day, path, clips, size) for day, clips, size in _days(rows)]
     gone: dict[Path, list[tuple[int, int]]] = {}
     for day, path, clips, size in sorted(found):
@@ -270,6 +270,6 @@ def _remove(path: Path, days: Iterable[tuple[int, int]]) -> int:
                     ).rowcount
                 rows.execute("DELETE FROM use WHERE audio NOT IN (SELECT audio FROM feature)")
             rows.execute("VACUUM")
-    except sqlite3.Error as error:
+    except sqlite_errors() as error:
         _log.warning("%s: could not be made smaller (%s)", path, error)
     return removed

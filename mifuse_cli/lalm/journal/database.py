@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError
-from mifuse_cli.files import make_empty, sqlite_fault
+from mifuse_cli.files import make_empty, sqlite_errors, sqlite_fault
 
 _KEYS_PER_QUERY = 1000
 _CACHE_KIB = 64 * 1024
@@ -121,7 +121,7 @@ class Database:
         """Raise errors of SQLite and of compressed bytes as errors of this package."""
         try:
             yield
-        except (sqlite3.Error, zlib.error) as error:
+        except (*sqlite_errors(), zlib.error) as error:
             raise self._translated(error) from error
 
     def _connect(self) -> sqlite3.Connection:
@@ -167,7 +167,7 @@ class GroupCommit:
         translated: turns an error of SQLite into one to show.
     """
 
-    def __init__(self, db: sqlite3.Connection, translated: Callable[[sqlite3.Error], Exception]) -> None:
+    def __init__(self, db: sqlite3.Connection, translated: Callable[[Exception], Exception]) -> None:
         self._db = db
         self._translated = translated
         self._queue: queue.SimpleQueue[tuple[Work, Future[Any]] | None] = queue.SimpleQueue()
@@ -218,7 +218,7 @@ class GroupCommit:
                     self._commit([one])
                 return
             # A full disk or a lock is the same for all, and each try may take a minute.
-            shown = self._translated(error) if isinstance(error, sqlite3.Error) else error
+            shown = self._translated(error) if isinstance(error, sqlite_errors()) else error
             for _, future in group:
                 if future.set_running_or_notify_cancel():
                     future.set_exception(shown)

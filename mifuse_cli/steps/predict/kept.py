@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mifuse_cli.errors import ArtifactError, InputError
-from mifuse_cli.files import sqlite_fault
+from mifuse_cli.files import sqlite_errors, sqlite_fault
 from mifuse_cli.steps.predict.parts import Part
 
 _WRITE_EVERY_S = 1.0
@@ -129,6 +129,6 @@ def kept_in(file: Path, identity: dict[str, Any]) -> Iterator[Kept]:
                 yield kept
             finally:
                 kept.write()
-    except sqlite3.Error as error:
+    except sqlite_errors() as error:
         fault = sqlite_fault(file, error) or f"is damaged ({error}). Delete it, so that it is made anew"
         raise InputError(f"{file}: {fault}, or choose another --out.") from None
