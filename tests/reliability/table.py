@@ -144,8 +144,8 @@ PROMISES = {
     ),
 }
 
-INPUTS = {"answers": 60_000, "sounds": 32_000, "prices": 3_000, "prompts": 3_000, "manifests": 1_000, "kaldi": 1_000,
-          "corpora": 1_000, "options": 400, "checkpoints": 300, "databases": 300, "hdf5": 200}  # fmt: skip
+INPUTS = {"answers": 62_000, "sounds": 33_000, "prices": 3_000, "prompts": 3_000, "kaldi": 2_000, "corpora": 2_000,
+          "manifests": 1_500, "databases": 1_000, "checkpoints": 600, "options": 600, "hdf5": 300}  # fmt: skip
 """Inputs of every kind of `fuzz`: those that take least, most."""
 
 Found = list[tuple[str, str, Tried]]
