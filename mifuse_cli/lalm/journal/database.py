@@ -119,9 +119,10 @@ class Database:
     @contextmanager
     def translating(self) -> Iterator[None]:
         """Raise errors of SQLite and of compressed bytes as errors of this package."""
+        errors: tuple[type[Exception], ...] = (*sqlite_errors(), zlib.error)
         try:
             yield
-        except (*sqlite_errors(), zlib.error) as error:
+        except errors as error:
             raise self._translated(error) from error
 
     def _connect(self) -> sqlite3.Connection:
