@@ -2,7 +2,13 @@
 # shellcheck shell=bash
 
 _root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-if [ -x "$_root/.venv/bin/mifuse" ]; then PATH=$_root/.venv/bin:$PATH; fi
+# An environment that is activated comes first, then that of this clone.
+for _bin in "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin}" "$_root/.venv/bin"; do
+  if [ -n "$_bin" ] && [ -x "$_bin/mifuse" ]; then
+    PATH=$_bin:$PATH
+    break
+  fi
+done
 if ! command -v mifuse > /dev/null; then
   echo "${0##*/}: mifuse is not installed: run make test, or pip install ." >&2
   exit 6

@@ -218,14 +218,15 @@ def _plain(text: str, classes: tuple[str, ...]) -> dict[str, float] | None:
     if not _PLAIN.fullmatch(text) or text.count('"') != 2 * len(classes):
         return None
     try:
-        values: dict[str, float] = json.loads(text)
+        # From Python 3.12 on, sums of whole numbers and floats are rounded in another way than those of floats.
+        values: dict[str, float] = json.loads(text, parse_int=float)
     except (ValueError, RecursionError):
         return None
     if len(values) != len(classes):
         return None
     for name in classes:
         value: Any = values.get(name)
-        if type(value) not in (int, float) or not 0 <= value <= 1000:
+        if type(value) is not float or not 0 <= value <= 1000:
             return None
     return values
 
