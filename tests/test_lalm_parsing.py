@@ -4,7 +4,7 @@ import time
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mifuse_cli.lalm.answers.parsing import Status, _read, parse_answer, parse_label, visible
@@ -393,6 +393,7 @@ VALUES = st.one_of(
     indent=st.sampled_from([None, 0, 2]),
     cut=st.integers(0, 2),
 )
+@example(pairs=[], full=[0, 25, 1e-9, 25], use_full=True, indent=None, cut=0)
 def test_the_short_cut_changes_nothing(pairs, full, use_full, indent, cut):
     items = list(zip(CLASSES[::-1], full, strict=True)) if use_full else pairs
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in items]
