@@ -380,11 +380,21 @@ def _check_values(db: sqlite3.Connection) -> None:
         sqlite3.DataError: there is one.
     """
     for (table,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-        for _, column, kind, *_ in db.execute(f"PRAGMA table_info({table})").fetchall():
-            if condition := _VALUES.get(kind):
-                is_odd = f"{column} IS NOT NULL AND NOT ({condition.format(column)})"
-                if db.execute(f"SELECT EXISTS (SELECT 1 FROM {table} WHERE {is_odd})").fetchone()[0]:
-                    raise sqlite3.DataError(f"{column} in the table {table} has a value that is no {kind}")
+        columns = db.execute(f"PRAGMA table_info({table})").fetchall()
+        odd = {
+            f"{column} in the table {table} has a value that is no {kind}": f"({column} IS NOT NULL AND NOT "
+            f"({_VALUES[kind].format(column)}))"
+            for _, column, kind, *_ in columns
+            if kind in _VALUES
+        }
+        if not odd:
+            continue
+        conditions = odd.values()  # in one pass: tables may hold millions of answers
+        found = db.execute(
+            f"SELECT {', '.join(conditions)} FROM {table} WHERE {' OR '.join(conditions)} LIMIT 1"
+        ).fetchone()
+        if found:
+            raise sqlite3.DataError(next(said for said, is_odd in zip(odd, found, strict=True) if is_odd))
 
 
 # --- lock ------------------------------------------------------------
