@@ -298,7 +298,7 @@ def _frames(excerpt: Excerpt, frames: int, rate: int) -> tuple[int, int]:
     """First frame of a clip and the one behind its last, in a file of so many frames."""
     path, start, end, _ = excerpt
     if frames == 0:
-        raise InputError(f"{path}: holds no audio samples. Replace the file or drop its row.")
+        raise InputError(f"{path}: holds no audio samples. Replace the file or leave it out.")
     first, last = round(start * rate), frames if end is None else round(end * rate)
     if first >= frames or last > frames + _BEYOND_S * rate:
         until = "" if end is None else f" to {end:g} s"
@@ -332,7 +332,7 @@ def _decoded(file: soundfile.SoundFile, path: Path, first: int, last: int) -> np
     if found < wanted * (1 - _SHORT) - 1 or (declared or 0) * (1 - _SHORT) > found + 1:
         raise InputError(
             f"{path}: is cut off: its header tells of {(declared or wanted) / file.samplerate:.2f} s, of which "
-            f"{found / file.samplerate:.2f} s are there. Replace the file or drop its row."
+            f"{found / file.samplerate:.2f} s are there. Replace the file or leave it out."
         )
     return np.concatenate(blocks)[before:] if blocks else np.zeros((0, file.channels), np.float32)
 
@@ -356,10 +356,10 @@ def _declared_frames(file: soundfile.SoundFile) -> int | None:
 def _fault(samples: np.ndarray, mono: np.ndarray) -> str:
     """What is wrong with samples (S, channels) and their mean (S,), in a sentence; "" if nothing is."""
     if not mono.size:
-        return "holds no audio samples. Replace the file or drop its row."
+        return "holds no audio samples. Replace the file or leave it out."
     peak = float(np.abs(samples).max())
     if not math.isfinite(peak):
-        return "holds NaN or infinite samples. Replace the file or drop its row."
+        return "holds NaN or infinite samples. Replace the file or leave it out."
     if peak > _LARGEST_PEAK:
         return (
             f"its floating-point samples reach {peak:.6g}, expected at most 1. They seem to be at the scale of whole "
@@ -367,10 +367,10 @@ def _fault(samples: np.ndarray, mono: np.ndarray) -> str:
         )
     power = float(np.mean(np.square(samples - samples.mean(axis=0), dtype=np.float64)))
     if peak < _SILENT_PEAK:
-        return "is silent throughout. Replace the file or drop its row."
+        return "is silent throughout. Replace the file or leave it out."
     if power < _SILENT_PEAK**2:
         return (
-            f"holds one constant value ({float(mono[0]):.4g}) and no sound. Replace the file or drop its row."
+            f"holds one constant value ({float(mono[0]):.4g}) and no sound. Replace the file or leave it out."
         )
     offset = float(mono.mean(dtype=np.float64))
     left = float(np.mean(np.square(mono - offset, dtype=np.float64)))
@@ -382,7 +382,7 @@ def _fault(samples: np.ndarray, mono: np.ndarray) -> str:
     if abs(offset) > max(_LARGEST_OFFSET, math.sqrt(left)):
         return (
             f"its samples are shifted by a constant of {offset:.3g} (DC), which is more than the sound itself. Remove "
-            "it, for instance with sox highpass 10, or drop its row."
+            "it, for instance with sox highpass 10, or leave it out."
         )
     return ""
 
@@ -417,7 +417,7 @@ def _opened(excerpt: Excerpt) -> Iterator[soundfile.SoundFile]:
             said = f"its content is damaged or cut off, code {error.code} of libsndfile"
         raise InputError(
             f"{path}: cannot be decoded as audio ({said}); expected {', '.join(one[1:] for one in suffixes())}. "
-            "Replace the file or drop its row from the manifest."
+            "Replace the file or leave it out."
         ) from None
 
 
@@ -441,7 +441,7 @@ def _by_ffmpeg(path: Path) -> bytes:
         ) from None
     if done.returncode:
         said = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
-        raise InputError(f"{path}: cannot be decoded as audio ({said}). Replace the file or drop its row.")
+        raise InputError(f"{path}: cannot be decoded as audio ({said}). Replace the file or leave it out.")
     return done.stdout
 
 

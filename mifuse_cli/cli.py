@@ -21,7 +21,15 @@ import typer.core
 import mifuse_cli
 from mifuse_cli import config as configs
 from mifuse_cli import console
-from mifuse_cli.errors import InputError, MifuseError, UsageError, number_of
+from mifuse_cli.errors import (
+    InputError,
+    MifuseError,
+    UsageError,
+    did_you_mean,
+    duration_of,
+    number_of,
+    size_of,
+)
 from mifuse_cli.fusion import FORECAST_ERROR
 from mifuse_cli.model import launcher, processes
 
@@ -46,12 +54,17 @@ class _Command(typer.core.TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As the parent does."""
+        as_json = "--log-json" in args
         try:
             return super().parse_args(ctx, args)
-        except typer.BadParameter as error:
-            if error.param is not None and (origin := _origin(ctx, error.param)):
-                error.message = f"{error.message.rstrip('.')}, from {origin}."
-            raise
+        except Exception as error:
+            param = getattr(error, "param", None)
+            if param is not None and (origin := _origin(ctx, param)):
+                error.message = f"{error.message.rstrip('.')}, from {origin}."  # type: ignore[attr-defined]
+            if not as_json or not hasattr(error, "format_message"):  # only errors of usage have it
+                raise
+            console.error(error.format_message(), as_json=True)
+            raise typer.Exit(UsageError.exit_code) from None
 
 
 def _origin(ctx: typer.Context, option: Any) -> str:
@@ -111,6 +124,9 @@ def command(name: str, example: str) -> Callable[[Callable[[Any], str]], None]:
             quiet, json = quiet or not is_first, json and is_first
             try:
                 processes.check_undivided(step, name)
+                if not quiet:
+                    for text in _unknown_variables():
+                        console.note(text, as_json=log_json)
                 with console.progress_bar(quiet, log_json) as progress:
                     result = step(config_type(**values), progress=progress)
             except MifuseError as error:
@@ -160,7 +176,7 @@ def _signature(name: str, config_type: type[configs.Config]) -> inspect.Signatur
         described: Any = typer.Option(
             *([flag, "-o"] if field.name == "out" else [flag]),
             help=field.metadata["help"],
-            envvar=[f"MIFUSE_{name.replace('-', '_')}_{field.name}".upper(), f"MIFUSE_{field.name}".upper()],
+            envvar=_variables(name, field.name),
             show_envvar=False,
             rich_help_panel=field.metadata["panel"] or None,
             show_default=not required and field.default not in ("", None) and field.default is not False,
@@ -171,13 +187,9 @@ def _signature(name: str, config_type: type[configs.Config]) -> inspect.Signatur
         hint: Any = list[Path] if configs.is_repeatable(field) else hints[field.name]
         parameters.append((field.name, Annotated[hint, described], default))
     parameters.append(("config", Annotated[Path | None, _config_option(name)], None))
-    parameters.append(
-        ("json", Annotated[bool, typer.Option("--json", help="Print the result as JSON.")], False)
-    )
-    log_help = "Write progress, notes and errors as JSON lines to standard error."
-    parameters.append(("log_json", Annotated[bool, typer.Option("--log-json", help=log_help)], False))
-    quiet_help = "Print nothing but errors and --json."
-    parameters.append(("quiet", Annotated[bool, typer.Option("--quiet", "-q", help=quiet_help)], False))
+    for option, flags, help in _OF_ALL:
+        described = typer.Option(*flags, help=help, envvar=_variables(name, option), show_envvar=False)
+        parameters.append((option, Annotated[bool, described], False))
     kind = inspect.Parameter.KEYWORD_ONLY
     context = inspect.Parameter("ctx", kind, annotation=typer.Context)
     return inspect.Signature(
@@ -191,6 +203,37 @@ def _signature(name: str, config_type: type[configs.Config]) -> inspect.Signatur
     )
 
 
+_OF_ALL = (
+    ("json", ("--json",), "Print the result as JSON."),
+    ("log_json", ("--log-json",), "Write progress, notes and errors as JSON lines to standard error."),
+    ("quiet", ("--quiet", "-q"), "Print nothing but errors and --json."),
+)
+"""Options of every command: name, flags and help."""
+
+
+def _variables(command: str, option: str) -> list[str]:
+    """Names of an option in the environment, the one that counts first."""
+    return [f"MIFUSE_{command.replace('-', '_')}_{option}".upper(), f"MIFUSE_{option}".upper()]
+
+
+def _unknown_variables() -> list[str]:
+    """Notes on variables of the environment that are named like options, and are none."""
+    known = {
+        variable
+        for command, kind in _CONFIGS.items()
+        for option in (
+            *(field.name for field in dataclasses.fields(kind)),
+            "config",
+            *(one[0] for one in _OF_ALL),
+        )
+        for variable in _variables(command, option)
+    }
+    unknown = sorted(name for name in os.environ if name.startswith("MIFUSE_") and name not in known)
+    return [
+        f"{name} in the environment is no option of mifuse{did_you_mean(name, known)}" for name in unknown
+    ]
+
+
 def _config_option(name: str) -> Any:
     def read(ctx: typer.Context, path: Path | None) -> Path | None:
         if path is not None:
@@ -202,7 +245,16 @@ def _config_option(name: str) -> Any:
         return path
 
     help = "YAML file of options, also under names of commands; unknown ones are an error."
-    return typer.Option("--config", "-c", is_eager=True, callback=read, help=help, show_default=False)
+    return typer.Option(
+        "--config",
+        "-c",
+        is_eager=True,
+        callback=read,
+        help=help,
+        envvar=_variables(name, "config"),
+        show_envvar=False,
+        show_default=False,
+    )
 
 
 @command("prepare", "mifuse prepare iemocap IEMOCAP_full_release data/iemocap")
@@ -289,7 +341,7 @@ def _estimated(result: Any) -> str:
             if result.statuses
             else f"{volume.clips} to ask about",
             "requests": f"{volume.requests} for {volume.answers} answers",
-            "speech": f"{volume.seconds / 3600:.4g} hours in all requests, {console.size(volume.upload_bytes)}",
+            "speech": f"{duration_of(volume.seconds)} in all requests, {size_of(volume.upload_bytes)}",
         }
     )
     rows = []
@@ -496,7 +548,7 @@ def _(result: Any) -> str:
         {
             "directory": result.out,
             "for": result.to,
-            "files": ", ".join(f"{name} ({console.size(count)})" for name, count in result.files.items()),
+            "files": ", ".join(f"{name} ({size_of(count)})" for name, count in result.files.items()),
             "checked": f"probabilities differ by at most {result.difference:.1g}",
         }
     )
@@ -553,7 +605,7 @@ def _(result: Any) -> str:
 def _(result: Any) -> str:
     return console.describe(
         {
-            "page": f"{result.out}, {console.size(result.bytes)}",
+            "page": f"{result.out}, {size_of(result.bytes)}",
             **({"runs": ", ".join(result.runs)} if result.runs else {}),
             **({"comparisons": ", ".join(result.comparisons)} if result.comparisons else {}),
             "clips": f"{result.clips}, {result.embedded} of them to be heard without their files",
@@ -608,7 +660,7 @@ def _(result: Any) -> str:
     general = console.describe(
         {
             "directory": result.directory,
-            "size": console.size(result.size),
+            "size": size_of(result.size),
             **({"removed now": f"features of {result.removed} clips"} if result.removed else {}),
         }
     )
@@ -617,7 +669,7 @@ def _(result: Any) -> str:
             one.network or one.path.name,
             one.precision or "-",
             "-" if one.clips is None else str(one.clips),
-            console.size(one.size),
+            size_of(one.size),
             one.last_used or "-",
         ]
         for one in result.files
@@ -632,7 +684,7 @@ def _(result: Any) -> str:
     lines = []
     for one in result.findings:
         state = f"faults {len(one.faults)}" if one.faults else "ok"
-        facts = "".join(f", {name} {value}" for name, value in one.facts.items())
+        facts = "".join(f", {name} {console.short(value)}" for name, value in one.facts.items())
         lines += [f"{one.path}: {one.kind}, {state}{facts}", *(f"  {fault}" for fault in one.faults)]
     return "\n".join(lines)
 

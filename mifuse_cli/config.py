@@ -17,14 +17,18 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from mifuse_cli.encoding_settings import CACHE_DTYPES, ENGINES, WORKERS, Encoding, byte_count, size_problems
-from mifuse_cli.errors import MifuseError, UsageError, did_you_mean, some
-from mifuse_cli.files import read_text
+from mifuse_cli.errors import InputError, MifuseError, UsageError, did_you_mean, some
+from mifuse_cli.files import format_of, read_text
 
 _Engine = TypeVar("_Engine")
 _LARGEST_WHOLE = 1 << 63
 """Whole numbers below it fit into an artifact."""
 _MOST_NODES = 100_000
 """Values in a YAML file; a few lines of references to references make billions of them."""
+_ENDINGS = {f".{name}" for name in (
+    "csv", "gz", "h5", "hdf5", "htm", "html", "json", "jsonl", "md", "npy", "npz", "parquet", "pdf", "pkl", "png", "pt",
+    "rttm", "svg", "tex", "tsv", "txt", "wav", "xlsx", "xml", "yaml", "yml", "zip")}  # fmt: skip
+"""Of names that promise a format."""
 Progress = Callable[..., None]
 """Progress callback, called with: the name of the work, pieces done, their total, and optional facts by name."""
 
@@ -36,6 +40,7 @@ def option(
     settles: bool = True,
     panel: str = "",
     positional: bool = False,
+    endings: tuple[str, ...] = (),
 ) -> Any:
     """Dataclass field that is a command-line option.
 
@@ -46,10 +51,18 @@ def option(
             compares only such options to decide whether an output is current.
         panel: heading in ``--help`` under which the option is listed; "" for the general one.
         positional: whether the command line takes it without a flag, in the order of the fields.
+        endings: those of a file to write, such as ".h5". A name that ends like another format is refused; one with an
+            ending of its own, or none, is not.
     """
     return dataclasses.field(
         default=default,
-        metadata={"help": help, "settles": settles, "panel": panel, "positional": positional},
+        metadata={
+            "help": help,
+            "settles": settles,
+            "panel": panel,
+            "positional": positional,
+            "endings": endings,
+        },
     )
 
 
@@ -85,6 +98,9 @@ class Config:
                     yield f"{flag}: expected a whole number of at most 63 bits"
                 elif isinstance(one, str | Path) and "\0" in str(one):
                     yield f"{flag} {str(one)!r}: holds a zero byte"
+            endings = field.metadata.get("endings") or ()
+            if endings and isinstance(value, Path) and value.suffix.lower() in _ENDINGS.difference(endings):
+                yield f"{flag} {value}: what is written is no {value.suffix}, expected a name with {endings[0]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,18 +367,38 @@ def load_yaml(path: Path, name: str, kind: type[MifuseError] = UsageError) -> An
     Args:
         path: of the file.
         name: what an error message calls it.
-        kind: of the error.
+        kind: of the error where the file is no YAML.
 
     Raises:
-        MifuseError: of that kind; the file cannot be read, or is no YAML.
+        MifuseError: of that kind; the file is no YAML, or has a key twice.
+        InputError: it cannot be read.
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Refuses a mapping with the same key twice, of which the last would count."""
+
+    def mapping(loader: Any, node: Any) -> Any:
+        names = [key.value for key, _ in node.value if isinstance(key.value, str)]
+        if twice := [one for one in dict.fromkeys(names) if names.count(one) > 1]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{some(twice)}: given twice", node.start_mark
+            )
+        loader.flatten_mapping(node)
+        return loader.construct_mapping(node, deep=True)
+
+    Loader.add_constructor("tag:yaml.org,2002:map", mapping)
     try:
-        found = yaml.safe_load(read_text(path))
+        text = read_text(path)
+    except OSError as error:
+        raise InputError(f"{name}: {error.strerror}. Check the path.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{name}: is {format_of(path)}, expected YAML in UTF-8.") from None
+    try:
+        found = yaml.load(text, Loader)
         if sum(1 for _ in islice(_nodes(found), _MOST_NODES)) == _MOST_NODES:
             raise ValueError(f"more than {_MOST_NODES} values, counted as often as they are referred to")
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise kind(f"{name}: cannot be read as YAML: {error}") from None
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
         # The constructors of YAML's types check little of what they are given.

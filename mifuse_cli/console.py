@@ -222,19 +222,10 @@ def describe(pairs: dict[str, Any], indent: str = "", whole: Container[str] = ()
     rest = _width() - len(indent) - width - 2
     lines = []
     for name, value in pairs.items():
-        text = _short(value)
+        text = short(value)
         first, *more = [text] if name in whole else _wrapped(text, rest)
         lines += [f"{indent}{name:<{width}}  {first}", *(f"{indent}{'':{width}}  {line}" for line in more)]
     return "\n".join(lines)
-
-
-def size(count: float) -> str:
-    """Bytes in the unit that fits: ``312 kB``, ``1.32 MB``, ``12.4 GB``."""
-    units = ["B", "kB", "MB", "GB", "TB"]
-    while count >= 999.5 and len(units) > 1:
-        count /= 1000
-        del units[0]
-    return f"{count:.3g} {units[0]}"
 
 
 def bar(share: float | None, width: int = 20) -> str:
@@ -290,15 +281,18 @@ def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, max(width, _NARROWEST), break_on_hyphens=False) or [""]
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value for a line: numbers shortened, mappings as ``a 0.25, b 0.75``, - for what is not there."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if value is None or value == "" or (isinstance(value, list | tuple | dict) and not value):
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_short(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {short(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(_short, value))
+        return ", ".join(map(short, value))
     return str(value)
 
 

@@ -75,6 +75,22 @@ def number_of(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def size_of(count: float) -> str:
+    """Bytes in the unit that fits: ``312 kB``, ``1.32 MB``, ``12.4 GB``."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while count >= 999.5 and len(units) > 1:
+        count /= 1000
+        del units[0]
+    return f"{count:.3g} {units[0]}"
+
+
+def duration_of(seconds: float) -> str:
+    """Seconds in the unit that fits: ``6 s``, ``12.5 minutes``, ``1.2 hours``."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} minutes" if seconds < 3600 else f"{seconds / 3600:.4g} hours"
+
+
 def did_you_mean(given: object, known: Iterable[str], form: str = " (did you mean {!r}?)") -> str:
     """A hint with the known name that is nearest to ``given``, "" if none is near.
 

@@ -27,6 +27,23 @@ from typing import Any
 
 from mifuse_cli.errors import InputError, did_you_mean
 
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+HDF5 = "an HDF5 file"
+_FORMATS = {
+    HDF5_SIGNATURE: HDF5,
+    b"RIFF": "a WAV file",
+    b"fLaC": "a FLAC file",
+    b"OggS": "an Ogg file",
+    b"ID3": "an MP3 file",
+    b"SQLite format 3\0": "an SQLite database, as journals and caches are",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"%PDF": "a PDF file",
+    b"\x89PNG": "a PNG picture",
+    b"\x93NUMPY": "an array of NumPy",
+}
+"""How files of other formats begin."""
+_HEAD = 512
 LARGEST_TEXT = 64 << 20
 """Bytes of a configuration, a table of prices and the like: what is longer is something else."""
 _LONGEST_NAME = 200
@@ -279,6 +296,32 @@ def nearest(path: Path) -> str:
                 return ""
         found /= part
     return "" if found == path else f" (did you mean {str(found)!r}?)"
+
+
+def known_format(head: bytes) -> str:
+    """Of which format a file is that begins so, "" if it is none of those that are known."""
+    return next((name for mark, name in _FORMATS.items() if head.startswith(mark)), "")
+
+
+def format_of(path: Path) -> str:
+    """Of which format a file is by how it begins, as a phrase: ``a WAV file``, ``text``.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if known := known_format(head):
+        return known
+    return "an empty file" if not head else "text" if _is_text(head) else "a file of another format"
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start > len(head) - 4 > 0 and b"\0" not in head
+    return b"\0" not in head
 
 
 def read_text(path: Path) -> str:

@@ -27,9 +27,13 @@ def class_index(label: str, classes: tuple[str, ...], where: str) -> int:
     """
     if label in classes:
         return classes.index(label)
+    if not label:
+        raise InputError(
+            f"{where}: has no label, expected one of {', '.join(classes)}. Add it, or remove the row."
+        )
     hint = did_you_mean(label, classes, "; did you mean {!r}?") or "."
     raise InputError(
         f"{where}: unknown label {label!r}, expected one of {', '.join(classes)}{hint} "
         "Remove the row, rename the label, or give the source model other --classes; mifuse prepare generic TABLE OUT "
-        f"--merge {label or 'LABEL'}=CLASS writes a table with labels renamed."
+        f"--merge {label}=CLASS writes a table with labels renamed."
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mifuse_cli.errors import InputError
-from mifuse_cli.files import nearest
+from mifuse_cli.files import HDF5, known_format, nearest
 
 if TYPE_CHECKING:
     from _csv import Reader as _Reader
@@ -192,6 +192,9 @@ def _encoding(path: Path) -> str:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}){nearest(path)}. Check the path and its permissions."
         ) from None
+    if known := known_format(head):
+        artifact = ", as artifacts of mifuse are" if known == HDF5 else ""
+        raise InputError(f"{path}: is {known}{artifact}; expected a table, such as CSV. Check the path.")
     for mark, name in _MARKS:
         if head.startswith(mark):
             return name

@@ -121,7 +121,7 @@ class TestFeaturesThatAreNoNumbers:
         out = tmp_path / ("out.h5" if step in ("sample-source", "evaluate") else "out")
         command = commands(pipeline, encoders["whisper"])[step]
         result = mifuse(*command, "--manifest", loud, "--out", out)
-        refused(result, 3, "loud.wav: the encoder makes NaN", "replace the file or drop its row")
+        refused(result, 3, "loud.wav: the encoder makes NaN", "replace the file or leave it out")
         assert not out.exists()
 
     @pytest.mark.parametrize("normalize", ["source", "target"])

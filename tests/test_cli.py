@@ -128,6 +128,21 @@ class TestOrigin:
             result = mifuse(*fuse_args, "--config", tmp_path / "c.yaml")
             assert result.exit_code == 2 and "from the file of --config" in " ".join(result.stderr.split())
 
+    def test_options_of_all_commands(self, fuse_args, tmp_path):
+        found = mifuse(*fuse_args, MIFUSE_JSON="1", MIFUSE_QUIET="yes")
+        assert json.loads(found.stdout)["clips"] == 24 and not found.stderr
+        (tmp_path / "c.yaml").write_text("tau: -1\n")
+        refused(
+            mifuse(*fuse_args, MIFUSE_FUSE_CONFIG=str(tmp_path / "c.yaml")), 2, "--tau -1", "file of --config"
+        )
+
+    def test_names_of_no_option(self, fuse_args):
+        said = mifuse(*fuse_args, MIFUSE_FUSE_WIEGHTING="mi").stderr
+        assert (
+            "MIFUSE_FUSE_WIEGHTING in the environment is no option" in said
+            and "'MIFUSE_FUSE_WEIGHTING'" in said
+        )
+
     def test_not_of_flags(self, fuse_args):
         assert refused(mifuse(*fuse_args, "--tau", "-1", MIFUSE_SEED="3"), 2).endswith("0")
 
@@ -142,6 +157,8 @@ class TestOutput:
         assert again.exit_code == 3
         (last,) = again.stderr.splitlines()
         assert "exists already" in json.loads(last)["error"]
+        wrong = mifuse(*fuse_args, "--log-json", "--tau", "much")
+        assert wrong.exit_code == 2 and "--tau" in json.loads(wrong.stderr)["error"]
 
     @pytest.mark.parametrize("arguments", [("--help",), ("validate", "none")])
     def test_a_reader_that_goes_away(self, arguments):

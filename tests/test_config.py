@@ -16,7 +16,7 @@ from mifuse_cli.config import (
     read_yaml,
     settings,
 )
-from mifuse_cli.errors import UsageError
+from mifuse_cli.errors import InputError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,20 @@ def test_strings_become_paths():
     config = BakeConfig(oven="here/it/is", rack="top")
     assert (config.oven, config.rack) == (Path("here/it/is"), Path("top"))
     assert BakeConfig(oven="o").rack is None
+
+
+def test_endings_that_promise_another_format():
+    @dataclass(frozen=True, kw_only=True)
+    class WriteConfig(Config):
+        out: Path = option(endings=(".h5",))
+
+    for name in ("x.h5", "x", "v1.2", "x.H5", "x.part"):
+        WriteConfig(out=name)
+    for name in ("x.csv", "x.JSON", "x.pdf"):
+        with pytest.raises(
+            UsageError, match=rf"--out {name}: what is written is no .*, expected a name with .h5"
+        ):
+            WriteConfig(out=name)
 
 
 def test_a_required_option_is_required():
@@ -137,11 +151,21 @@ class TestReadYaml:
             self.read(tmp_path, text)
 
     def test_unreadable(self, tmp_path):
-        with pytest.raises(UsageError, match=r"none\.yaml: cannot be read"):
-            read_yaml(tmp_path / "none.yaml", "bake", {"bake": BakeConfig})
-        (tmp_path / "latin.yaml").write_bytes(b"flour: \xfc\n")
-        with pytest.raises(UsageError, match=r"latin\.yaml: cannot be read"):
-            read_yaml(tmp_path / "latin.yaml", "bake", {"bake": BakeConfig})
+        commands = {"bake": BakeConfig}
+        with pytest.raises(InputError, match=r"--config .*none\.yaml: No such file or directory"):
+            read_yaml(tmp_path / "none.yaml", "bake", commands)
+        with pytest.raises(InputError, match="Is a directory"):
+            read_yaml(tmp_path, "bake", commands)
+        (tmp_path / "latin.yaml").write_bytes(b"flour: \xfc, and more words than one\n")
+        with pytest.raises(
+            InputError, match=r"latin\.yaml: is a file of another format, expected YAML in UTF-8"
+        ):
+            read_yaml(tmp_path / "latin.yaml", "bake", commands)
+
+    def test_a_key_that_is_given_twice_is_refused(self, tmp_path):
+        for text in ("flour: rye\nflour: oat\n", "bake: {loaves: 1, loaves: 2}\n"):
+            with pytest.raises(UsageError, match="given twice"):
+                self.read(tmp_path, text)
 
 
 CLIPS = {"manifest": "m.csv"}

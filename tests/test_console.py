@@ -7,6 +7,7 @@ from conftest import mifuse
 from test_artifacts import MAKERS
 
 from mifuse_cli import artifacts, console
+from mifuse_cli.errors import size_of
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ class TestWidth:
     [(0, "0 B"), (12_345, "12.3 kB"), (999_600, "1 MB"), (1_300_000, "1.3 MB"), (23_456_000_000, "23.5 GB")],
 )
 def test_sizes(count, text):
-    assert console.size(count) == text
+    assert size_of(count) == text
 
 
 def test_show_fits_a_terminal(pipeline, corpora, tmp_path):

@@ -104,7 +104,7 @@ def ask(client, samples: np.ndarray, **options):
         {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},
     ]
     return client.chat.completions.create(
-        model="stand-in", messages=[{"role": "user", "content": content}], **options
+        model="standin", messages=[{"role": "user", "content": content}], **options
     )
 
 
@@ -151,7 +151,7 @@ class TestStandIn:
         assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens > 0
 
     def test_models(self, client):
-        assert [model.id for model in client.models.list()] == ["stand-in"]
+        assert [model.id for model in client.models.list()] == ["standin"]
 
     @pytest.mark.parametrize("options", [{"n": 0}, {"temperature": 3}])
     def test_bad_options(self, client, clips, options):

@@ -1,5 +1,7 @@
 """The few-gold protocol: the true class of a few clips is given to ``fuse``, and these clips are left out of scores."""
 
+import json
+
 import numpy as np
 import pytest
 from conftest import mifuse, read_rows, refused, train_config, write_csv
@@ -161,6 +163,18 @@ def test_blank_rows_are_no_labels(copy, gold):
     write_csv(gold, [{**row, "emotion": ""} for row in rows])
     with pytest.raises(InputError, match="is empty throughout"):
         fused(copy, gold, "none.h5")
+
+
+def test_a_model_is_scored_on_the_clips_with_a_label(pipeline, corpora, tmp_path):
+    rows = read_rows(corpora.labels)
+    some = [{**row, "file": corpora.labels.parent / row["file"]} for row in rows]
+    options = ["--model", pipeline.student, "--manifest"]
+    few = mifuse("evaluate", *options, write_csv(tmp_path / "few.csv", some[:20]), "--json")
+    for row in some[20:]:
+        row["emotion"] = ""
+    blank = mifuse("evaluate", *options, write_csv(tmp_path / "blank.csv", some), "--json")
+    assert json.loads(blank.stdout)["metrics"] == json.loads(few.stdout)["metrics"]
+    assert f"note: {len(rows) - 20} of {len(rows)} clips have no label and are left out" in blank.stderr
 
 
 def test_clips_of_another_corpus(copy, gold):

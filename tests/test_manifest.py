@@ -143,7 +143,7 @@ class TestReadLabelled:
             ("angri", "m.csv, a: unknown label 'angri', expected one of angry, .*did you mean 'angry'"),
             ("Sad", "did you mean 'sad'"),
             ("fear", "unknown label 'fear', expected one of angry, happy, neutral, sad[.] Remove"),
-            ("", "unknown label ''"),
+            ("", "has no label, expected one of"),
         ],
     )
     def test_unknown_label(self, corpus, label, message):

@@ -283,7 +283,7 @@ class TestProfiles:
         assert word in str(caught.value) and "p.yaml" in str(caught.value)
 
     def test_a_file_that_is_not_there(self, tmp_path):
-        with pytest.raises(InputError, match="cannot be read"):
+        with pytest.raises(InputError, match="No such file"):
             read_profile(str(tmp_path / "none.yaml"))
         with pytest.raises(UsageError, match="expected one of openai"):
             read_profile("nobody")

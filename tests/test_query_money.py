@@ -268,7 +268,7 @@ class TestConsent:
         for name in ("NO_PROXY", "no_proxy", "http_proxy"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("HTTP_PROXY", server.url.removesuffix("/v1"))
-        refused(query(elsewhere), 2, "203.0.113.1", "48 requests", "hours of speech", "--yes")
+        refused(query(elsewhere), 2, "203.0.113.1", "48 requests", "s of speech", "--yes")
         line = refused(query(elsewhere, "--pilot", 5), 2, "a pilot of 5 clips out of 48 requests")
         assert line.endswith("consent covers that.")
         # No clip was decoded for that.
@@ -278,7 +278,7 @@ class TestConsent:
         refused(query(elsewhere, n_samples=3), 2, "24 requests", "--yes")
         (line,) = [line for line in told if "sending" in line]
         assert re.fullmatch(
-            r"note: sending 48 requests with 0\.00\d+ hours of speech in all \(\S+ MB, 24 clips\) "
+            r"note: sending 48 requests with \S+ s of speech in all \(\S+ [kM]B, 24 clips\) "
             r"to 203\.0\.113\.1",
             line,
         )

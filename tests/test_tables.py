@@ -117,3 +117,16 @@ class TestWrittenNames:
     def test_paths_of_windows_are_told(self):
         assert "Windows" in windows_hint(r"C:\data\a.wav") and "Windows" in windows_hint("\\\\host\\a.wav")
         assert windows_hint("a/b.wav") == windows_hint("a\\b.wav") == ""
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as artifacts"),
+        (b"RIFF", "a WAV file"),
+        (b"PK\x03\x04", "a ZIP archive"),
+    ],
+)
+def test_files_of_other_formats_are_named(path, head, said):
+    with pytest.raises(InputError, match=f"is {said}.*expected a table"):
+        read(path, head + bytes(600))

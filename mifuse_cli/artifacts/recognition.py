@@ -9,7 +9,7 @@ from pathlib import Path
 from mifuse_cli.artifacts.examination import examine
 from mifuse_cli.artifacts.reader import anew, journal_of
 from mifuse_cli.errors import InputError, some
-from mifuse_cli.files import nearest
+from mifuse_cli.files import HDF5, HDF5_SIGNATURE, format_of, nearest
 
 MADE_BY = {
     "lalm": "query-lalm --manifest CSV --model NAME --base-url URL --out FILE",
@@ -24,21 +24,6 @@ MADE_BY = {
 """What is to be typed after ``mifuse`` for an artifact of every kind."""
 CHECKPOINT = "a checkpoint, the directory of a model"
 _HISTORY = "train.h5"
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_FORMATS = {
-    b"RIFF": "a WAV file",
-    b"fLaC": "a FLAC file",
-    b"OggS": "an Ogg file",
-    b"ID3": "an MP3 file",
-    b"SQLite format 3\0": "an SQLite database, as journals and caches are",
-    b"PK\x03\x04": "a ZIP archive",
-    b"\x1f\x8b": "a gzip archive",
-    b"%PDF": "a PDF file",
-    b"\x89PNG": "a PNG picture",
-    b"\x93NUMPY": "an array of NumPy",
-}
-"""How files of other formats begin."""
-_HEAD = 512
 _MOST = 200
 """Files of a directory that are looked at."""
 
@@ -100,14 +85,8 @@ def what(path: Path) -> str:
         return "a device or a pipe"
     if kind := kind_of(path):
         return made_by(kind)
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
-    if head.startswith(_SIGNATURE):
-        return "an HDF5 file that mifuse has not made, or a damaged one"
-    for mark, name in _FORMATS.items():
-        if head.startswith(mark):
-            return name
-    return "an empty file" if not head else "text" if _is_text(head) else "a file of another format"
+    found = format_of(path)
+    return f"{found} that mifuse has not made, or a damaged one" if found == HDF5 else found
 
 
 def made_by(kind: str) -> str:
@@ -157,15 +136,7 @@ def _has_signature(path: Path) -> bool:
         size, place = path.stat().st_size, 0
         while place < size:
             file.seek(place)
-            if file.read(len(_SIGNATURE)) == _SIGNATURE:
+            if file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE:
                 return True
             place = 2 * place or 512
     return False
-
-
-def _is_text(head: bytes) -> bool:
-    try:
-        head.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.start > len(head) - 4 > 0 and b"\0" not in head
-    return b"\0" not in head

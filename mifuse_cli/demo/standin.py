@@ -33,7 +33,7 @@ import soundfile
 
 from mifuse_cli.labels import CLASSES
 
-MODEL = "stand-in"
+MODEL = "standin"
 _WINDOW_S, _HOP_S = 0.04, 0.01
 _PITCH_HZ = (70.0, 420.0)
 # Arousal and valence at which an emotion is most plausible.

@@ -184,7 +184,7 @@ def unusable(excerpt: Excerpt) -> InputError:
     """The error for a clip whose features are not `usable`."""
     return InputError(
         f"{excerpt.path}: the encoder makes NaN, infinity or absurdly large numbers of this clip. Listen to it, and "
-        "replace the file or drop its row. If it is so with many clips, get the encoder anew; of one with --precision "
+        "replace the file or leave it out. If it is so with many clips, get the encoder anew; of one with --precision "
         "bf16, try fp32."
     )
 

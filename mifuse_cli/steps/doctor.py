@@ -13,7 +13,7 @@ from typing import Literal
 
 from mifuse_cli import cores, lalm, provenance
 from mifuse_cli.config import Config, Progress, option
-from mifuse_cli.errors import DependencyError, MifuseError, RemoteError, UsageError, number_of
+from mifuse_cli.errors import DependencyError, MifuseError, RemoteError, UsageError, number_of, size_of
 
 _EXTRAS = {
     "report": "mifuse report and evaluate --plot",
@@ -204,7 +204,7 @@ def _cache(directory: Path | None) -> Iterator[Check]:
     size = sum(file.stat().st_size for file in files)
     there = next(one for one in (place, *place.absolute().parents) if one.exists())
     free = shutil.disk_usage(there).free
-    found = f"{place}: {size / 1e9:.2g} GB in {len(files)} files, {free / 1e9:.3g} GB of disk are free"
+    found = f"{place}: {size_of(size)} in {number_of(len(files), 'file')}, {size_of(free)} of disk are free"
     advice = "give another --cache-dir, or set MIFUSE_CACHE_DIR"
     if not there.is_dir() or not os.access(there, os.W_OK):
         yield Check("cache", "bad", f"{place}: cannot be written", advice)
@@ -243,9 +243,10 @@ def _service(config: DoctorConfig) -> list[Check]:
     try:
         listed = lalm.listed_models(service)
     except MifuseError as error:
-        return [
-            Check("service", "bad", str(error), f"check that {host} runs and that --base-url ends with /v1")
-        ]
+        # Of a proxy or a certificate the error tells what to do.
+        remote = isinstance(error, RemoteError)
+        advice = f"check that {host} runs and that --base-url ends with /v1" if remote else ""
+        return [Check("service", "bad", str(error), advice)]
     with_it = f", {config.model} among them" if config.model and len(listed) > 1 else ""
     checks = [Check("service", "ok", f"{host} lists {number_of(len(listed), 'model')}{with_it}")]
     if config.model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,12 +23,13 @@ from mifuse_cli.config import (
 from mifuse_cli.errors import ArtifactError, InputError
 from mifuse_cli.files import refuse_existing
 from mifuse_cli.fusion import FusionSettings
-from mifuse_cli.manifest import Clip, read_labelled
+from mifuse_cli.manifest import Clip, Clips, read_labelled
 from mifuse_cli.model.shape import read_shape
 from mifuse_cli.reporting.drawing import PLOT_MARKS, PLOT_SUFFIXES, draw_evaluation
 from mifuse_cli.reporting.tables import FORMS, score_table
 
 _CLIPS_AT_A_TIME = 2**15
+_log = logging.getLogger("mifuse")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +41,11 @@ class EvaluateConfig(EncodingConfig):
         None, "Artifact to score instead of a model: from query-lalm, sample-source, fuse or train."
     )
     manifest: Path = option(
-        help="CSV of the clips with their labels in the column emotion; with --predictions, labels of some suffice."
+        help="CSV of the clips with their labels in the column emotion; those without one are left out."
     )
-    out: Path | None = option(None, "Artifact to write; default: none, the scores are only printed.")
+    out: Path | None = option(
+        None, "Artifact to write; default: none, the scores are only printed.", endings=(".h5", ".hdf5")
+    )
     normalize: str = option(
         "",
         "Statistics that standardise the head's input: source, target or speaker; default: the checkpoint's.",
@@ -121,12 +125,13 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
             "has predicted with --predictions and the predictions.h5 in it."
         )
     made = _read(system / "train.h5" if config.model else system)
-    some = config.predictions is not None
     labelled = read_labelled(
-        config.manifest, made.header.classes, need_audio=config.model is not None, some=some
+        config.manifest, made.header.classes, need_audio=config.model is not None, some=True
     )
     if not labelled:
         raise InputError(f"{config.manifest}: the column 'emotion' is empty throughout. Label some clips.")
+    if config.model and len(labelled) < (listed := len(Clips(config.manifest, None, need_audio=False))):
+        _log.info("%d of %d clips have no label and are left out", listed - len(labelled), listed)
     ids = np.array([one.clip.utt_id for one in labelled])
     inclusion = _inclusion(config, [one.clip for one in labelled])
     text = " ".join(f"{one.clip.utt_id}={one.label}={one.clip.speaker}" for one in labelled)

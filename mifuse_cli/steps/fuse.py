@@ -54,7 +54,7 @@ class FuseConfig(FusionSettings, StepConfig):
         "Cross-fit then finds out better whom to trust. Another protocol than without labels: every score says "
         "few-gold:N, and leaves these N clips out.",
     )
-    out: Path = option(help="Artifact to write.")
+    out: Path = option(help="Artifact to write.", endings=(".h5", ".hdf5"))
     partial: bool = option(False, "Fuse although some questions to a LALM are unanswered.", settles=False)
 
     def problems(self) -> Iterable[str]:
@@ -478,9 +478,7 @@ def _notes(artifact: Fused, fallbacks: int) -> Iterator[str]:
         if len(artifact.gold) == len(artifact.utt_id):
             yield "the true class of every clip was given, so that none is left to score"
         elif len(artifact.gold) < _FEW_GOLD:
-            yield (
-                f"fewer than {_FEW_GOLD} true classes may do harm on a single target; label more, chosen at random"
-            )
+            yield (f"fewer than {_FEW_GOLD} true classes may do harm on a single target; label more")
     expected = parameters.get("forecast", {})
     at_chance, teachers = expected.get("at_chance", []), parameters["teachers"]
     if len(at_chance) == len(teachers):

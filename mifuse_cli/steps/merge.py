@@ -39,7 +39,7 @@ class MergeConfig(StepConfig):
     """
 
     parts: tuple[Path, ...] = option(help="Artifacts of all parts.", positional=True)
-    out: Path = option(help="Artifact to write.")
+    out: Path = option(help="Artifact to write.", endings=(".h5", ".hdf5"))
     partial: bool = option(
         False, "Join the parts that are given, though others of the whole are missing.", settles=False
     )

@@ -31,7 +31,7 @@ class PickConfig(Config):
 
     fused: Path = option(help="Artifact of fuse.")
     n: int = option(50, "Number of clips.")
-    out: Path = option(help="CSV to write, with an empty column emotion.")
+    out: Path = option(help="CSV to write, with an empty column emotion.", endings=(".csv",))
     seed: int = option(0, "Seed of the draw.")
     force: bool = option(False, "Overwrite an existing --out.")
 

@@ -42,7 +42,7 @@ class SampleSourceConfig(EncodingConfig):
     manifest: Path | None = option(None, "CSV of target clips; labels in it are not read.")
     wav_dir: Path | None = option(None, "Directory of target clips, instead of --manifest.")
     shard: str = shard_option()
-    out: Path = option(help="Artifact to write.")
+    out: Path = option(help="Artifact to write.", endings=(".h5", ".hdf5"))
     n_samples: int = option(10, "Dropout passes.")
     normalize: str = option(
         "",

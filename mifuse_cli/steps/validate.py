@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,10 @@ def _manifest(path: Path, facts: dict[str, Any], progress: Progress | None) -> I
         return
     facts["clips"] = len(clips)
     facts["speakers"] = len({clip.speaker for clip in clips} - {None})
-    facts["labelled"] = "emotion" in clips.columns
+    labels = Counter(label for _, label in clips.labelled() if label) if "emotion" in clips.columns else {}
+    facts["labelled"] = bool(labels)
+    if labels:
+        facts["labels"] = dict(sorted(labels.items()))
     yield from clips.contradictions()
     yield from _audio((clip.excerpt for clip in clips), len(clips), facts, path, progress)
     if hint := clips.hint():
@@ -171,7 +175,7 @@ def _prepared(path: Path, facts: dict[str, Any], progress: Progress | None) -> I
         yield "manifest.csv: no such file"
     else:
         yield from (f"manifest.csv: {fault}" for fault in _manifest(found, facts, progress))
-        if facts.pop("labelled", False):
+        if facts.pop("labelled", False) and facts.pop("labels"):
             yield "manifest.csv: has a column 'emotion', but labels belong only in labels.csv"
     yield from _labels(path, facts)
     yield from _summary(path, facts)

@@ -115,7 +115,7 @@ def prompt_and_answer(usage: Mapping[str, int], price: Price, seconds: float) ->
 
 
 def _read(path: Path) -> dict[str, Price]:
-    entries = load_yaml(path, str(path), InputError)
+    entries = load_yaml(path, f"--prices {path}", InputError)
     if not isinstance(entries, dict):
         raise InputError(f"{path}: found {type(entries).__name__}, expected a mapping of models to prices.")
     return {str(model): _price(path, str(model), entry) for model, entry in entries.items()}

@@ -13,7 +13,15 @@ from typing import Any
 from mifuse_cli import artifacts, audio, lalm, lineage, provenance
 from mifuse_cli.artifacts import Lalm
 from mifuse_cli.config import Progress, options_of
-from mifuse_cli.errors import ArtifactError, InputError, RemoteError, UsageError
+from mifuse_cli.errors import (
+    ArtifactError,
+    InputError,
+    RemoteError,
+    UsageError,
+    duration_of,
+    number_of,
+    size_of,
+)
 from mifuse_cli.files import check_place, refuse_links, remove_leftovers
 from mifuse_cli.labels import parse_classes
 from mifuse_cli.manifest import Clips
@@ -326,8 +334,8 @@ def _amount(config: QueryLalmConfig, volume: lalm.Volume) -> str:
     """What is sent, for a person to agree to."""
     drawn = f"a pilot of {config.pilot} clips out of " if config.pilot and config.pilot < volume.clips else ""
     return (
-        f"{drawn}{volume.requests} requests with {volume.seconds / 3600:.3g} hours of speech in all "
-        f"({volume.upload_bytes / 1e6:.1f} MB, {volume.clips} clips)"
+        f"{drawn}{number_of(volume.requests, 'request')} with {duration_of(volume.seconds)} of speech in all "
+        f"({size_of(volume.upload_bytes)}, {number_of(volume.clips, 'clip')})"
     )
 
 

@@ -49,7 +49,7 @@ class QueryLalmConfig(StepConfig):
     )
     upload: str = option("wav", "Send audio as wav or mp3.", panel=_CLIPS)
     shard: str = shard_option(_CLIPS)
-    out: Path = option(help="Artifact to write.")
+    out: Path = option(help="Artifact to write.", endings=(".h5", ".hdf5"))
 
     n_samples: int = option(5, "How many times to ask about every clip.", panel=_QUESTIONS)
     classes: str = option(

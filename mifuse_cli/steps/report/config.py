@@ -20,7 +20,7 @@ class ReportConfig(Config):
         help="Artifacts, checkpoints, the directory of a transfer or of an experiment, or one of compare; one or more.",
         positional=True,
     )
-    out: Path = option(help="HTML file to write.")
+    out: Path = option(help="HTML file to write.", endings=(".html", ".htm"))
     embed_audio: int = option(
         0,
         "Put the audio of so many clips into the page, with spectrograms: those of --pick first, then those on which "
