@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from mifuse_cli import artifacts, audio, manifest
-from mifuse_cli.artifacts import Artifact, Header, Parent, Reader, Training
+from mifuse_cli.artifacts import Artifact, Header, Parent, Predictions, Reader, Training
 from mifuse_cli.audio import file_sha256
 from mifuse_cli.config import Config, StepConfig, as_dict, settings
 from mifuse_cli.errors import ArtifactError, InputError, MifuseError, some
 from mifuse_cli.files import check_file, remove_leftovers
-from mifuse_cli.manifest import Clip
+from mifuse_cli.manifest import Clip, Clips
 from mifuse_cli.provenance import text_digest, without_secrets
 
 COMPARED = ("lalm", "source", "fused", "model", "predictions")
@@ -106,16 +106,50 @@ def state(artifact: Path, parent: Parent) -> str:
 def clips_of(artifact: Artifact, path: Path) -> list[Clip] | None:
     """The clips that the artifact at ``path`` was made from, sorted by utterance id, audio or not.
 
-    None if it names none, or if the manifest or directory that it names is not there any more.
+    Predictions that record their files name them themselves, unless a manifest tells more of the same clips. None if
+    the artifact names none, or if the manifest or directory that it names is not there any more.
 
     Raises:
         InputError: the manifest or the directory cannot be read.
     """
     named = artifact.header.parent("clips")
     place = place_of(named, path) if named else None
+    if place and isinstance(artifact, Predictions) and artifact.file is not None:
+        if not place.is_file() or artifact.header.config.get("segments") is not None:
+            return _recorded_clips(artifact, place)
     if place is None or not place.exists():
         return None
-    return manifest.scan(place) if place.is_dir() else manifest.read_clips(place, need_audio=False)
+    if place.is_dir():
+        return sorted(Clips(None, place, need_audio=False), key=lambda clip: clip.utt_id)
+    return manifest.read_clips(place, need_audio=False)
+
+
+def _recorded_clips(made: Predictions, place: Path) -> list[Clip]:
+    """The clips that predictions record, whose files are named as seen from where ``predict`` ran.
+
+    Args:
+        made: the predictions.
+        place: where the manifest or the directory is now that they were made from, for files that were named one by
+            one the working directory.
+    """
+    given = made.header.config
+    base, now = given.get("wav_dir") or "", place
+    if given.get("manifest"):
+        base, now = os.path.dirname(given["manifest"]), place.parent
+
+    def found(file: str) -> Path:
+        # Both as seen from one directory, which need not be the present one.
+        below = file if os.path.isabs(file) else os.path.relpath(now / file, now / base)
+        return Path(os.path.normpath(now / below))
+
+    assert made.file is not None
+    starts = np.zeros(len(made.utt_id)) if made.start is None else made.start
+    ends = np.full(len(made.utt_id), np.nan) if made.end is None else made.end
+    rows = zip(made.utt_id.tolist(), made.file.tolist(), starts.tolist(), ends.tolist(), strict=True)
+    return [
+        Clip(utt_id, found(file), start=start, end=None if np.isnan(end) else end)
+        for utt_id, file, start, end in rows
+    ]
 
 
 def speakers_parent(clips: Sequence[Clip], path: Path, out: Path) -> Parent:

@@ -90,7 +90,7 @@ class Clips:
         Args:
             manifest: a table; an ``emotion`` column is never looked at.
             wav_dir: a directory, searched for audio files at every depth.
-            need_audio: whether the files that a manifest names have to be there.
+            need_audio: whether the files that a manifest names have to be there, and others of a directory are told of.
             shard: the part "I/N" to hold, see `splits.shard`; "" for all.
 
         Raises:
@@ -124,7 +124,7 @@ class Clips:
             raise InputError(f"{self.where}: {len(found)} clips stand more than once, first {first!r}.")
         if need_audio and (faults := self.contradictions()):
             raise InputError(f"{self.where}: {' '.join(faults)}")
-        if self._listed is None and (others := passed_over(self.where)):
+        if need_audio and self._listed is None and (others := passed_over(self.where)):
             _log.info("passed over in %s: %s", self.where, described(others))
         if shard:
             self._part = self._in_shard(shard)

@@ -2,10 +2,12 @@ import errno
 import json
 import os
 import re
+import shutil
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -325,6 +327,47 @@ def test_clips_that_cannot_be_heard_are_named(transfer, tmp_path):
     result, page = made(tmp_path, run)
     assert "cannot be heard" in result.notes[0]
     assert set(page.of("data")[0]["audio"]) == {None}
+
+
+@pytest.mark.parametrize("segments", [None, 0.2])
+@pytest.mark.parametrize("given", ["files", "wav_dir", "manifest"])
+def test_predictions_name_their_files(pipeline, corpora, tmp_path, monkeypatch, caplog, given, segments):
+    """By where they were as seen from where predict ran, without a look at what else is there."""
+    home, out = tmp_path / "here" / "exp", tmp_path / "out"
+    shutil.copytree(corpora.wav_dir, home / "some wav")
+    (home / "README.txt").write_text("no audio")
+    (home / "table.csv").write_text("file\nsome wav/" + "\nsome wav/".join(os.listdir(home / "some wav")))
+    monkeypatch.chdir(home.parent)
+    what = {
+        "files": {"files": sorted(Path("exp/some wav").iterdir())},
+        "wav_dir": {"wav_dir": Path("exp/some wav")},
+        "manifest": {"manifest": Path("exp/table.csv")},
+    }[given]
+    out.mkdir()
+    m.predict(m.PredictConfig(model=pipeline.model, segments=segments, out=out / "p.h5", **what))
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO", "mifuse")
+    result, page = made(tmp_path, out / "p.h5")
+    assert (result.runs, result.notes, caplog.messages) == (("out",), (), [])
+    (data,) = page.of("data")
+    for name in data["audio"]:
+        path, _, part = unquote(name).partition("#t=")
+        assert (tmp_path / path).is_file() and bool(part) == (segments is not None)
+    result, _ = made(tmp_path, out / "p.h5", embed_audio=1)
+    assert result.embedded == 1
+    shutil.rmtree(home)
+    assert "cannot be heard" in made(tmp_path, out / "p.h5")[0].notes[0]
+
+
+def test_other_clips_of_one_directory_are_named_by_their_file(pipeline, corpora, tmp_path):
+    """As those that were adapted to, beside those that were predicted later."""
+    out = tmp_path / "exp"
+    out.mkdir()
+    files = sorted(corpora.wav_dir.iterdir())[:3]
+    copies = [Path(shutil.copy(file, tmp_path / f"new-{file.name}")) for file in files]
+    m.predict(m.PredictConfig(model=pipeline.student, files=copies, out=out / "p.h5"))
+    result, _ = made(tmp_path, out / "p.h5")
+    assert result.runs == ("exp", "exp: p.h5") and not result.notes
 
 
 def test_a_broken_manifest_does_not_end_the_report(transfer, tmp_path):

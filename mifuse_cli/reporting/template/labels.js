@@ -75,7 +75,7 @@ class Labelling {
   sound() {
     const audio = this.place.querySelector("audio");
     if (!audio) return;
-    if (audio.paused) { player.pause(); audio.currentTime = 0; audio.play().catch(() => this.complain()); } else audio.pause();
+    if (audio.paused) { player.pause(); audio.currentTime = Number(/#t=([\d.]+)/.exec(audio.src)?.[1] ?? 0); audio.play().catch(() => this.complain()); } else audio.pause();
   }
 
   complain() {

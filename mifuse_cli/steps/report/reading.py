@@ -208,19 +208,28 @@ def _without_parts(clusters: list[tuple[Path, _Cluster]]) -> list[tuple[Path, _C
 
 
 def _named(clusters: list[tuple[Path, _Cluster]]) -> Iterator[tuple[Path, _Cluster, str]]:
-    """With the name of each: its directory as seen from all, numbered where one directory holds several."""
+    """With the name of each: its directory as seen from all, of the others in one directory that of their file."""
     if not clusters:
         return
     root = Path(os.path.commonpath([home for home, _ in clusters]))
     seen: dict[str, int] = {}
     for home, cluster in clusters:
         name = home.relative_to(root).as_posix() if home != root else home.name
+        if name in seen:
+            name = f"{name}: {os.path.relpath(_widest(cluster), home)}"
         seen[name] = seen.get(name, 0) + 1
         yield home, cluster, name if seen[name] == 1 else f"{name} ({seen[name]})"
 
 
+def _widest(cluster: _Cluster) -> Path:
+    """The artifact of most clips."""
+    return max(
+        cluster, key=lambda path: -1 if isinstance(cluster[path], Training) else len(cluster[path].utt_id)
+    )
+
+
 def _run(shelf: _Shelf, home: Path, cluster: _Cluster, name: str) -> tuple[Run, tuple[Clip, ...] | None]:
-    widest = max(cluster.values(), key=lambda one: 0 if isinstance(one, Training) else len(one.utt_id))
+    widest = cluster[_widest(cluster)]
     histories = {path: one for path, one in cluster.items() if isinstance(one, Training)}
     only_history = len(histories) == len(cluster)
     utt_id = np.array([], dtype=str) if only_history else widest.utt_id

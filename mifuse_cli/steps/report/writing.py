@@ -11,6 +11,7 @@ from urllib.parse import quote
 import numpy as np
 
 from mifuse_cli import audio, fusion
+from mifuse_cli.audio import Excerpt
 from mifuse_cli.config import Progress
 from mifuse_cli.errors import ArtifactError
 from mifuse_cli.files import atomic_file, refuse_existing
@@ -36,7 +37,7 @@ def report(config: ReportConfig, *, progress: Progress | None = None) -> ReportR
     addresses: list[list[str | None]] = []
     embedded = 0
     for run, clips in told.runs:
-        files = [clip.path if clip.path.is_file() else None for clip in clips or ()] or [None] * len(
+        files = [clip.excerpt if clip.path.is_file() else None for clip in clips or ()] or [None] * len(
             run.utt_id
         )
         order = _by_need(run, first if run is run_to_label else [])
@@ -52,7 +53,9 @@ def report(config: ReportConfig, *, progress: Progress | None = None) -> ReportR
     with atomic_file(config.out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     unheard = [
-        run.name for run, clips in told.runs if clips is None and len(run.utt_id) and not run.of_comparison
+        one.run.name
+        for one in shown
+        if not any(one.audio) and len(one.run.utt_id) and not one.run.of_comparison
     ]
     return ReportResult(
         out=config.out,
@@ -63,7 +66,7 @@ def report(config: ReportConfig, *, progress: Progress | None = None) -> ReportR
         to_label=len(picked),
         bytes=len(text.encode("utf-8")),
         notes=(
-            (f"{', '.join(unheard)}: the clips' manifest is not where it was, so that they cannot be heard",)
+            (f"{', '.join(unheard)}: the clips' manifest or audio is not where it was, so that they cannot be heard",)
             if unheard
             else ()
         ),
@@ -96,7 +99,7 @@ def _by_need(run: Run, first: Sequence[str]) -> list[int]:
 
 
 def _addresses(
-    files: Sequence[Path | None], chosen: set[int], out: Path, progress: Progress | None
+    files: Sequence[Excerpt | None], chosen: set[int], out: Path, progress: Progress | None
 ) -> list[str | None]:
     """Where the page finds the audio of every clip: in itself for those that are chosen, else beside it."""
     found: list[str | None] = []
@@ -110,14 +113,21 @@ def _addresses(
             if progress:
                 progress("embedding audio", inside, len(chosen))
         else:
-            relative = os.path.relpath(os.path.realpath(file), home)
-            found.append(quote(os.fsencode(Path(relative).as_posix())))
+            relative = os.path.relpath(os.path.realpath(file.path), home)
+            found.append(quote(os.fsencode(Path(relative).as_posix())) + _fragment(file))
     return found
 
 
-def _data(path: Path) -> str:
+def _fragment(clip: Excerpt) -> str:
+    """What tells a browser to play a part of a recording alone (W3C Media Fragments), "" for a whole one."""
+    if not clip.start and clip.end is None:
+        return ""
+    return f"#t={clip.start:.3f}" + ("" if clip.end is None else f",{clip.end:.3f}")
+
+
+def _data(clip: Excerpt) -> str:
     """The audio as an address that holds it: 16 kHz mono, 16 bit, losslessly compressed."""
-    return f"data:audio/flac;base64,{base64.b64encode(audio.flac_bytes(audio.read(path))).decode()}"
+    return f"data:audio/flac;base64,{base64.b64encode(audio.flac_bytes(audio.read(*clip))).decode()}"
 
 
 def _task(config: ReportConfig, picked: Sequence[Clip], shown: Shown) -> Labelling:
