@@ -637,7 +637,8 @@ def _(result: Any) -> str:
             "command": result.command,
             "content": f"sha256 {result.sha256}",
             **(_answers(result.summary) if result.summary else {}),
-        }
+        },
+        whole=("command",),
     )
     datasets = [
         [name, d["axes"], " x ".join(map(str, d["shape"])), d["holds"]] for name, d in result.datasets.items()

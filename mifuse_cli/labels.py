@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from mifuse_cli.errors import InputError, UsageError, did_you_mean
 
 CLASSES = ("angry", "happy", "neutral", "sad")
@@ -35,5 +37,5 @@ def class_index(label: str, classes: tuple[str, ...], where: str) -> int:
     raise InputError(
         f"{where}: unknown label {label!r}, expected one of {', '.join(classes)}{hint} "
         "Remove the row, rename the label, or give the source model other --classes; mifuse prepare generic TABLE OUT "
-        f"--merge {label}=CLASS writes a table with labels renamed."
+        f"--merge {shlex.quote(label)}=CLASS writes a table with labels renamed."
     )

@@ -114,9 +114,10 @@ def clips_of(artifact: Artifact, path: Path) -> list[Clip] | None:
     """
     named = artifact.header.parent("clips")
     place = place_of(named, path) if named else None
-    if place and isinstance(artifact, Predictions) and artifact.file is not None:
-        if not place.is_file() or artifact.header.config.get("segments") is not None:
-            return _recorded_clips(artifact, place)
+    by_itself = isinstance(artifact, Predictions) and artifact.file is not None
+    in_windows = artifact.header.config.get("segments") is not None
+    if place and by_itself and (in_windows or not place.is_file()):
+        return _recorded_clips(artifact, place)
     if place is None or not place.exists():
         return None
     if place.is_dir():
@@ -124,7 +125,7 @@ def clips_of(artifact: Artifact, path: Path) -> list[Clip] | None:
     return manifest.read_clips(place, need_audio=False)
 
 
-def _recorded_clips(made: Predictions, place: Path) -> list[Clip]:
+def _recorded_clips(made: Artifact, place: Path) -> list[Clip]:
     """The clips that predictions record, whose files are named as seen from where ``predict`` ran.
 
     Args:
@@ -142,7 +143,7 @@ def _recorded_clips(made: Predictions, place: Path) -> list[Clip]:
         below = file if os.path.isabs(file) else os.path.relpath(now / file, now / base)
         return Path(os.path.normpath(now / below))
 
-    assert made.file is not None
+    assert isinstance(made, Predictions) and made.file is not None
     starts = np.zeros(len(made.utt_id)) if made.start is None else made.start
     ends = np.full(len(made.utt_id), np.nan) if made.end is None else made.end
     rows = zip(made.utt_id.tolist(), made.file.tolist(), starts.tolist(), ends.tolist(), strict=True)

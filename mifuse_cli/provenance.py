@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
+import shlex
 import sys
 from datetime import UTC, datetime
 from importlib import metadata
@@ -54,11 +55,11 @@ def now() -> str:
 
 
 def command_line() -> str:
-    """The running command, with user names, passwords and queries in URLs replaced by ``***``."""
+    """The running command as a shell takes it, with user names, passwords and queries in URLs replaced by ``***``."""
     program = "mifuse" if "mifuse" in sys.argv[0] else sys.argv[0].rsplit("/", 1)[-1]
     # Names of files need not be UTF-8.
-    words = " ".join([program, *sys.argv[1:]]).encode("utf-8", "backslashreplace").decode()
-    return without_secrets(words)
+    words = [word.encode("utf-8", "backslashreplace").decode() for word in (program, *sys.argv[1:])]
+    return shlex.join(map(without_secrets, words))
 
 
 def without_secrets(text: str) -> str:

@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -534,12 +535,26 @@ class TestProvenance:
     def test_secrets_are_starred(self, text, public):
         assert provenance.without_secrets(text) == public
 
+    def test_the_command_can_be_given_to_a_shell(self, monkeypatch):
+        words = [
+            "query-lalm",
+            "--wav-dir",
+            "my wav",
+            "--prompt",
+            "it's.yaml",
+            "--base-url",
+            "http://h/v1?key=a",
+        ]
+        monkeypatch.setattr(sys, "argv", ["/usr/bin/mifuse", *words])
+        told = shlex.split(provenance.command_line())
+        assert told == ["mifuse", *words[:-1], "http://h/v1?***"]
+
     def test_no_secret_reaches_an_artifact(self, family, monkeypatch):
         url = "https://me:pa55@host/v1?key=pa55"
         monkeypatch.setattr(sys, "argv", ["/usr/bin/mifuse", "query-lalm", "--url", url])
         config = TestIsCurrent().make(family, url=url)
         with h5py.File(config.out) as file:
-            assert file.attrs["command"] == "mifuse query-lalm --url https://***@host/v1?***"
+            assert file.attrs["command"] == "mifuse query-lalm --url 'https://***@host/v1?***'"
             assert "pa55" not in str(dict(file.attrs))
         assert lineage.is_current(config, config.out, parents(family))
 

@@ -1,6 +1,7 @@
 """Parts of a corpus, made by --shard, and mifuse merge, which joins them."""
 
 import json
+import shlex
 import shutil
 import sqlite3
 from contextlib import closing
@@ -152,7 +153,23 @@ class TestAnswers:
         command = f"mifuse query-lalm --shard 2/3 --model m --out {out} --n-samples 2"
         replace(made, header=replace(made.header, command=command)).save(parts[1])
         found = mifuse("merge", *parts[1:], "--out", parts.whole.out)
-        refused(found, 3, "mifuse query-lalm --shard 1/3 --model m --out FILE --n-samples 2")
+        line = refused(found, 3, "--partial")
+        assert line.endswith(" first: mifuse query-lalm --shard 1/3 --model m --out FILE --n-samples 2")
+        words = ["mifuse", "query-lalm", "--wav-dir", "my wav", "--out=of x.h5", "--shard=3/3"]
+        replace(made, header=replace(made.header, command=shlex.join(words))).save(parts[1])
+        line = refused(mifuse("merge", *parts[1:], "--out", parts.whole.out), 3)
+        assert line.endswith(" first: mifuse query-lalm --wav-dir 'my wav' --out=FILE --shard=1/3")
+
+    def test_parts_beside_the_whole(self, parts, pipeline, corpora, tmp_path):
+        fuse = ["fuse", "--source", pipeline.source, "--out", tmp_path / "f.h5", "--lalm"]
+        told = "lalm-2.h5 holds part 2/3 of its clips alone: join it with the others by mifuse merge."
+        assert refused(mifuse(*fuse, parts[1]), 4).endswith(told)
+        m.merge(m.MergeConfig(parts=parts[1:], out=parts.whole.out, partial=True))
+        refused(mifuse(*fuse, parts.whole.out), 4, "holds part 2/3, 3/3 of its clips alone")
+        evaluate = ["evaluate", "--manifest", corpora.labels, "--predictions"]
+        assert refused(mifuse(*evaluate, parts[1]), 4).endswith(told)
+        m.merge(m.MergeConfig(parts=parts, out=parts.whole.out, force=True))
+        assert mifuse(*fuse, parts.whole.out).exit_code == 0
 
     def test_unfinished_parts(self, parts, corpora):
         """What a part has no answer to is asked once, wherever."""

@@ -39,7 +39,7 @@ from mifuse_cli.artifacts.schema import (
     unsorted,
 )
 from mifuse_cli.artifacts.writer import Output, Writer
-from mifuse_cli.errors import ArtifactError
+from mifuse_cli.errors import ArtifactError, some
 from mifuse_cli.files import atomic_file
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ __all__ = [
     "read",
     "read_header",
     "reading",
+    "to_merge",
     "united",
     "what",
     "writing",
@@ -481,7 +482,18 @@ def check_same_clips(
         and first.content("utt_id") == second.content("utt_id")
     ):
         return
-    check_same_utterances(first.utt_id, first_name, names, second_name)
+    parts = to_merge((first_name, first.header), (second_name, second.header))
+    check_same_utterances(first.utt_id, first_name, names, second_name, parts)
+
+
+def to_merge(*named: tuple[str, Header]) -> str:
+    """A sentence on those of some artifacts, by name and header, that lack other parts of their clips; "" if none."""
+    parts = []
+    for name, header in named:
+        whole = {shard.partition("/")[2] for shard in header.shards}
+        if any(of != "1" and len(set(header.shards)) < int(of) for of in whole if of.isdecimal()):
+            parts.append(f"{name} holds part {some(header.shards)} of its clips alone")
+    return f"{'; '.join(parts)}: join it with the others by mifuse merge." if parts else ""
 
 
 def united(*gold: np.ndarray | None) -> np.ndarray | None:
@@ -490,7 +502,9 @@ def united(*gold: np.ndarray | None) -> np.ndarray | None:
     return np.unique(np.concatenate(known)) if known else None
 
 
-def positions(wanted: np.ndarray, wanted_name: str, utt_id: np.ndarray, name: str) -> np.ndarray:
+def positions(
+    wanted: np.ndarray, wanted_name: str, utt_id: np.ndarray, name: str, advice: str = ""
+) -> np.ndarray:
     """Positions (W,) of wanted utterance ids (W,) among the ids (U,) of an artifact, which are sorted.
 
     Raises:
@@ -501,12 +515,14 @@ def positions(wanted: np.ndarray, wanted_name: str, utt_id: np.ndarray, name: st
     if len(absent):
         raise ArtifactError(
             f"{wanted_name} has {len(absent)} clips that {name} has not, first {str(absent[0])!r}. "
-            f"Give clips of the {len(utt_id)} that are in it."
+            f"{advice or f'Give clips of the {len(utt_id)} that are in it.'}"
         )
     return at
 
 
-def check_same_utterances(first: np.ndarray, first_name: str, second: np.ndarray, second_name: str) -> None:
+def check_same_utterances(
+    first: np.ndarray, first_name: str, second: np.ndarray, second_name: str, advice: str = ""
+) -> None:
     """Refuse two different sets of utterance ids.
 
     Raises:
@@ -522,5 +538,5 @@ def check_same_utterances(first: np.ndarray, first_name: str, second: np.ndarray
         if only:
             raise ArtifactError(
                 f"{a_name} has {len(only)} clips that {b_name} has not, first {only[0]!r}. "
-                "Make both from the same manifest."
+                f"{advice or 'Make both from the same manifest.'}"
             )

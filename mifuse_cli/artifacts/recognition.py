@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -62,7 +63,7 @@ def how_to_make(wanted: str, given: Path) -> str:
         return ""
     command = MADE_BY[wanted]
     if is_checkpoint(given):
-        command = command.replace("--model DIR", f"--model {given}")
+        command = command.replace("--model DIR", f"--model {shlex.quote(str(given))}")
     return f" Make one: mifuse {command}"
 
 

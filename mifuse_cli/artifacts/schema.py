@@ -62,6 +62,11 @@ class Header:
         """The parent with this role, if there is one."""
         return next((parent for parent in self.parents if parent.role == role), None)
 
+    @property
+    def shards(self) -> list[str]:
+        """The parts I/N of a list of clips that it holds, made with ``--shard`` or merged; "1/1" is all."""
+        return self.config.get("shards") or [self.config.get("shard") or "1/1"]
+
     def attributes(self) -> dict[str, Any]:
         """This header as HDF5 attributes."""
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def read(directory: Path) -> list[Entry]:
     if faults:
         raise InputError(
             f"{directory}: cannot be read as a Kaldi data directory: {'; '.join(faults)}. Correct it, for "
-            f"instance with utils/fix_data_dir.sh; mifuse validate {directory} names every fault."
+            "instance with utils/fix_data_dir.sh. Every fault is named by: "
+            f"mifuse validate {shlex.quote(str(directory))}"
         )
     recordings, speakers = _table(directory / "wav.scp"), _table(directory / "utt2spk")
     if archived := [name for name, source in recordings.items() if re.search(r":\d+$", source)]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -121,8 +122,8 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         read_shape(config.model)  # the first to say what is there instead of a model
     elif artifacts.is_checkpoint(system):
         raise InputError(
-            f"{system}: is {artifacts.CHECKPOINT}, expected an artifact. Score it with --model {system}, or what train "
-            "has predicted with --predictions and the predictions.h5 in it."
+            f"{system}: is {artifacts.CHECKPOINT}, expected an artifact. Score it with --model "
+            f"{shlex.quote(str(system))}, or what train has predicted with --predictions and the predictions.h5 in it."
         )
     made = _read(system / "train.h5" if config.model else system)
     labelled = read_labelled(
@@ -155,7 +156,8 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         predicted = _predict(config, clips, progress)
         probs = predicted
     else:
-        labelled_at = artifacts.positions(ids, str(config.manifest), made.utt_id, str(system))
+        parts = artifacts.to_merge((str(system), made.header))
+        labelled_at = artifacts.positions(ids, str(config.manifest), made.utt_id, str(system), parts)
         predicted = made.distributions(str(system))
         probs = predicted[labelled_at]
     truth = np.array([one.label for one in labelled])

@@ -5,6 +5,7 @@ contributed.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -213,8 +214,8 @@ def _structure(config: FuseConfig, source: Reader) -> Structure:
     if "hidden" not in source:
         raise ArtifactError(
             f"{config.source}: holds no hidden states of the encoder, which --weighting {CROSS_FIT} looks at (it was "
-            "made by an older mifuse, or with --no-hidden-states). Make it anew with its command, without that flag "
-            f"and with --force: {source.header.command}. Or give another --weighting, such as mi."
+            "made by an older mifuse, or with --no-hidden-states). Give another --weighting, such as mi, or make it "
+            f"anew with its command, without that flag and with --force: {source.header.command}"
         )
     parent = source.header.parent("model")
     model = lineage.place_of(parent, config.source) if parent else None
@@ -272,7 +273,9 @@ def _check_answers(config: FuseConfig, path: Path, probs: Column) -> None:
     at_once = max(1, len(probs) // _PARTS)
     # What is missing is missing for all classes.
     if all(np.isnan(probs[start : start + at_once][..., 0]).all() for start in range(0, len(probs), at_once)):
-        raise ArtifactError(f"{path}: holds no valid answer at all. Look at it with: mifuse show {path}")
+        raise ArtifactError(
+            f"{path}: holds no valid answer at all. Look at it with: mifuse show {shlex.quote(str(path))}"
+        )
     if config.calibrate_lalm == "self-agreement" and _single(probs[:]):
         raise ArtifactError(
             f"{path}: has one answer a clip, which cannot agree with others. Ask for more with "
@@ -312,14 +315,17 @@ def _check(config: FuseConfig, lalms: Mapping[Path, Reader], source: Reader) -> 
     lineage.check_parents(source, config.source)
     for path, lalm in lalms.items():
         lineage.check_same_audio(lalm, str(path), source.header.parent("clips"), str(config.source))
-    incomplete = [
-        f"{path}: {_unanswered(lalm)} of {math.prod(lalm.shape('status'))} questions are unanswered; to ask them, run "
-        f"its command again: {lalm.header.command}"
-        for path, lalm in lalms.items()
-        if not _is_complete(lalm)
-    ]
+    incomplete = {path: lalm for path, lalm in lalms.items() if not _is_complete(lalm)}
     if incomplete and not config.partial:
-        raise ArtifactError(f"{'. '.join(incomplete)}. Or pass --partial to fuse the answers that there are.")
+        counts = [
+            f"{path}: {_unanswered(lalm)} of {math.prod(lalm.shape('status'))} questions are unanswered"
+            for path, lalm in incomplete.items()
+        ]
+        commands = " && ".join(lalm.header.command for lalm in incomplete.values())
+        raise ArtifactError(
+            f"{'; '.join(counts)}. Pass --partial to fuse the answers that there are; to ask them, run "
+            f"{'its command' if len(incomplete) == 1 else 'their commands'} again: {commands}"
+        )
     if config.weighting == "dawid-skene":
         _check_distinct(lalms)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -92,8 +92,8 @@ def merge(config: MergeConfig, *, progress: Progress | None = None) -> MergeResu
     missing = _missing([header for _, header in told])
     if missing and not config.partial:
         raise InputError(
-            f"{_missing_text(missing)}. {_how_to_make(missing[0], config.parts[0], told[0][1])} Or pass --partial to "
-            "join the parts that there are."
+            f"{_missing_text(missing)}. Pass --partial to join the parts that there are, or make "
+            f"{_how_to_make(missing[0], config.parts[0], told[0][1])}"
         )
     made = [artifacts.read(path) for path in config.parts]
     digests = [one.digest() for one in made]
@@ -143,10 +143,9 @@ def _shards(header: Header) -> list[str]:
     Raises:
         ArtifactError: it records what is no part.
     """
-    shards = header.config.get("shards") or [header.config.get("shard") or "1/1"]
-    if faults := [fault for shard in shards for fault in shard_problems(shard)]:
+    if faults := [fault for shard in header.shards for fault in shard_problems(shard)]:
         raise ArtifactError(f"an artifact was made with {faults[0]}. Make it anew.")
-    return shards
+    return header.shards
 
 
 def _missing(headers: Iterable[Header]) -> list[str]:
@@ -163,13 +162,31 @@ def _missing_text(missing: Sequence[str]) -> str:
 
 
 def _how_to_make(shard: str, path: Path, header: Header) -> str:
-    """The command of another part, as a sentence."""
-    command, found = re.subn(r"(--shard[= ])\S+", rf"\g<1>{shard}", header.command)
-    given = re.escape(str(header.config.get("out", "")))
-    command = re.sub(rf"((?:--out|-o)[= ])(?:\./)?(?:{given}|\S+)", r"\g<1>FILE", command)
+    """Which part to make, with its command."""
+    try:
+        command = shlex.split(header.command)
+    except ValueError:  # of an older mifuse, which quoted nothing
+        command = []
+    command, found = _replaced(command, ("--shard",), shard)
+    command, _ = _replaced(command, ("--out", "-o"), "FILE")
     if not found:
-        return f"Make {shard} as {path} was made, with --shard {shard}."
-    return f"Make {shard} first: {command}"
+        return f"{shard} as {path} was made, with --shard {shard}."
+    return f"{shard} first: {shlex.join(command)}"
+
+
+def _replaced(command: Sequence[str], flags: Sequence[str], value: str) -> tuple[list[str], bool]:
+    """The words of a command with another value of an option, and whether it has the option."""
+    words, found = list(command), False
+    for at, word in enumerate(words):
+        flag, equals, _ = word.partition("=")
+        if flag not in flags or (not equals and at + 1 == len(words)):
+            continue
+        found = True
+        if equals:
+            words[at] = f"{flag}={value}"
+        else:
+            words[at + 1] = value
+    return words, found
 
 
 # What parts have to have in common

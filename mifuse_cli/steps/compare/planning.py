@@ -242,7 +242,8 @@ def _corpus(
             f"the comparison would be incomplete. Run its command again: {answers.header.command}"
         )
     ids = np.array([clip.utt_id for clip in clips])
-    artifacts.check_same_utterances(answers.utt_id, str(lalm), ids, str(manifest))
+    parts = artifacts.to_merge((str(lalm), answers.header))
+    artifacts.check_same_utterances(answers.utt_id, str(lalm), ids, str(manifest), parts)
     out = config.out / "runs" / name / name / "seed0.h5"  # as deep as those of the runs
     parents = [
         lineage.parent("lalm", lalm, out),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +71,8 @@ def check_scores(scores: Sequence[tuple[Path, Evaluation]], model: Path) -> None
     for path, score in scores:
         if wanted not in _scored(path, score):
             raise ArtifactError(
-                f"{path}: is no score of {model} as it is now. Give one of evaluate --model {model}, or of predictions "
-                "made with it."
+                f"{path}: is no score of {model} as it is now. Give one of predictions made with it, or make one: "
+                f"mifuse evaluate --model {shlex.quote(str(model))} --manifest CSV --out FILE"
             )
 
 

@@ -66,7 +66,9 @@ def report(config: ReportConfig, *, progress: Progress | None = None) -> ReportR
         to_label=len(picked),
         bytes=len(text.encode("utf-8")),
         notes=(
-            (f"{', '.join(unheard)}: the clips' manifest or audio is not where it was, so that they cannot be heard",)
+            (
+                f"{', '.join(unheard)}: the clips' manifest or audio is not where it was, so that they cannot be heard",
+            )
             if unheard
             else ()
         ),
