@@ -203,6 +203,21 @@ class TestExport:
         np.testing.assert_allclose(by_pipeline(out, clips), probs, atol=1e-4)
         assert ".onnx" in (out / ".gitattributes").read_text()
 
+    @pytest.mark.parametrize("to", ["transformers", "onnx"])
+    def test_it_is_no_checkpoint_again(self, student, corpora, tmp_path, to):
+        m.export(m.ExportConfig(model=student[0], out=tmp_path / "shared", to=to))
+        told = "shared: is a model that mifuse export wrote for other programs, not the checkpoint that it was made"
+        for command in (
+            f"predict {corpora.wav_dir} --model",
+            f"evaluate --manifest {corpora.labels} --model",
+        ):
+            refused(mifuse(*command.split(), tmp_path / "shared"), 4, told)
+        refused(mifuse("show", tmp_path / "shared"), 3, told)
+        train = ["train-source", "--manifest", corpora.source, "--out", tmp_path / "x", "--encoder"]
+        refused(mifuse(*train, tmp_path / "shared"), 3, told)
+        found = mifuse("validate", tmp_path / "shared")
+        assert found.exit_code == 0 and found.stdout.endswith("shared: export, ok\n")
+
     def test_an_earlier_export_is_replaced_if_told(self, student, tmp_path):
         arguments = ["export", "--model", student[0], "--out", tmp_path / "t"]
         assert mifuse(*arguments).exit_code == 0

@@ -14,7 +14,7 @@ from transformers import Wav2Vec2FeatureExtractor
 from mifuse_cli.errors import DependencyError, InputError, UsageError
 from mifuse_cli.model.batches import frame_mask, stacked
 from mifuse_cli.model.encoder import LogMelEncoder, _scaled, copy_encoder, count_states, load_encoder
-from mifuse_cli.model.hub import find_encoder
+from mifuse_cli.model.hub import find_encoder, find_speaker_encoder
 from mifuse_cli.model.prepare import trainable_part
 from mifuse_cli.model.speaker_encoder import load_speaker_encoder
 
@@ -566,6 +566,25 @@ class TestEncoders:
             find_encoder("nobody/nothing")
         with pytest.raises(InputError, match="no such directory"):
             find_encoder(str(tmp_path / "nowhere"))
+
+    def test_what_is_there_and_no_encoder(self, pipeline, tmp_path, monkeypatch):
+        """Nothing of it is asked of the hub."""
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "text").write_text("some")
+        (tmp_path / "own").mkdir()
+        (tmp_path / "own/run.h5").write_bytes(pipeline.source.read_bytes())
+        for find in (find_encoder, find_speaker_encoder):
+            for name, told in (
+                ("text", "encoder text: is text. Expected the directory of an encoder"),
+                ("own/run.h5", "is an artifact of sample-source"),
+                (str(pipeline.model), "is a checkpoint, .*That of the checkpoint is .*/encoder"),
+            ):
+                with pytest.raises(InputError, match=told):
+                    find(name)
+        with pytest.raises(
+            InputError, match=r"--encoder logmell: no such encoder \(did you mean 'logmel'\?\)"
+        ):
+            find_encoder("logmell")
 
     def test_trainable_part(self, encoders):
         encoder = trainable_part(load_encoder(encoders["wav2vec2"]), "top-1", device=CPU)

@@ -24,6 +24,7 @@ from mifuse_cli.artifacts.recognition import (
     check_artifact,
     how_to_make,
     is_checkpoint,
+    is_export,
     made_by,
     what,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "check_same_utterances",
     "column",
     "is_checkpoint",
+    "is_export",
     "made_by",
     "positions",
     "read",

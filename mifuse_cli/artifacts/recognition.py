@@ -24,7 +24,9 @@ MADE_BY = {
 }
 """What is to be typed after ``mifuse`` for an artifact of every kind."""
 CHECKPOINT = "a checkpoint, the directory of a model"
+EXPORT = "a model that mifuse export wrote for other programs"
 _HISTORY = "train.h5"
+_OF_EXPORTS = ("modeling_mifuse.py", "model.onnx")
 _MOST = 200
 """Files of a directory that are looked at."""
 
@@ -72,6 +74,11 @@ def is_checkpoint(path: Path) -> bool:
     return (path / _HISTORY).is_file()
 
 
+def is_export(path: Path) -> bool:
+    """Whether a path is a directory as ``export`` writes it."""
+    return not is_checkpoint(path) and any((path / name).is_file() for name in _OF_EXPORTS)
+
+
 def what(path: Path) -> str:
     """What is at a path that exists, as a phrase: ``a checkpoint, the directory of a model``, ``a WAV file``.
 
@@ -79,6 +86,8 @@ def what(path: Path) -> str:
     """
     if is_checkpoint(path):
         return CHECKPOINT
+    if is_export(path):
+        return f"{EXPORT}, not the checkpoint that it was made from"
     if path.is_dir():
         found = list(islice(_in(path), _MOST))
         return f"a directory that holds {some(found)}" if found else "a directory without artifacts"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mifuse_cli.errors import DependencyError, InputError
+from mifuse_cli import artifacts
+from mifuse_cli.errors import DependencyError, InputError, did_you_mean
 from mifuse_cli.files import nearest
 
 LOGMEL = "logmel"
@@ -15,9 +16,12 @@ def find_encoder(name: str) -> Path:
     """Local directory of an encoder given as a directory or a hub name (downloaded if it is not cached).
 
     Raises:
-        InputError: a path that is no directory.
+        InputError: a path that is no directory, a directory of mifuse's own, or a name that is nearly `LOGMEL`.
         DependencyError: no such directory, and the hub has no such model or cannot be reached.
     """
+    # No model of the hub without an owner is called nearly so.
+    if "/" not in name and not Path(name).exists() and (hint := did_you_mean(name, [LOGMEL])):
+        raise InputError(f"--encoder {name}: no such encoder{hint}. Give a local directory, or a hub name.")
     return _find("--encoder", name, f"a hub name, or {LOGMEL!r}")
 
 
@@ -36,11 +40,20 @@ def name_of(given: str | Path) -> str:
 
 
 def _find(flag: str, name: str, others: str) -> Path:
-    if Path(name).is_dir():
-        return Path(name)
+    path = Path(name)
+    expected = f"Expected the directory of an encoder in transformers format, {others}."
+    if artifacts.is_checkpoint(path):
+        raise InputError(
+            f"{flag} {name}: is {artifacts.CHECKPOINT} of mifuse, not an encoder. {expected} That of the checkpoint "
+            f"is {path / 'encoder'}."
+        )
+    if artifacts.is_export(path) or (path.exists() and not path.is_dir()):
+        raise InputError(f"{flag} {name}: is {artifacts.what(path)}. {expected}")
+    if path.is_dir():
+        return path
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(
-            f"{flag} {name}: no such directory{nearest(Path(name))}. Give a local directory, {others}."
+            f"{flag} {name}: no such directory{nearest(path)}. Give a local directory, {others}."
         )
     from huggingface_hub import snapshot_download
 
@@ -53,6 +66,6 @@ def _find(flag: str, name: str, others: str) -> Path:
     except Exception as error:  # the hub client raises a dozen unrelated types; the text says which
         raise DependencyError(
             f"{flag} {name!r}: is neither a local directory nor available from the model hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}){nearest(path)}. "
             f"Give a local directory in transformers format, {others}."
         ) from None

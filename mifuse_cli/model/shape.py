@@ -71,7 +71,7 @@ def read_shape(directory: Path) -> Shape:
 
     Raises:
         InputError: no checkpoint there, or an unreadable one.
-        ArtifactError: a model of another type, or one that this version cannot run.
+        ArtifactError: a model of another type, such as an exported one, or one that this version cannot run.
     """
     _check_place(directory)
     try:
@@ -116,10 +116,13 @@ def _check_place(directory: Path) -> None:
 
     Raises:
         InputError: saying what is there instead.
+        ArtifactError: what is there was exported.
     """
     make = "Make one with mifuse train-source or train"
     if not directory.exists():
         raise InputError(f"{directory}: no such directory{nearest(directory)}. {make}, or check the path.")
+    if artifacts.is_export(directory):
+        raise ArtifactError(f"{directory}: is {artifacts.what(directory)}. Give that one.")
     if (directory / "config.json").exists():
         return
     if artifacts.is_checkpoint(directory):

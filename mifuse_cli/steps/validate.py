@@ -38,7 +38,7 @@ class Finding:
 
     Attributes:
         path: as given.
-        kind: "manifest", "audio", "kaldi", "prepared", "artifact", "checkpoint", or "unknown".
+        kind: "manifest", "audio", "kaldi", "prepared", "artifact", "checkpoint", "export", or "unknown".
         faults: one sentence each, none if the path is valid; the first fifty of a kind are named, the
             others counted.
         facts: counts and the like, by name.
@@ -77,6 +77,8 @@ def _examine(path: Path, progress: Progress | None) -> Finding:
 def _kind(path: Path) -> str:
     if path.is_file():
         return {".csv": "manifest", ".tsv": "manifest", ".h5": "artifact"}.get(path.suffix.lower(), "unknown")
+    if artifacts.is_export(path):
+        return "export"
     for kind, names in (
         ("checkpoint", ("train.h5", "config.json")),
         ("prepared", ("summary.json", "manifest.csv")),
@@ -303,4 +305,5 @@ _CHECKS: dict[str, _Check] = {
     "prepared": _prepared,
     "artifact": _artifact,
     "checkpoint": _checkpoint,
+    "export": lambda path, facts, progress: (),
 }
