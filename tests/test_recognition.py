@@ -68,6 +68,31 @@ class TestWhereAnArtifactIsExpected:
         found = mifuse("evaluate", "--predictions", "student", "--manifest", "labels.csv")
         refused(found, 3, "--model student", "predictions.h5")
 
+    def test_what_is_no_prediction_to_score(self, here):
+        """Scores of evaluate neither, which tell no more of how they were made."""
+        score = ["evaluate", "--manifest", "labels.csv", "--out"]
+        assert mifuse(*score, "eval.h5", "--predictions", "fused.h5").exit_code == 0
+        found = mifuse(*score, "x.h5", "--predictions", "eval.h5")
+        refused(
+            found,
+            4,
+            "is an artifact of evaluate",
+            "query-lalm, sample-source, fuse or predict",
+            "show eval.h5",
+        )
+        refused(mifuse(*score, "x.h5", "--predictions", "model/train.h5"), 4, "the history of a training")
+
+    @pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.rttm"])
+    def test_predictions_as_text(self, here, name):
+        assert mifuse("predict", "--model", "model", "clip.wav", "--out", name).exit_code == 0
+        found = mifuse("evaluate", "--manifest", "labels.csv", "--predictions", name)
+        refused(
+            found,
+            3,
+            f"{name}: is no mifuse artifact, but predictions as text",
+            "mifuse predict --out FILE.h5",
+        )
+
     def test_what_is_truncated_is_an_artifact(self, here):
         whole = (here / "source.h5").read_bytes()
         (here / "source.h5").write_bytes(whole[:-1000])

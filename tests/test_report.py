@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from conftest import CLASSES, mifuse, refused
+from conftest import CLASSES, mifuse, read_rows, refused, write_csv
 from pretended import Corpus, pretend_experiment, pretend_lalm, pretend_transfer
 
 import mifuse_cli as m
@@ -297,8 +297,13 @@ def test_refusals(transfer, tmp_path):
         mifuse("report", run, "--force", "--out", tmp_path / "letter.html"), 3, "not made by this command"
     )
     other = Corpus(tmp_path / "other", clips=5, mark="x").write()
+    rows = [{**row, "inclusion": "0.5"} for row in read_rows(other.labels)]
+    picked = write_csv(other.directory / "pick.csv", rows)
     with pytest.raises(ArtifactError, match="none of the 1 runs"):
-        m.report(m.ReportConfig(paths=(run,), out=out, force=True, pick=other.manifest))
+        m.report(m.ReportConfig(paths=(run,), out=out, force=True, pick=picked))
+    told = "--pick .*labels.csv: has no column 'inclusion' .*not from mifuse pick"
+    with pytest.raises(InputError, match=told):
+        m.report(m.ReportConfig(paths=(run,), out=out, force=True, pick=other.labels))
     with pytest.raises(UsageError, match="at least one path"):
         m.ReportConfig(paths=(), out=out)
     assert out.read_bytes() == before

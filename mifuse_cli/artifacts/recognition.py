@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 from itertools import islice
@@ -27,6 +28,9 @@ CHECKPOINT = "a checkpoint, the directory of a model"
 EXPORT = "a model that mifuse export wrote for other programs"
 _HISTORY = "train.h5"
 _OF_EXPORTS = ("modeling_mifuse.py", "model.onnx")
+_PREDICTED = (rb"utt_id,file,.*,predicted,decision", rb'\{"utt_id": ', rb"SPEAKER .* <NA> <NA> ")
+"""How the tables, JSON lines and RTTM of predict begin."""
+_LONGEST_HEADER = 1 << 16
 _MOST = 200
 """Files of a directory that are looked at."""
 
@@ -95,8 +99,20 @@ def what(path: Path) -> str:
         return "a device or a pipe"
     if kind := kind_of(path):
         return made_by(kind)
-    found = format_of(path)
-    return f"{found} that mifuse has not made, or a damaged one" if found == HDF5 else found
+    if (found := format_of(path)) == HDF5:
+        return f"{found} that mifuse has not made, or a damaged one"
+    return (
+        found
+        if found != "text" or not _is_predicted(path)
+        else ("predictions as text (mifuse predict --out FILE.h5 writes them as an artifact)")
+    )
+
+
+def _is_predicted(path: Path) -> bool:
+    """Whether a text is one that ``predict`` wrote, by its first line."""
+    with path.open("rb") as file:
+        first = file.readline(_LONGEST_HEADER)
+    return any(re.match(start, first) for start in _PREDICTED)
 
 
 def made_by(kind: str) -> str:

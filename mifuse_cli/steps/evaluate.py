@@ -39,7 +39,7 @@ class EvaluateConfig(EncodingConfig):
 
     model: Path | None = option(None, "Checkpoint directory to score.")
     predictions: Path | None = option(
-        None, "Artifact to score instead of a model: from query-lalm, sample-source, fuse or train."
+        None, "Artifact to score instead of a model: from query-lalm, sample-source, fuse, train or predict."
     )
     manifest: Path = option(
         help="CSV of the clips with their labels in the column emotion; those without one are left out."
@@ -126,6 +126,8 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
             f"{shlex.quote(str(system))}, or what train has predicted with --predictions and the predictions.h5 in it."
         )
     made = _read(system / "train.h5" if config.model else system)
+    if config.predictions:
+        made.distributions(str(system))  # the first to say that there are none
     labelled = read_labelled(
         config.manifest, made.header.classes, need_audio=config.model is not None, some=True
     )
@@ -233,7 +235,13 @@ class _Made:
             ArtifactError: the artifact holds no predictions.
         """
         if self.probs is None:
-            raise ArtifactError(f"{where}: is of kind {self.kind!r}, which holds no predictions to score.")
+            scores = (
+                f" The scores in it: mifuse show {shlex.quote(where)}" if self.kind == Evaluation.kind else ""
+            )
+            raise ArtifactError(
+                f"{where}: is {artifacts.made_by(self.kind)}. Expected predictions to score: an artifact of "
+                f"query-lalm, sample-source, fuse or predict, or the predictions.h5 of train.{scores}"
+            )
         return self.probs
 
 
@@ -251,7 +259,7 @@ def _read(path: Path) -> _Made:
                 return _Made(*about, mean, probs.shape[1])
             case Source.kind:
                 return _Made(*about, found.read("point"))
-            case Fused.kind | Predictions.kind | Evaluation.kind:
+            case Fused.kind | Predictions.kind:
                 return _Made(*about, found.read("probs"))
             case Training.kind:
                 return _Made(*about, None, training=Training.load(path))

@@ -13,7 +13,7 @@ import numpy as np
 from mifuse_cli import audio, fusion
 from mifuse_cli.audio import Excerpt
 from mifuse_cli.config import Progress
-from mifuse_cli.errors import ArtifactError
+from mifuse_cli.errors import ArtifactError, InputError
 from mifuse_cli.files import atomic_file, refuse_existing
 from mifuse_cli.manifest import Clip, Clips
 from mifuse_cli.reporting import ClipToLabel, Labelling, Run, Shown, page
@@ -25,13 +25,14 @@ def report(config: ReportConfig, *, progress: Progress | None = None) -> ReportR
     """Read all artifacts with their parents, and write the page.
 
     Raises:
-        InputError: a path that is not there or cannot be read, nothing to report on, or an output that exists.
+        InputError: a path that is not there or cannot be read, nothing to report on, clips to label that are not from
+            pick, or an output that exists.
         ArtifactError: a file that is no valid artifact, or clips to label that are in none of the runs.
         DependencyError: jinja2 is not installed.
     """
     refuse_existing(config.out, config.force, marks=(b'<meta name="generator" content="mifuse',))
     told = read_paths(config.paths)
-    picked = list(Clips(config.pick, None, need_audio=False)) if config.pick else []
+    picked = _picked(config.pick) if config.pick else []
     first = [clip.utt_id for clip in picked]
     run_to_label = _run_of(config, [run for run, _ in told.runs], first) if config.pick else None
     addresses: list[list[str | None]] = []
@@ -73,6 +74,22 @@ def report(config: ReportConfig, *, progress: Progress | None = None) -> ReportR
             else ()
         ),
     )
+
+
+def _picked(path: Path) -> list[Clip]:
+    """The clips of a CSV of pick, labelled or not.
+
+    Raises:
+        InputError: it cannot be read, or is another table.
+    """
+    clips = Clips(path, None, need_audio=False)
+    if absent := [name for name in ("utt_id", "inclusion") if name not in clips.columns]:
+        raise InputError(
+            f"--pick {path}: has no column {' and no column '.join(map(repr, absent))} (found: "
+            f"{', '.join(clips.columns)}), so that it is not from mifuse pick. "
+            "Make one: mifuse pick --fused FILE --out CSV"
+        )
+    return list(clips)
 
 
 def _title(paths: Sequence[Path], names: Sequence[str]) -> str:
