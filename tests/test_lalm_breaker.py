@@ -64,6 +64,10 @@ def test_questions_given_up(breaker):
     one = breaker()
     number, text = first(lambda: one.given_up(FAILURE))
     assert number == stopping.HOPELESS and "the first 5 questions got no answer" in text
+    assert "no requests" not in text
+    unsent = RequestFailed(FailureKind.TRANSIENT, 0, "connection refused")
+    one = breaker(max_requests=3)
+    assert "Connections that failed are no requests" in first(lambda: one.given_up(unsent))[1]
     one = breaker()
     for _ in range(3):
         one.answered()

@@ -1,5 +1,7 @@
 """What stops query-lalm before a clip is decoded, what it never writes over, and which error it ends with."""
 
+import re
+
 import h5py
 import pytest
 from conftest import refused
@@ -44,6 +46,26 @@ class TestAddress:
         if address:
             refused(Query(corpora.target, tmp_path / "l.h5")(address), 2, "--base-url", "https://api.openai")
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("address", "told"),
+        [
+            (
+                "127.0.0.1:8322/v1",
+                "'127.0.0.1:8322/v1' lacks http:// (http://127.0.0.1:8322/v1) and is no address",
+            ),
+            ("localhost:8322/v1", "'localhost:8322/v1' lacks http://"),
+            ("api.example.com/v1", "'api.example.com/v1' lacks https://"),
+            ("ftp://host/v1", ": 'ftp://host/v1' is no address"),
+            ("sk-proj-9f_a", "OPENAI_BASE_URL: is no address"),
+            ("joe:s3cret@host/v1", "OPENAI_BASE_URL: is no address"),
+            ("joe:s3cret", "OPENAI_BASE_URL: is no address"),
+            ("host/v1?key=s3cret", "OPENAI_BASE_URL: is no address"),
+        ],
+    )
+    def test_what_lacks_is_told_unless_it_may_be_secret(self, address, told):
+        with pytest.raises(UsageError, match=re.escape(told)):
+            check_address(address)
 
     @given(st.text("/?#@:[ \nabc19%", min_size=1), st.text("xyz/:", min_size=1))
     def test_a_password_is_kept_secret_and_never_taken_for_the_host(self, password, user):

@@ -311,7 +311,8 @@ def test_the_usual_dialect_leaves_all_questions_what_they_were():
         (400, "This model only supports streaming: set stream to true", "--stream"),
         (400, "Unrecognized request argument supplied: reasoning_effort", "--extra-body"),
         (401, "invalid temperature of the key", "API key"),
-        (404, "The requested URL was not found", "address"),
+        (404, "The requested URL was not found", "--base-url usually ends with /v1"),
+        (405, "Method Not Allowed", "--base-url usually ends with /v1"),
         (400, "something else", "parameters"),
     ],
 )

@@ -11,11 +11,13 @@ THINKING = (
 )
 """For answers that the token limit cut off before a word of them was there."""
 
+_ADDRESS = "Check the address: --base-url usually ends with /v1."
 _OF_STATUS = {
     401: "Check the API key.",
     402: "Check the credit of the account.",
     403: "Check the API key and what it is allowed to do.",
-    404: "Check the address and the name of the model.",
+    404: f"{_ADDRESS} Or check the name of the model.",
+    405: _ADDRESS,
     407: "The proxy wants a user and a password: give them in the variable that names it.",
     429: "Check the credit of the account.",
 }

@@ -35,6 +35,7 @@ class Breaker:
     def __init__(self, service: ServiceOptions, *, resumed: bool, now: Callable[[], float]) -> None:
         self._host = service.host
         self._concurrency = service.concurrency
+        self._most = service.max_requests
         self._max_unreadable = service.max_unreadable
         self._resumed = resumed
         self._now = now
@@ -151,7 +152,9 @@ class Breaker:
             return None
         what = option_for(failure.http_status, failure.message)
         what = what or "Check the address, the model and the audio, then run again."
+        unsent = failure.http_status == 0 and self._most is not None
+        uncounted = " Connections that failed are no requests, and count for no cap." if unsent else ""
         return RemoteError(
             f"{self._host}: the first {self._given_up} questions got no answer, the last one because of: "
-            f"{failure.sentence} {what}"
+            f"{failure.sentence}{uncounted} {what}"
         )

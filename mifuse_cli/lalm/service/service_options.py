@@ -16,6 +16,8 @@ from mifuse_cli.lalm.cost.prices import Price
 TRANSPORTS = ("live", "batch", "vllm-batch")
 """Ways to send questions: one at a time, in batches of a provider, as files that somebody else has answered."""
 
+_PLAIN = re.compile(r"(?P<scheme>[a-z]+:/+)?[\w.-]+(?P<port>:\d+)?(?:/[\w./~-]*)?", re.IGNORECASE)
+"""What is written like an address without user, password and query, with or without its scheme."""
 _SECRET = re.compile(r"key|token|secret|sig|pass|auth", re.IGNORECASE)
 
 
@@ -76,7 +78,7 @@ def check_address(base_url: str) -> None:
 
     Raises:
         UsageError: no http or https URL with a host, or a password with characters that end the host. The
-            message does not repeat any of it.
+            message repeats only what can hold no password.
     """
     try:
         parts = urlsplit(base_url)
@@ -87,9 +89,20 @@ def check_address(base_url: str) -> None:
         whole, rest = False, ""
     if not whole or "@" in rest or " " in base_url or not base_url.isprintable():
         raise UsageError(
-            "--base-url, or OPENAI_BASE_URL: is no address of a service. Expected one like "
+            f"--base-url, or OPENAI_BASE_URL: {_without_scheme(base_url)}is no address of a service. Expected one like "
             "https://api.openai.com/v1; in a user name or password write / ? # @ as %2F %3F %23 %40."
         )
+
+
+def _without_scheme(base_url: str) -> str:
+    """What was given instead of an address, and what lacks; "" where it may hold a key or a password."""
+    found = _PLAIN.fullmatch(base_url)
+    if not found or not set(base_url) & set(".:/"):
+        return ""
+    if found["scheme"]:
+        return f"{base_url!r} "
+    scheme = "http" if found["port"] or is_local(f"http://{base_url}") else "https"
+    return f"{base_url!r} lacks {scheme}:// ({scheme}://{base_url}) and "
 
 
 def secrets_of(service: ServiceOptions) -> list[str]:
