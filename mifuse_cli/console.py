@@ -29,8 +29,6 @@ _AT_LEAST_SECONDS = 10.0
 """Time between two lines for people."""
 _COLUMNS = 80
 """Width of what is printed where there is no terminal, as in a pipe."""
-_NARROWEST = 8
-"""Width below which no column of words is cut."""
 _NUMERIC = re.compile(r"[-+]?\d[\d.,]*(?:[ %]|$)|-?$")
 """How a cell begins that is a number, perhaps with a unit, or that stands for none."""
 _EIGHTHS = "▏▎▍▌▋▊▉█"
@@ -211,7 +209,8 @@ def as_json(result: Any) -> str:
 def describe(pairs: dict[str, Any], indent: str = "", whole: Container[str] = ()) -> str:
     """Aligned ``name  value`` lines; numbers are shortened, mappings written as ``a 0.25, b 0.75``.
 
-    Long values go on below themselves, within the width of the terminal; ``-`` stands for what is not there.
+    Long values go on below themselves, within the width of the terminal; words, such as paths, stay whole. ``-`` stands
+    for what is not there.
 
     Args:
         pairs: values by name.
@@ -242,7 +241,7 @@ def bar(share: float | None, width: int = 20) -> str:
 
 def table(header: list[str], rows: list[list[str]]) -> str:
     """A plain text table within the width of the terminal; the first column and those of words are flush left, numbers
-    flush right. Long words take several lines.
+    flush right. Words, such as paths, stay whole, so that they can be copied, even if that is wider than the terminal.
     """
     columns = list(zip(header, *rows, strict=True))
     widths = _fitted(columns, _width() - 2 * (len(columns) - 1))
@@ -257,18 +256,12 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _fitted(columns: list[tuple[str, ...]], room: int) -> list[int]:
-    """Widths of columns that have so much room in all: the widest give way, if it can be without parting words; all are
-    as wide as their content where the room is too small for so many columns.
-    """
-    content = [max(map(len, cells)) for cells in columns]
-    whole = [max((len(word) for cell in cells for word in cell.split()), default=0) for cells in columns]
-    for least in (whole, [min(longest, _NARROWEST) for longest in whole]):
-        widths = list(content)
-        while sum(widths) > room and (spare := [(w, at) for at, w in enumerate(widths) if w > least[at]]):
-            widths[max(spare)[1]] -= 1
-        if sum(widths) <= room:
-            return widths
-    return content
+    """Widths of columns that have so much room in all: the widest give way, none below its longest word."""
+    widths = [max(map(len, cells)) for cells in columns]
+    least = [max((len(word) for cell in cells for word in cell.split()), default=0) for cells in columns]
+    while sum(widths) > room and (spare := [(w, at) for at, w in enumerate(widths) if w > least[at]]):
+        widths[max(spare)[1]] -= 1
+    return widths
 
 
 def _width() -> int:
@@ -277,8 +270,8 @@ def _width() -> int:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Lines of a text, one at least, none wider than that."""
-    return textwrap.wrap(text, max(width, _NARROWEST), break_on_hyphens=False) or [""]
+    """Lines of a text, one at least, none wider than that but for words that are."""
+    return textwrap.wrap(text, max(width, 1), break_on_hyphens=False, break_long_words=False) or [""]
 
 
 def short(value: Any) -> str:

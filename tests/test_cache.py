@@ -403,7 +403,9 @@ class TestLimit:
         told = json.loads(found.stdout)
         assert told["removed"] == 16 and {one["clips"] for one in told["files"]} == {0, None}
         assert told["size"] < 60_000
-        assert mifuse("cache", "--cache-dir", wide.directory / "none").exit_code == 0
+        found = mifuse("cache", "--cache-dir", wide.directory / "none")
+        assert found.exit_code == 0 and "none: no such directory; there is no cache yet" in found.stderr
+        refused(mifuse("cache", "--cache-dir", wide.directory / "broken.sqlite"), 3, "expected a directory")
 
     def test_a_cache_in_which_another_process_writes_stays(self, wide):
         wide(0, 8)
