@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -213,7 +214,7 @@ def _cache(directory: Path | None) -> Iterator[Check]:
             "cache",
             "bad",
             found,
-            f"make room: rm {place}/*.sqlite deletes what can be computed anew; or {advice}",
+            f"make room: rm {shlex.quote(str(place))}/*.sqlite deletes what can be computed anew; or {advice}",
         )
     else:
         yield Check("cache", "ok", found)

@@ -217,9 +217,9 @@ def _to_answer(config: QueryLalmConfig, files: int) -> str:
     """What has to happen to questions that wait in files."""
     directory = shlex.quote(str(batch_directory(config.out)))
     return (
-        f"{files} {'file' if files == 1 else 'files'} with questions: see {directory}. Have them answered where the "
-        "model fits, then run this "
-        f'command again:\nfor q in {directory}/*.in.jsonl; do vllm run-batch -i "$q" -o "${{q%.in.jsonl}}.out.jsonl" '
+        f"{files} {'file' if files == 1 else 'files'} with questions: see {directory}. Run the same command again "
+        "when they are answered, where the model fits:\n"
+        f'for q in {directory}/*.in.jsonl; do vllm run-batch -i "$q" -o "${{q%.in.jsonl}}.out.jsonl" '
         f"--model {shlex.quote(config.model)}; done"
     )
 
