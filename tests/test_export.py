@@ -213,6 +213,12 @@ class TestExport:
         ):
             refused(mifuse(*command.split(), tmp_path / "shared"), 4, told)
         refused(mifuse("show", tmp_path / "shared"), 3, told)
+        file = tmp_path / "shared" / ("model.onnx" if to == "onnx" else "modeling_mifuse.py")
+        refused(
+            mifuse("predict", corpora.wav_dir, "--model", file),
+            3,
+            "a file of a model that mifuse export wrote",
+        )
         train = ["train-source", "--manifest", corpora.source, "--out", tmp_path / "x", "--encoder"]
         refused(mifuse(*train, tmp_path / "shared"), 3, told)
         found = mifuse("validate", tmp_path / "shared")

@@ -99,13 +99,13 @@ def what(path: Path) -> str:
         return "a device or a pipe"
     if kind := kind_of(path):
         return made_by(kind)
+    if path.name in _OF_EXPORTS:
+        return f"a file of {EXPORT}"
     if (found := format_of(path)) == HDF5:
         return f"{found} that mifuse has not made, or a damaged one"
-    return (
-        found
-        if found != "text" or not _is_predicted(path)
-        else ("predictions as text (mifuse predict --out FILE.h5 writes them as an artifact)")
-    )
+    if found == "text" and _is_predicted(path):
+        return "predictions as text (mifuse predict --out FILE.h5 writes them as an artifact)"
+    return found
 
 
 def _is_predicted(path: Path) -> bool:
