@@ -93,8 +93,8 @@ def what(path: Path) -> str:
     if is_export(path):
         return f"{EXPORT}, not the checkpoint that it was made from"
     if path.is_dir():
-        found = list(islice(_in(path), _MOST))
-        return f"a directory that holds {some(found)}" if found else "a directory without artifacts"
+        inside = list(islice(_in(path), _MOST))
+        return f"a directory that holds {some(inside)}" if inside else "a directory without artifacts"
     if not path.is_file():
         return "a device or a pipe"
     if kind := kind_of(path):
