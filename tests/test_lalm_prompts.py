@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mifuse_cli.errors import UsageError
+from mifuse_cli.errors import InputError, UsageError
 from mifuse_cli.lalm.answers.elicitation import LETTERS, MODES
 from mifuse_cli.lalm.questions.plan import question_key
 from mifuse_cli.lalm.questions.prompts import DEFAULT_TEMPLATE, label_order, messages, read_wording
@@ -139,7 +139,7 @@ def test_a_wrong_prompt_file_is_refused_by_name(tmp_path, text, context, message
 
 
 def test_a_prompt_file_must_be_there(tmp_path):
-    with pytest.raises(UsageError, match=r"none\.yaml"):
+    with pytest.raises(InputError, match=r"--prompt .*none\.yaml: No such file"):
         read_wording(tmp_path / "none.yaml", "verbalized")
 
 

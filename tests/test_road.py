@@ -444,7 +444,7 @@ class TestArtifactsOfEarlierVersions:
     def test_source_samples_without_hidden_states_can_be_weighed_alone(self, copy):
         replace(Source.load(copy.source), hidden=None, speaker=None).save(copy.source)
         flags = ["fuse", "--lalm", copy.lalm, "--source", copy.source, "--out", copy.root / "f.h5"]
-        line = refused(mifuse(*flags), 4, "holds no hidden states", "made by an older mifuse", "Make it anew")
+        line = refused(mifuse(*flags), 4, "holds no hidden states", "made by an older mifuse", "make it anew")
         assert Source.load(copy.source).header.command in line
         assert mifuse(*flags, "--weighting", "mi").exit_code == 0
 

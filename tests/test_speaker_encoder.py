@@ -378,7 +378,7 @@ class TestSampleSource:
         refused(
             mifuse(*flags, encoders["hubert"]), 3, "no speaker encoder", "*ForXVector", "Give the directory"
         )
-        refused(mifuse(*flags, pipeline.model), 3, "'mifuse-classifier' model (EmotionClassifier)")
+        refused(mifuse(*flags, pipeline.model), 3, "is a checkpoint, the directory of a model", "/encoder")
         refused(
             mifuse(*flags, tmp_path / "nowhere"), 3, "--speaker-encoder", "no such directory", "a hub name"
         )
