@@ -313,7 +313,8 @@ def test_gold_csv_quotes_what_needs_it(browser, tmp_path):
     corpus = Corpus(tmp_path / "data", clips=12, mark=', "x"').write()
     lalm = pretend_lalm(corpus, tmp_path / "lalm.h5")
     pretend_transfer(corpus, tmp_path / "run", lalm)
-    pick = write_csv(tmp_path / "pick.csv", [{"file": "data/wav/00000.wav", "utt_id": corpus.ids[0]}])
+    row = {"file": "data/wav/00000.wav", "utt_id": corpus.ids[0], "inclusion": "0.5"}
+    pick = write_csv(tmp_path / "pick.csv", [row])
     with opened(browser, written(tmp_path, tmp_path / "run", pick=pick)) as (page, _):
         assert "is not where its manifest was" in page.inner_text("#cards")
         page.keyboard.press("4")
