@@ -126,7 +126,7 @@ def overhead(place: Path) -> list[Row]:
         )
 
     with service(DELAY_S) as url:
-        mine, theirs = in_turn(lambda: ours(url), lambda: bare(url, files), 3, apart)
+        mine, theirs = in_turn(lambda: ours(url), lambda: bare(url, files), 2, apart)
     limit = CLIPS * DELAY_S / AT_ONCE
     note = f"{CLIPS} clips of {CLIP_S} s, an answer after {DELAY_S:g} s, {AT_ONCE} at once: "
 

@@ -88,7 +88,7 @@ def weighting(place: Path) -> list[Row]:
         out = place / "fused.h5"
         mifuse.fuse(mifuse.FuseConfig(lalm=(lalm,), source=source, out=out, weighting="mi", force=True))
 
-    mine, theirs = in_turn(ours, lambda: plain(lalm, source, place / "plain.h5"), 3, apart)
+    mine, theirs = in_turn(ours, lambda: plain(lalm, source, place / "plain.h5"), 2, apart)
     lalm.unlink()
     source.unlink()
     size = f"{CLIPS:,} clips x ({ANSWERS} + {PASSES}) x {len(CLASSES)}: "
