@@ -40,7 +40,7 @@ def test_the_example_runs_and_its_student_beats_both_teachers(capsys):
     lines = capsys.readouterr().out.splitlines()
     ua = {line.split()[0]: float(line.split()[2]) for line in lines}
     assert list(ua) == ["source", "LALM", "labels", "student"]
-    assert ua["student"] > max(ua["source"], ua["LALM"]) + 3
+    assert ua["student"] > max(ua["source"], ua["LALM"]) + 5
     assert made["fused"].weights.shape == (200, 2)
     assert len(EXAMPLE.read_text().splitlines()) <= 32
 

@@ -166,12 +166,8 @@ def test_kills(corpora, forking, tmp_path, wanted, samples):
                 killed_early += early
             check()
         assert unfinished >= wanted / 5 and wanted / 10 <= killed_early < 0.6 * wanted
-        for _ in range(3):  # it may give up on a question, of which the service fails all tries
-            last = start(*command, "--json")
-            printed, told = last.communicate(timeout=HANG_SECONDS)
-            assert last.returncode in (0, 5), told
-            if not last.returncode:
-                break
+        last = start(*command, "--json")
+        printed, told = last.communicate(timeout=HANG_SECONDS)
         assert last.returncode == 0, told
         check()
     assert server.running == 0
