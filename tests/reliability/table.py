@@ -193,6 +193,8 @@ def test(key: str) -> Found:
         {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)}
     )
     faults = re.findall(r"^(?:FAILED|ERROR) (.*)", done.stdout, re.MULTILINE)
+    if done.returncode:  # the summary has the first line of every message only
+        print(done.stdout[-20_000:], done.stderr[-2_000:], file=sys.stderr, flush=True)
     if done.returncode and not faults:
         faults = [f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-500:]}"]
     trials = counts["passed"] + counts["failed"] + counts["error"]
