@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -87,17 +88,26 @@ def at_once(monkeypatch):
 @pytest.mark.parametrize("device", [CPU, GPU], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_equal_to_one_clip_at_a_time(paths, masked, tmp_path, monkeypatch, at_once, device, processes):
-    read, here = encoding._read, []
-    monkeypatch.setattr(encoding, "_read", lambda batch: here.extend(batch.excerpts) or read(batch))
+    read, here, threads = encoding._read_one, [], set()
+
+    def noted(excerpt):
+        here.append(excerpt)
+        threads.add(threading.current_thread())
+        return read(excerpt)
+
+    monkeypatch.setattr(encoding, "_read_one", noted)
     expected = one_by_one(paths, masked)
     found = together(paths, Net(masked, tmp_path), device, processes)
     assert found.keys() == expected.keys()
     for path, matrix in expected.items():
         np.testing.assert_allclose(found[path], matrix, atol=1e-5)
-    assert (len(here) == len(paths)) == (processes == 1)
     if device is CPU:
+        assert (len(here) == len(paths)) == (processes == 1) and threads == {threading.main_thread()}
         assert len(loaded(tmp_path)) == processes
-    else:  # the others only read
+    else:  # others read, all of them threads
+        assert (
+            len(here) == len(paths) and len(threads) == processes and threading.main_thread() not in threads
+        )
         assert loaded(tmp_path) == {os.getpid()}
 
 
@@ -182,7 +192,7 @@ def test_threads_are_as_before(paths, masked, tmp_path):
 def test_as_many_processes_as_free_cores(paths, masked, tmp_path, monkeypatch):
     asked = []
 
-    def spread(batches, total, here, make, *, processes, helps):
+    def spread(batches, total, here, make, *, processes):
         asked.append(processes)
         yield from ((batch, here(batch)) for batch in batches)
 

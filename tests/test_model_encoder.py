@@ -381,6 +381,27 @@ class TestEncoders:
         assert not torch.equal(found, found.bfloat16().float())  # means over time are taken in float32
         assert {weight.dtype for weight in encoder.parameters()} == {torch.float32}
 
+    @pytest.mark.parametrize("family", [*FAMILIES, "logmel", "sew"])
+    def test_weights_that_are_not_trained_in_bf16(self, encoders, tmp_path, family):
+        """All of them where the architecture is known to be made for it, so that nothing is converted on the way."""
+        directory = encoders.get(family, tmp_path)
+        if family == "logmel":
+            LogMelEncoder(n_mels=8, channels=4).save(tmp_path)
+        elif family == "sew":
+            save_other(tmp_path, "sew")
+        encoder = load_encoder(directory, "bf16", "attentive")
+        encoder.halve()
+        weights = [weight for weight in encoder.parameters() if weight is not encoder.query]
+        products = [one for one in encoder.modules() if type(one) in (torch.nn.Linear, torch.nn.Conv1d)]
+        assert encoder.query.dtype == torch.float32
+        assert products and {one.bias.dtype for one in products if one.bias is not None} == {torch.bfloat16}
+        assert ({one.dtype for one in weights} == {torch.bfloat16}) is (family in [*FAMILIES, "logmel"])
+        with encoder.autocast():
+            assert torch.is_autocast_enabled("cpu") is (family not in FAMILIES)
+        with torch.inference_mode():
+            exact, found = alone(load_encoder(directory), clip()), alone(encoder, clip())
+        assert found.dtype == torch.float32 and 0 < (found - exact).norm() < 0.03 * exact.norm()
+
     @pytest.mark.parametrize("family", FAMILIES)
     def test_saved_and_loaded(self, encoders, tmp_path, family):
         encoder = load_encoder(encoders[family])
@@ -624,9 +645,10 @@ class TestWavLM:
         values = torch.randn(3, 9000, generator=draw)
         mask = torch.ones(3, 9000, dtype=torch.long)
         mask[1, 7000:], mask[2, 2000:] = 0, 0
-        found = []
-        for model in both:
-            states = model(values, attention_mask=mask if masked else None, output_hidden_states=True)
+        found, frames = [], both[0]._get_feature_vector_attention_mask(28, mask)
+        for model, seen in zip(both, (mask, frames), strict=True):  # ours is told the frames
+            states = model(values, attention_mask=seen if masked else None, output_hidden_states=True)
+            assert states.hidden_states[0].shape[1] == 28
             whole = torch.stack(states.hidden_states)
             (whole * torch.randn(whole.shape, generator=draw.manual_seed(1))).sum().backward()
             found.append((states.hidden_states, {n: p.grad for n, p in model.named_parameters()}))
@@ -637,6 +659,22 @@ class TestWavLM:
         for name, gradient in their_gradients.items():
             if gradient is not None:
                 assert (our_gradients[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-5, name
+
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_rows_of_scores_begin_at_multiples_of_8_and_lie_side_by_side(self, both, monkeypatch, masked):
+        """Or else kernels of GPUs copy them, or the slowest of all is taken."""
+        inner, given = torch.nn.functional.scaled_dot_product_attention, []
+
+        def noted(*parts, attn_mask, **others):
+            given.append(attn_mask)
+            return inner(*parts, attn_mask=attn_mask, **others)
+
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+        mask = torch.ones(2, 28)
+        mask[1, 20:] = 0
+        both[1](torch.randn(2, 9000), attention_mask=mask if masked else None)
+        assert len(given) == 2 and {scores.shape[2:] for scores in given} == {(28, 28)}
+        assert {scores.stride()[2:] for scores in given} == {(32, 1)}
 
     def test_weights_are_not_made(self, both, monkeypatch):
         monkeypatch.setattr(torch.nn.functional, "multi_head_attention_forward", None)

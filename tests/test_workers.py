@@ -86,7 +86,7 @@ def batches_of_two(number=40):
     return [[one, one + 1] for one in range(0, number, 2)]
 
 
-def results(place, work, *, helps=True):
+def results(place, work):
     """Results of six batches. With its second, this process waits until the others have taken all that is left."""
     left, own = batches_of_two(12), []
 
@@ -100,34 +100,16 @@ def results(place, work, *, helps=True):
             until(lambda: not left or multiprocessing.active_children() == [])
         return square(batch)
 
-    return list(spread(taken(), 12, here, partial(begin, place, work), processes=3, helps=helps))
+    return list(spread(taken(), 12, here, partial(begin, place, work), processes=3))
 
 
-@pytest.mark.parametrize("helps", [True, False])
-def test_every_batch_is_made_once(tmp_path, helps):
-    found = results(tmp_path, square, helps=helps)
+def test_every_batch_is_made_once(tmp_path):
+    found = results(tmp_path, square)
     assert sorted(batch for batch, _ in found) == batches_of_two(12)
     assert all(squares == [one**2 for one in batch] for batch, (_, squares) in found)
     own = [batch for batch, (pid, _) in found if pid == os.getpid()]
     others = {pid for _, (pid, _) in found} - {os.getpid()}
     assert len(own) == 2 and 1 <= len(others) <= len(begun(tmp_path)) <= 2
-
-
-def test_who_only_feeds_others_makes_no_more_once_they_have_begun(tmp_path):
-    own = []
-
-    def here(batch):
-        own.append(batch)
-        if len(own) == 2:
-            until(lambda: begun(tmp_path))
-            time.sleep(1)  # for the thread here that hears of it
-        return square(batch)
-
-    made = spread(
-        iter(batches_of_two(2000)), 2000, here, partial(begin, tmp_path, square), processes=2, helps=False
-    )
-    pids = [pid for _, (pid, _) in made]
-    assert len(pids) == 1000 and pids.count(os.getpid()) == len(own) < 10
 
 
 @pytest.mark.parametrize(
@@ -152,12 +134,11 @@ def test_what_cannot_begin_is_told(tmp_path):
         return batch
 
     with pytest.raises(InputError, match="e: cannot be loaded"):
-        for _ in spread(iter(batches_of_two()), 40, here, fail_to_begin, processes=2, helps=True):
+        for _ in spread(iter(batches_of_two()), 40, here, fail_to_begin, processes=2):
             pass
 
 
-@pytest.mark.parametrize("helps", [True, False])
-def test_batches_that_cannot_be_made_up(tmp_path, helps):
+def test_batches_that_cannot_be_made_up(tmp_path):
     def some():
         yield [0, 1]
         yield [2, 3]
@@ -165,12 +146,12 @@ def test_batches_that_cannot_be_made_up(tmp_path, helps):
         raise InputError("b.wav: holds no audio samples")
 
     with pytest.raises(InputError, match=r"b\.wav"):
-        list(spread(some(), 40, square, partial(begin, tmp_path, square), processes=2, helps=helps))
+        list(spread(some(), 40, square, partial(begin, tmp_path, square), processes=2))
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, InputError, GeneratorExit])
 def test_no_process_outlives_what_stopped_the_work(tmp_path, stop):
-    made = spread(iter(batches_of_two()), 40, square, partial(begin, tmp_path, slow), processes=3, helps=True)
+    made = spread(iter(batches_of_two()), 40, square, partial(begin, tmp_path, slow), processes=3)
     next(made)
     next(made)
     until(lambda: begun(tmp_path))
@@ -192,7 +173,7 @@ def none_may_start(monkeypatch):
 
 
 def all_here(processes=3):
-    found = list(spread(iter(batches_of_two()), 40, square, fail_to_begin, processes=processes, helps=True))
+    found = list(spread(iter(batches_of_two()), 40, square, fail_to_begin, processes=processes))
     assert {pid for _, (pid, _) in found} == {os.getpid()} and len(found) == 20
 
 
@@ -227,7 +208,7 @@ def here(batch):
         (place / "at work").touch()
         time.sleep(t.HANG_SECONDS)
 make = partial(t.begin, place, t.brief)
-for _ in t.spread(iter(t.batches_of_two(10000)), 10000, here, make, processes=2, helps=True):
+for _ in t.spread(iter(t.batches_of_two(10000)), 10000, here, make, processes=2):
     pass
 """
 

@@ -96,10 +96,13 @@ def stacked(rows: Sequence[Tensor], device: torch.device) -> Tensor:
 
     On a GPU it is copied while the caller goes on.
     """
-    padded = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    if device.type == "cuda" and padded.device.type == "cpu":
-        padded = padded.pin_memory()
-    return padded.to(device, non_blocking=True)
+    return _moved(nn.utils.rnn.pad_sequence(list(rows), batch_first=True), device)
+
+
+def _moved(values: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def frame_mask(frames: Sequence[int], device: torch.device, whole: int = 0) -> Tensor | None:
@@ -113,7 +116,7 @@ def frame_mask(frames: Sequence[int], device: torch.device, whole: int = 0) -> T
     whole = whole or max(frames)
     if min(frames) == whole:
         return None
-    return torch.arange(whole, device=device) < torch.tensor(frames, device=device)[:, None]
+    return torch.arange(whole, device=device) < _moved(torch.tensor(frames), device)[:, None]
 
 
 def time_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:

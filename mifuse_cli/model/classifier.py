@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mifuse_cli import audio, provenance
-from mifuse_cli.cores import free_cores
 from mifuse_cli.errors import InputError
 from mifuse_cli.manifest import Clip
 from mifuse_cli.model import processes
@@ -24,10 +21,9 @@ from mifuse_cli.model.batches import MOST_PADDING, alike, batch_seconds, padded_
 from mifuse_cli.model.encoder import Encoder
 from mifuse_cli.model.encoding import unheard, unusable, usable
 from mifuse_cli.model.linear import LinearPart
+from mifuse_cli.model.read_ahead import ahead, reading_threads
 from mifuse_cli.model.standard import Standard, Statistics, fit_standard, statistics
 
-_READERS = 4
-"""Threads that read the next clips."""
 _CELLS = 1 << 20
 """Hidden units of dropout passes computed at a time: 4 MB in single precision."""
 
@@ -211,8 +207,8 @@ class Waveforms:
                 [padded_to([lengths[one] for one in places]) for places in micro_batches]
             )
             clips = [[self.clips[positions[one]] for one in micro_batches[number]] for number in own]
-            with encoder.autocast(), closing(_read_ahead(clips)) as waveforms:
-                for number, read in zip(own, waveforms, strict=True):
+            with encoder.autocast(), closing(ahead(clips, _waveform, reading_threads())) as waveforms:
+                for number, (_, read) in zip(own, waveforms, strict=True):
                     states = _states(
                         encoder, read, (seed, number) if trains else None, bool(self.micro_batch_s)
                     )
@@ -225,22 +221,13 @@ class Waveforms:
         return torch.stack([rows[place] for place in range(len(positions))])
 
 
-def _read_ahead(batches: Sequence[Sequence[Clip]]) -> Generator[list[Tensor]]:
-    """Waveforms (S,) of the clips of every batch, the next of which is read meanwhile.
+def _waveform(clip: Clip) -> Tensor:
+    """Samples (S,).
 
     Raises:
         InputError: audio that cannot be read.
     """
-
-    def read(clip: Clip) -> Tensor:
-        return torch.from_numpy(audio.read(*clip.excerpt))
-
-    with ThreadPoolExecutor(min(_READERS, free_cores())) as readers:
-        ahead: deque[list[Future[Tensor]]] = deque()
-        for clips in [*batches, ()]:
-            ahead.append([readers.submit(read, clip) for clip in clips])
-            if len(ahead) > 1:
-                yield [one.result() for one in ahead.popleft()]
+    return torch.from_numpy(audio.read(*clip.excerpt))
 
 
 def _states(

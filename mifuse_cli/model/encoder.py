@@ -35,6 +35,7 @@ from mifuse_cli.model.batches import (
     time_mean,
     time_std,
 )
+from mifuse_cli.model.channels_last import ChannelsLast, keep_channels_last
 from mifuse_cli.model.clip_norm import by_clip
 from mifuse_cli.model.loading import (
     feature_extractor,
@@ -70,7 +71,8 @@ class Encoder(nn.Module, ABC):
     Attributes:
         layers: L, the number of hidden states returned, including the input to the first block.
         width: D, the length of each.
-        precision: "fp32", or "bf16" for matrix products in bfloat16; weights and outputs stay float32.
+        precision: "fp32", or "bf16" for matrix products in bfloat16; outputs stay float32, and weights unless they are
+            `halved`.
         pooling: of frames over time, one of `shape.POOLINGS`.
         query: (S, D) of attentive pooling, for each of all S hidden states; None without it.
         padding: share of a batch that may be padding; 0 where the architecture would see it.
@@ -84,10 +86,22 @@ class Encoder(nn.Module, ABC):
     query: nn.Parameter | None
     padding: float = MOST_PADDING
     window: int | None = None
+    _throughout = False
 
     def __init__(self) -> None:
         super().__init__()
         self.register_parameter("query", None)
+
+    def halve(self) -> None:
+        """Let weights that are not trained be bfloat16, which autocast would convert for every batch."""
+        for module in self.modules():
+            if type(module) in (nn.Linear, nn.Conv1d, ChannelsLast):
+                module.to(torch.bfloat16)
+
+    def _halve_throughout(self, network: nn.Module) -> None:
+        """Let all weights of a network be bfloat16, and what is between its matrix products too."""
+        network.to(torch.bfloat16)
+        self._throughout = True
 
     @property
     @abstractmethod
@@ -140,7 +154,10 @@ class Encoder(nn.Module, ABC):
             clips: B waveforms (S,) at 16 kHz of any lengths, in memory.
         """
         shortest = int(_SHORTEST_S * RATE)
-        parts = [self._windows(nn.functional.pad(one, (0, max(0, shortest - len(one))))) for one in clips]
+        parts = [
+            self._windows(one if len(one) >= shortest else nn.functional.pad(one, (0, shortest - len(one))))
+            for one in clips
+        ]
         with self.autocast():
             states = in_batches(
                 self.states_of_alike,
@@ -161,7 +178,7 @@ class Encoder(nn.Module, ABC):
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context with the encoder's precision; within one, trained weights are converted only once."""
-        if self.precision == "fp32":
+        if self.precision == "fp32" or self._throughout:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
@@ -197,6 +214,9 @@ class WhisperEncoder(Encoder):
     @property
     def all_blocks(self) -> nn.ModuleList:
         return self.wrapper.encoder.layers
+
+    def halve(self) -> None:
+        self._halve_throughout(self.wrapper)
 
     def states_of_alike(self, clips: Sequence[Tensor]) -> Tensor:
         encoder = self.wrapper.encoder
@@ -251,6 +271,12 @@ class AudioModel(Encoder):
         self.masked = config.model_type in _MASKED and not getattr(config, "conv_pos_batch_norm", False)
         if self.masked:
             self.norms = by_clip(self.model.feature_extractor)
+            # The mask of frames is known here; to make it of that of samples, transformers would wait for the GPU.
+            self.model._get_feature_vector_attention_mask = _as_given
+            # Group norm, which a network may begin with, wants the frames side by side.
+            keep_channels_last(
+                layer.conv for layer in self.model.feature_extractor.conv_layers[bool(self.norms) :]
+            )
         elif hasattr(self.extractor, "n_samples"):  # pads all audio to this length, and cuts it there
             self.window = self.extractor.n_samples
         elif config.model_type == "audio-spectrogram-transformer":  # so does its own, in frames
@@ -283,6 +309,12 @@ class AudioModel(Encoder):
     def all_blocks(self) -> nn.ModuleList:
         return self.network.get_submodule(self.place)
 
+    def halve(self) -> None:
+        if self.masked:
+            self._halve_throughout(self.model)
+        else:  # there may be parts that are not made for it
+            super().halve()
+
     def states_of_alike(self, clips: Sequence[Tensor]) -> Tensor:
         if self.takes_waveforms:
             values, seen = stacked(clips, self.device), frame_mask([len(one) for one in clips], self.device)
@@ -292,17 +324,15 @@ class AudioModel(Encoder):
             inputs = [self._input(one) for one in clips]
             values = stacked([one for one, _ in inputs], self.device)
             seen = frame_mask([own for _, own in inputs], self.device, values.shape[1])
-        frames = None
         if self.masked:
-            frames = frame_mask([self._frames(len(one)) for one in clips], self.device)
             for norm in self.norms:
                 norm.frames = None if seen is None else [self._frames(len(one), 1) for one in clips]
+            seen = frame_mask([self._frames(len(one)) for one in clips], self.device)
         given = {self.model.main_input_name: values.to(next(self.model.parameters()).dtype)}
         if seen is not None:
             given["attention_mask"] = seen.long()
         states = first_states(self.network, given, self.place, self.layers)
-        if seen is not None and seen.shape[1] == states[0].shape[1]:
-            frames = seen
+        frames = seen if seen is not None and seen.shape[1] == states[0].shape[1] else None
         return self.pooled(states, frames)
 
     def _input(self, clip: Tensor) -> tuple[Tensor, int]:
@@ -379,6 +409,11 @@ def _mean_by_length(states: Tensor, windows: Sequence[Tensor]) -> Tensor:
     """States (L, D) of a clip from those (W, L, D) of its windows."""
     lengths = torch.tensor([float(len(one)) for one in windows], device=states.device)
     return (states * (lengths / lengths.sum())[:, None, None]).sum(dim=0)
+
+
+def _as_given(frames: int, attention_mask: Tensor, **others: Any) -> Tensor:
+    """The mask of frames (B, T), in place of the function of transformers that makes it of a mask of samples."""
+    return attention_mask.bool()
 
 
 def _scaled(values: Tensor, seen: Tensor | None) -> Tensor:

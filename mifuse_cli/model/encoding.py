@@ -1,15 +1,14 @@
 """Clips read, resampled and encoded by a frozen network, in batches of nearly the same length.
 
-On a CPU, every process reads and encodes batches on one thread. On a GPU, the other processes read, and this one feeds
-the GPU, which computes while the next batch is on its way. With the engine ``ray`` it is the machines of a cluster that
-read and encode.
+On a CPU, every process reads and encodes batches on one thread. On a GPU, threads read, and the GPU computes while the
+next batch is on its way. With the engine ``ray`` it is the machines of a cluster that read and encode.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -24,6 +23,7 @@ from mifuse_cli.cores import free_cores
 from mifuse_cli.errors import InputError, listed
 from mifuse_cli.model.batches import batch_seconds, batches, padded_to
 from mifuse_cli.model.processes import count
+from mifuse_cli.model.read_ahead import ahead, reading_threads
 from mifuse_cli.model.workers import spread
 
 
@@ -71,6 +71,9 @@ class _Batch:
     def __len__(self) -> int:
         return len(self.excerpts)
 
+    def __iter__(self) -> Iterator[Excerpt]:
+        return iter(self.excerpts)
+
 
 _LARGEST_FEATURE = 1e15
 """Whose square float32 holds for any number of clips, as statistics need it."""
@@ -115,7 +118,8 @@ def encoded(
         excerpts: files or parts of files; each is read once.
         network: makes the matrices.
         device: where it is in this process.
-        workers: processes that read and encode, this one included; 0: as many as there are free cores.
+        workers: processes that read and encode, this one included, or threads that read for a GPU; 0: as many as
+            there are free cores.
         padding: is added to.
         engine: one of `encoding_settings.ENGINES`; with Ray, device and workers are those of the cluster.
         unreadable: called with every clip that cannot be read, or of which the network makes NaN, infinity or numbers
@@ -192,22 +196,21 @@ def unusable(excerpt: Excerpt) -> InputError:
 def _locally(
     excerpts: Sequence[Excerpt], network: FrozenNetwork, device: torch.device, workers: int
 ) -> _Made:
-    loaded = network.load(device)
-    on_cpu = device.type == "cpu"
-    split = partial(
-        spread,
-        _found(excerpts, device),
-        len(excerpts),
-        processes=workers or max(1, free_cores() // count()),
-        helps=on_cpu,
-    )
-    with _one_thread() if on_cpu else nullcontext():
-        if on_cpu:
-            made: _Made = split(partial(_encode, loaded), partial(_encoder, network))
+    loaded, batches = network.load(device), _found(excerpts, device)
+    with _one_thread():
+        if device.type == "cpu":
+            made: _Made = spread(
+                batches,
+                len(excerpts),
+                partial(_encode, loaded),
+                partial(_encoder, network),
+                processes=workers or max(1, free_cores() // count()),
+            )
+            with closing(made):
+                yield from made
         else:
-            made = _fed(loaded, split(_read, _reader))
-        with closing(made):
-            yield from made
+            with closing(ahead(batches, _read_one, reading_threads(workers))) as read:
+                yield from _fed(loaded, read)
 
 
 def _by_ray(excerpts: Sequence[Excerpt], network: FrozenNetwork) -> _Made:
@@ -235,14 +238,20 @@ def _seconds(excerpt: Excerpt) -> float:
         return math.inf  # a batch of its own, the first, so that whoever reads it tells of it early
 
 
+def _read_one(excerpt: Excerpt) -> np.ndarray | InputError:
+    try:
+        return audio.read(*excerpt)
+    except InputError as fault:
+        return fault
+
+
+def _sorted_out(read: Sequence[np.ndarray | InputError]) -> _Waveforms:
+    faults = {number: one for number, one in enumerate(read) if isinstance(one, InputError)}
+    return [one for one in read if not isinstance(one, InputError)], faults
+
+
 def _read(batch: _Batch) -> _Waveforms:
-    found, faults = [], _Unreadable()
-    for position, excerpt in enumerate(batch.excerpts):
-        try:
-            found.append(audio.read(*excerpt))
-        except InputError as fault:
-            faults[position] = fault
-    return found, faults
+    return _sorted_out([_read_one(excerpt) for excerpt in batch])
 
 
 def _encode(network: LoadedNetwork, batch: _Batch) -> _Matrices:
@@ -250,16 +259,7 @@ def _encode(network: LoadedNetwork, batch: _Batch) -> _Matrices:
 
 
 def _compute(network: LoadedNetwork, read: _Waveforms) -> _Matrices:
-    waveforms, faults = read
-    if not waveforms:
-        return _Matrices(np.zeros(0, np.float32), faults, False)
-    with torch.inference_mode():
-        values = network(list(map(torch.from_numpy, waveforms))).cpu().numpy()
-    return _Matrices(values, faults, network.padding > 0)
-
-
-def _reader() -> Callable[[_Batch], _Waveforms]:
-    return _read
+    return _under_way(network, read)()
 
 
 def _encoder(network: FrozenNetwork) -> Callable[[_Batch], _Matrices]:
@@ -271,22 +271,36 @@ def _computer(network: FrozenNetwork, device: torch.device) -> Callable[[_Wavefo
     return partial(_compute, network.load(device))
 
 
-def _fed(network: LoadedNetwork, read: Generator[tuple[_Batch, _Waveforms]]) -> _Made:
-    """Matrices of batches that were read; each is fetched when the next is on its way."""
-    before: tuple[_Batch, Tensor, _Unreadable] | None = None
-    padded = network.padding > 0
-    with closing(read):
-        for batch, (waveforms, faults) in read:
-            if not waveforms:
-                yield batch, _Matrices(np.zeros(0, np.float32), faults, False)
-                continue
-            with torch.inference_mode():
-                under_way = network(list(map(torch.from_numpy, waveforms)))
-            if before is not None:
-                yield before[0], _Matrices(before[1].cpu().numpy(), before[2], padded)
-            before = batch, under_way, faults
+def _fed(network: LoadedNetwork, read: Iterable[tuple[_Batch, list[np.ndarray | InputError]]]) -> _Made:
+    """Matrices of batches that were read; each is waited for when the next is on its way."""
+    before: tuple[_Batch, Callable[[], _Matrices]] | None = None
+    for batch, found in read:
+        under_way = _under_way(network, _sorted_out(found))
         if before is not None:
-            yield before[0], _Matrices(before[1].cpu().numpy(), before[2], padded)
+            yield before[0], before[1]()
+        before = batch, under_way
+    if before is not None:
+        yield before[0], before[1]()
+
+
+def _under_way(network: LoadedNetwork, read: _Waveforms) -> Callable[[], _Matrices]:
+    """Function that waits for what a network makes of waveforms, and for nothing that is computed afterwards."""
+    waveforms, faults = read
+    if not waveforms:
+        return lambda: _Matrices(np.zeros(0, np.float32), faults, False)
+    with torch.inference_mode():
+        values = network(list(map(torch.from_numpy, waveforms)))
+    done = None
+    if values.is_cuda:
+        values, done = values.to("cpu", non_blocking=True), torch.cuda.Event()
+        done.record()
+
+    def wait() -> _Matrices:
+        if done is not None:
+            done.synchronize()
+        return _Matrices(values.cpu().numpy(), faults, network.padding > 0)
+
+    return wait
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from mifuse_cli.config import Progress
 from mifuse_cli.encoding_settings import Encoding
@@ -52,18 +51,8 @@ class FrozenEncoder:
         if self.states:
             encoder.stop_at(self.states - 1)
         if self.precision == "bf16" and device.type == "cuda":
-            convert_once(encoder)
+            encoder.halve()
         return encoder
-
-
-def convert_once(encoder: nn.Module) -> None:
-    """Let weights be of the precision in which autocast would use them, which it converts for every batch.
-
-    Features are the same to the bit.
-    """
-    for module in encoder.modules():
-        if type(module) in (nn.Linear, nn.Conv1d):
-            module.to(torch.bfloat16)
 
 
 def pooled_features(

@@ -24,7 +24,7 @@ class GatedAttention(WavLMAttention):  # type: ignore[misc]  # transformers has 
         index: int = 0,
         **others: Any,
     ) -> tuple[Tensor, None, Tensor]:
-        """Output (B, T, D), and the position bias (1, H, T, T), which the first block makes for all.
+        """Output (B, T, D), and the position bias (1, H, T, T'), which the first block makes for all.
 
         Args:
             hidden_states: (B, T, D).
@@ -35,9 +35,9 @@ class GatedAttention(WavLMAttention):  # type: ignore[misc]  # transformers has 
         """
         if position_bias is None:
             position_bias = self._position_bias(hidden_states.shape[1])
-        by_head = self._by_head(hidden_states)
-        gates = self.gru_rel_pos_linear(by_head).unflatten(-1, (2, 4)).sum(-1).sigmoid()
-        gate = gates[..., :1] * (gates[..., 1:] * self.gru_rel_pos_const - 1) + 2
+        by_head = hidden_states.unflatten(-1, (self.num_heads, -1))
+        gates = self.gru_rel_pos_linear(by_head).unflatten(-1, (2, 4)).sum(-1).sigmoid().transpose(1, 2)
+        gate = (gates[..., :1] * (gates[..., 1:] * self.gru_rel_pos_const - 1) + 2).contiguous()
         query, key, value = (
             self._by_head(project(hidden_states)) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -45,13 +45,15 @@ class GatedAttention(WavLMAttention):  # type: ignore[misc]  # transformers has 
         if attention_mask is None:
             scores = gate * bias
         else:  # in one pass over what is the largest tensor of all
-            padding = bias.new_zeros(attention_mask.shape).masked_fill(attention_mask.ne(1), float("-inf"))
+            behind = (0, bias.shape[-1] - attention_mask.shape[1])
+            absent = nn.functional.pad(attention_mask.ne(1), behind, value=True)
+            padding = bias.new_zeros(absent.shape).masked_fill(absent, float("-inf"))
             scores = torch.addcmul(padding[:, None, None], gate, bias)
         heads = nn.functional.scaled_dot_product_attention(
             query,
             key,
             value,
-            attn_mask=scores,
+            attn_mask=scores[..., : key.shape[2]],
             dropout_p=self.dropout if self.training else 0.0,
         )
         return self.out_proj(heads.transpose(1, 2).flatten(2)), None, position_bias
@@ -61,11 +63,16 @@ class GatedAttention(WavLMAttention):  # type: ignore[misc]  # transformers has 
         return hidden.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _position_bias(self, frames: int) -> Tensor:
-        """Bias (1, H, T, T) of every key by its distance from the query."""
-        distance = torch.arange(1 - frames, frames, device=self.rel_attn_embed.weight.device)
+        """Bias (1, H, T, T') of every key by its distance from the query.
+
+        T' is the next multiple of 8: kernels of GPUs want every row of the scores, which take the layout of bias and
+        gate, to begin at one, and its keys side by side. Others are copied, or not taken by the fast kernels at all.
+        """
+        keys = frames + -frames % 8
+        distance = torch.arange(1 - frames, keys, device=self.rel_attn_embed.weight.device)
         by_distance = self.rel_attn_embed(self._relative_positions_bucket(distance)).T
         # The row of query t begins at the distance -t.
-        return by_distance.unfold(1, frames, 1).flip(1)[None]
+        return by_distance.unfold(1, keys, 1).flip(1)[None].contiguous()
 
 
 def use_scaled_dot_product(model: nn.Module) -> None:

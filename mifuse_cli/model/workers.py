@@ -42,7 +42,6 @@ def spread(
     make: Callable[[], Callable[[_Batch], _Result]],
     *,
     processes: int,
-    helps: bool,
 ) -> Generator[tuple[_Batch, _Result]]:
     """Every batch with what is made of it, as soon as it is made, in any order.
 
@@ -55,7 +54,6 @@ def spread(
         here: makes a result in this process.
         make: picklable; makes the function that does so in another process.
         processes: how many there may be, this one included.
-        helps: whether this process goes on to make results when the others have started.
 
     Raises:
         MifuseError: a process was ended from outside; or what went wrong in one, as it was raised there.
@@ -71,8 +69,6 @@ def spread(
                 for batch, result in started.finished():
                     done += len(batch)
                     yield batch, result
-                if started.ready.is_set() and not helps:
-                    break
             own = shared.take()
             if own is None:
                 break
@@ -104,15 +100,11 @@ class _Shared(Generic[_Batch]):
 
 
 class _Workers(Generic[_Batch, _Result]):
-    """Processes, each with a thread here that sends it batches.
-
-    Attributes:
-        ready: set once one of the processes has begun to work.
-    """
+    """Processes, each with a thread here that sends it batches."""
 
     def __init__(self, shared: _Shared[_Batch]) -> None:
         self._shared = shared
-        self.ready, self._stopped = Event(), Event()
+        self._stopped = Event()
         self._processes: list[BaseProcess] = []
         self._threads: list[Thread] = []
         self._at_work: set[int] = set()
@@ -165,7 +157,6 @@ class _Workers(Generic[_Batch, _Result]):
             with process:
                 _received(process)  # that it has begun
                 self._at_work.add(number)
-                self.ready.set()
                 while not self._stopped.is_set() and (batch := self._shared.take()) is not None:
                     process.send(batch)
                     self._keep((batch, _received(process)))
