@@ -35,7 +35,7 @@ from mifuse_cli.model.wavlm import GatedAttention
 CPU = torch.device("cpu")
 BATCH = 8
 """Clips in a batch of plain transformers."""
-REAL, PLAIN, PLAIN_BUSY, NOISES = 300, 16, 8, 24
+REAL, PLAIN, PLAIN_BUSY, NOISES = 300, 16, 8, 16
 """Clips of corpora; of these, those that the straightforward way gets, on an idle machine and on a busy one, since it
 is slow; clips of noise."""
 
