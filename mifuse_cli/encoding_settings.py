@@ -9,7 +9,10 @@ from pathlib import Path
 
 CACHE_DTYPES = ("float32", "float16")
 ENGINES = ("local", "ray")
-WORKERS = "Processes that read and encode audio with a frozen encoder; 0: one for each free core. On a GPU, threads that read, at most 4."
+WORKERS = (
+    "Processes that read and encode audio with a frozen encoder; 0: one for each free core. On a GPU, threads that "
+    "read, at most 4."
+)
 """Help of ``--workers``."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(|[kMGT])B")
 

@@ -34,6 +34,7 @@ FLOORS = [
     {"methods"},
     {"steps", "notebook"},
     {"console"},
+    {"subcommand"},
     {"cli"},
     {"__main__", "demo"},
 ]
@@ -53,6 +54,7 @@ FORBIDDEN = {
     "corpora": {"audio", "artifacts", "numpy", "h5py", "soundfile"} | DEEP,
     "steps": {"console"} | SCREEN,
     "cli": {"artifacts", "numpy", "h5py", "openai"} | DEEP,
+    "subcommand": {"artifacts", "numpy", "h5py", "openai"} | DEEP,
     "console": {"artifacts", "numpy", "h5py", "openai"} | DEEP,
 }
 
