@@ -39,12 +39,16 @@ app = typer.Typer(
 )
 
 
+_AS_JSON = "mifuse.log_json"
+"""What a context knows while the file of --config is read, before the options are."""
+
+
 class _Command(typer.core.TyperCommand):
     """A command whose errors tell which values are not of the command line, where nobody would look for them."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As the parent does."""
-        as_json = "--log-json" in args
+        as_json = ctx.meta[_AS_JSON] = "--log-json" in args
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
@@ -230,7 +234,7 @@ def _config_option(name: str) -> Any:
             try:
                 ctx.default_map = configs.read_yaml(path, name, _CONFIGS)
             except MifuseError as error:
-                console.error(str(error))
+                console.error(str(error), as_json=ctx.meta[_AS_JSON])
                 raise typer.Exit(error.exit_code) from None
         return path
 

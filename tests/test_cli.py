@@ -159,6 +159,10 @@ class TestOutput:
         assert "exists already" in json.loads(last)["error"]
         wrong = mifuse(*fuse_args, "--log-json", "--tau", "much")
         assert wrong.exit_code == 2 and "--tau" in json.loads(wrong.stderr)["error"]
+        (tmp_path / "c.yaml").write_text("nonsense: 1\n")
+        for given in (("--log-json", "-c", tmp_path / "c.yaml"), ("-c", tmp_path / "c.yaml", "--log-json")):
+            wrong = mifuse(*fuse_args, *given)
+            assert wrong.exit_code == 2 and "'nonsense'" in json.loads(wrong.stderr)["error"]
 
     @pytest.mark.parametrize("arguments", [("--help",), ("validate", "none")])
     def test_a_reader_that_goes_away(self, arguments):
