@@ -35,7 +35,7 @@ from mifuse_cli.model.wavlm import GatedAttention
 CPU = torch.device("cpu")
 BATCH = 8
 """Clips in a batch of plain transformers."""
-REAL, PLAIN, PLAIN_BUSY, NOISES = 300, 16, 8, 16
+REAL, PLAIN, PLAIN_BUSY, NOISES = 300, 16, 8, 24
 """Clips of corpora; of these, those that the straightforward way gets, on an idle machine and on a busy one, since it
 is slow; clips of noise."""
 
@@ -218,7 +218,7 @@ def wavlm(place: Path, paths: list[Path]) -> list[Row]:
         if isinstance(module, GatedAttention):
             module.__class__ = WavLMAttention
     half = FrozenEncoder(directory, states=(encoder.layers + 1) // 2).load(CPU)
-    some = paths[::4]
+    some = paths[::6]
     for what, other, against in (
         ("", others, "attention of transformers"),
         (", the first half of the blocks", half, "all blocks"),
@@ -261,4 +261,4 @@ def rows(place: Path, shared: Path | None) -> list[Row]:
     """All of them; those of real clips if they are at hand."""
     paths = noise(place, NOISES)
     made = [] if shared is None else whisper(shared)
-    return [*made, *wavlm(place, paths), *group_norm(place, paths[::4])]
+    return [*made, *wavlm(place, paths), *group_norm(place, paths[::6])]

@@ -18,7 +18,7 @@ from measuring import Row, Spent, apart
 import mifuse_cli as mifuse
 from mifuse_cli.audio import RATE, wav_bytes
 
-FEW = 200
+FEW = 150
 TIMES = (1, 4, 16)
 CLASSES = ("angry", "happy", "neutral", "sad")
 

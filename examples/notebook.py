@@ -11,11 +11,11 @@ rng = np.random.default_rng(0)
 
 # Features as an encoder might give them: clips scatter widely around the centre of their class.
 centres = rng.normal(size=(4, 48))
-source_truth, target_truth = rng.integers(4, size=120), rng.integers(4, size=200)
-source, target = (centres[k] + 3 * rng.normal(size=(len(k), 48)) for k in (source_truth, target_truth))
+source_truth, target_truth = rng.integers(4, size=120), rng.integers(4, size=400)
+source, target = (centres[k] + 2.5 * rng.normal(size=(len(k), 48)) for k in (source_truth, target_truth))
 
 # Three answers a clip, as an audio-language model writes them; about six of ten name the right class.
-said = np.where(rng.random((200, 3)) < 0.5, target_truth[:, None], rng.integers(4, size=(200, 3)))
+said = np.where(rng.random((400, 3)) < 0.5, target_truth[:, None], rng.integers(4, size=(400, 3)))
 texts = [[json.dumps({c: 0.7 if c == CLASSES[k] else 0.1 for c in CLASSES}) for k in row] for row in said]
 lalm = np.array([[m.parse_answer(text, CLASSES).probs for text in row] for row in texts])
 
