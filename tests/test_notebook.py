@@ -41,7 +41,7 @@ def test_the_example_runs_and_its_student_beats_both_teachers(capsys):
     ua = {line.split()[0]: float(line.split()[2]) for line in lines}
     assert list(ua) == ["source", "LALM", "labels", "student"]
     assert ua["student"] > max(ua["source"], ua["LALM"]) + 5
-    assert made["fused"].weights.shape == (200, 2)
+    assert made["fused"].weights.shape == (400, 2)
     assert len(EXAMPLE.read_text().splitlines()) <= 32
 
 
