@@ -19,6 +19,7 @@ from mifuse_cli.config import options_of
 from mifuse_cli.errors import InputError, UsageError
 from mifuse_cli.evaluation import Score
 from mifuse_cli.fusion import Fusion, FusionSettings
+from mifuse_cli.fusion.estimators import summed
 from mifuse_cli.methods import adaptation
 from mifuse_cli.methods.adaptation import STUDENTS, WITHOUT_STUDENT, AdaptationConfig, Options, adapt
 from mifuse_cli.methods.teachers import Teachers
@@ -372,9 +373,8 @@ def _distributions(probs: ArrayLike, name: str, axes: str) -> np.ndarray:
         raise InputError(
             f"{name}: of shape {found.shape}, expected ({', '.join(axes.split())}) with 2 classes or more"
         )
-    # A product takes a fraction of the time of a sum over so short an axis. NaN and infinity show in it.
     rows = found.reshape(-1, found.shape[-1])
-    sums = rows @ np.ones(rows.shape[1])
+    sums = summed(rows, -1)  # in which NaN and infinity show
     odd = np.flatnonzero(~(np.abs(sums - 1) <= _SUM_TOLERANCE))
     odd = odd[~np.isnan(rows[odd]).all(axis=1)]
     if not np.isfinite(rows[odd]).all():
