@@ -25,7 +25,8 @@ class Encoding:
         cache_dir: directory of the feature cache, None for the default.
         cache_dtype: type of the numbers in it, one of `CACHE_DTYPES`.
         cache_limit: bytes that it may take, None for no limit.
-        workers: processes of this machine that read and encode; 0: one for each free core.
+        workers: processes of this machine that read and encode, or on a GPU threads that read, at most 4; 0: one for
+            each free core.
         engine: one of `ENGINES`.
     """
 

@@ -254,3 +254,27 @@ class TestNotFinite:
 
     def test_large_ones_are_taken(self, mixed):
         assert together(mixed, self.Loud(1e14)).keys() == set(mixed)
+
+
+def test_what_a_gpu_makes_is_waited_for_on_that_gpu(monkeypatch):
+    """Which need not be the current one: with --device cuda:1, an event by itself would be of cuda:0."""
+    second, told = torch.device("cuda:1"), []
+
+    def copied(device, *, non_blocking):
+        told.append(f"copied to {device}")
+        return torch.ones(1, 1, 2)
+
+    def stream(device):
+        event = SimpleNamespace(synchronize=lambda: told.append("waited for"))
+        return SimpleNamespace(record_event=lambda: told.append(f"event of {device}") or event)
+
+    class OnTheSecond:
+        padding = 0.0
+
+        def __call__(self, clips):
+            return SimpleNamespace(is_cuda=True, device=second, to=copied)
+
+    monkeypatch.setattr(torch.cuda, "current_stream", stream)
+    wait = encoding._under_way(OnTheSecond(), ([np.zeros(1600, np.float32)], {}))
+    assert told == ["copied to cpu", "event of cuda:1"]
+    assert wait().values.tolist() == [[[1, 1]]] and told[2:] == ["waited for"]

@@ -101,8 +101,8 @@ def stacked(rows: Sequence[Tensor], device: torch.device) -> Tensor:
 
 def _moved(values: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and values.device.type == "cpu":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def frame_mask(frames: Sequence[int], device: torch.device, whole: int = 0) -> Tensor | None:

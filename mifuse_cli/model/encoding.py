@@ -118,8 +118,8 @@ def encoded(
         excerpts: files or parts of files; each is read once.
         network: makes the matrices.
         device: where it is in this process.
-        workers: processes that read and encode, this one included, or threads that read for a GPU; 0: as many as
-            there are free cores.
+        workers: processes that read and encode, this one included, or threads that read for a GPU, at most 4; 0: as
+            many as there are free cores.
         padding: is added to.
         engine: one of `encoding_settings.ENGINES`; with Ray, device and workers are those of the cluster.
         unreadable: called with every clip that cannot be read, or of which the network makes NaN, infinity or numbers
@@ -292,8 +292,10 @@ def _under_way(network: LoadedNetwork, read: _Waveforms) -> Callable[[], _Matric
         values = network(list(map(torch.from_numpy, waveforms)))
     done = None
     if values.is_cuda:
-        values, done = values.to("cpu", non_blocking=True), torch.cuda.Event()
-        done.record()
+        # An event by itself would be of the current GPU, which may be another.
+        stream = torch.cuda.current_stream(values.device)
+        values = values.to("cpu", non_blocking=True)
+        done = stream.record_event()
 
     def wait() -> _Matrices:
         if done is not None:
