@@ -25,11 +25,13 @@ def test_the_same_output_and_gradients(inputs, bias):
     torch.testing.assert_close(other.weight.grad, plain.weight.grad)
 
 
-def test_norms_over_channels_need_no_copy():
-    first, second = (torch.nn.Conv1d(inputs, 8, 3, stride=2) for inputs in (4, 8))
+@pytest.mark.parametrize("clips", [1, 2])
+@pytest.mark.parametrize("inputs", [1, 4])
+def test_norms_over_channels_need_no_copy(inputs, clips):
+    first, second = (torch.nn.Conv1d(channels, 8, 3, stride=2) for channels in (inputs, 8))
     keep_channels_last([first, second])
-    found = second(first(torch.randn(2, 4, 101)))
-    assert found.transpose(1, 2).is_contiguous()
+    found = first(torch.randn(clips, inputs, 101))
+    assert found.transpose(1, 2).is_contiguous() and second(found).transpose(1, 2).is_contiguous()
 
 
 def test_other_modules_stay():

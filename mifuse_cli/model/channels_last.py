@@ -19,7 +19,8 @@ class ChannelsLast(nn.Conv1d):
     def forward(self, input: Tensor) -> Tensor:
         """Output (B, C, T) of input (B, I, S), without padding."""
         one_row = input[:, :, None].contiguous(memory_format=torch.channels_last)
-        weight = self.weight[:, :, None].contiguous(memory_format=torch.channels_last)
+        # A clone, since a single channel counts as contiguous in any layout, and its strides would tell torch of none.
+        weight = self.weight[:, :, None].clone(memory_format=torch.channels_last)
         return nn.functional.conv2d(one_row, weight, self.bias, (1, *self.stride))[:, :, 0]
 
 
