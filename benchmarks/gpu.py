@@ -40,6 +40,7 @@ from mifuse_cli.model.encoder import load_encoder
 from mifuse_cli.model.encoding import Padding, encoded
 from mifuse_cli.model.features import FrozenEncoder
 from mifuse_cli.model.prepare import trainable_part
+from mifuse_cli.model.read_ahead import reading_threads
 
 LARGE = WavLMConfig(
     hidden_size=1024,
@@ -84,12 +85,11 @@ def flops(directory: Path, paths: list[Path]) -> float:
 
 def features(directory: Path, paths: list[Path]) -> list[Row]:
     """All hidden states, averaged over time."""
-    network, cores = FrozenEncoder(directory, "bf16"), free_cores()
-    padding = Padding()
+    network, padding = FrozenEncoder(directory, "bf16"), Padding()
 
     def ours() -> None:
         clips = list(map(Excerpt, paths * TIMES))
-        for _ in encoded(clips, network, CUDA, workers=cores, padding=padding):
+        for _ in encoded(clips, network, CUDA, workers=0, padding=padding):
             pass
 
     model = WavLMModel.from_pretrained(directory).to(CUDA).eval()
@@ -110,7 +110,7 @@ def features(directory: Path, paths: list[Path]) -> list[Row]:
     heard, step = sum(map(audio.seconds, paths)), "features, WavLM-large size, bf16"
     part = paths[:: len(paths) // 32]
     reached = flops(directory, part) * heard / sum(map(audio.seconds, part)) / mine
-    limit = matrix_rate()
+    limit, readers = matrix_rate(), reading_threads()
     an_hour, theirs_an_hour = mine * 3600 / heard, its * 3600 / heard
     note = f"an hour of audio in {an_hour:.2f} s and {theirs_an_hour:.2f} s, padding {padding.share:.1%}"
     return [
@@ -121,7 +121,7 @@ def features(directory: Path, paths: list[Path]) -> list[Row]:
             100 * reached / limit,
             "% of the limit",
             least=30,
-            note=f"{reached / 1e12:.0f} of {limit / 1e12:.0f} TFLOP/s, reading included, {cores} cores",
+            note=f"{reached / 1e12:.0f} of {limit / 1e12:.0f} TFLOP/s, reading included, {readers} threads that read",
         ),
     ]
 

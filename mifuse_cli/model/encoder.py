@@ -71,8 +71,8 @@ class Encoder(nn.Module, ABC):
     Attributes:
         layers: L, the number of hidden states returned, including the input to the first block.
         width: D, the length of each.
-        precision: "fp32", or "bf16" for matrix products in bfloat16; outputs stay float32, and weights unless they are
-            `halved`.
+        precision: "fp32", or "bf16" for matrix products in bfloat16; outputs stay float32, and so do weights until
+            `halve`.
         pooling: of frames over time, one of `shape.POOLINGS`.
         query: (S, D) of attentive pooling, for each of all S hidden states; None without it.
         padding: share of a batch that may be padding; 0 where the architecture would see it.
