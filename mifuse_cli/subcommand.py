@@ -48,7 +48,8 @@ class _Command(typer.core.TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As the parent does."""
-        as_json = ctx.meta[_AS_JSON] = "--log-json" in args
+        told = (os.environ.get(name, "").lower() for name in _variables(ctx.command.name or "", "log_json"))
+        as_json = ctx.meta[_AS_JSON] = "--log-json" in args or not {"1", "true", "yes", "on"}.isdisjoint(told)
         try:
             return super().parse_args(ctx, args)
         except Exception as error:

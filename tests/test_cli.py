@@ -163,6 +163,8 @@ class TestOutput:
         for given in (("--log-json", "-c", tmp_path / "c.yaml"), ("-c", tmp_path / "c.yaml", "--log-json")):
             wrong = mifuse(*fuse_args, *given)
             assert wrong.exit_code == 2 and "'nonsense'" in json.loads(wrong.stderr)["error"]
+        wrong = mifuse(*fuse_args, "-c", tmp_path / "c.yaml", MIFUSE_FUSE_LOG_JSON="true")
+        assert wrong.exit_code == 2 and "'nonsense'" in json.loads(wrong.stderr)["error"]
 
     @pytest.mark.parametrize("arguments", [("--help",), ("validate", "none")])
     def test_a_reader_that_goes_away(self, arguments):
