@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import unicodedata
 
 from mifuse_cli.errors import InputError, UsageError, did_you_mean
 
@@ -15,10 +16,15 @@ def parse_classes(text: str) -> tuple[str, ...]:
     Raises:
         UsageError: fewer than two names, an empty name or a repeated one.
     """
-    classes = tuple(name.strip() for name in text.split(","))
+    classes = tuple(composed(name.strip()) for name in text.split(","))
     if len(classes) < 2 or "" in classes or len(set(classes)) != len(classes):
         raise UsageError(f"--classes {text!r}: expected two or more different names separated by commas")
     return classes
+
+
+def composed(name: str) -> str:
+    """A name with its accents composed (NFC), in which form names are compared."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def class_index(label: str, classes: tuple[str, ...], where: str) -> int:

@@ -5,16 +5,19 @@ Manifests and the tables of corpora are read here alike.
 
 from __future__ import annotations
 
+import logging
 import os
-import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from mifuse_cli import audio
 from mifuse_cli.errors import InputError, some
+from mifuse_cli.labels import composed
 from mifuse_cli.segments import NAMES, WHOLE, Bounds, Segments, channel_number, numbering
 from mifuse_cli.tables import Table, windows_hint, written_name
+
+_log = logging.getLogger("mifuse")
 
 KNOWN = ("utt_id", "file", "speaker", "emotion", "duration_s", *NAMES)
 """Columns with a meaning in every table of clips; their names may be in any case."""
@@ -91,6 +94,13 @@ class Listing:
             column = self._names.get("channel", "channel")
             texts = {values[column] for _, values in self._table}
             self.segments = replace(self.segments, first_channel=numbering(texts))
+        if unread := self.segments.unread(ours):
+            _log.info(
+                "%s: the columns %s are not read as bounds of the clips; if they are that, call them start and end, in "
+                "seconds",
+                path,
+                some(map(repr, unread)),
+            )
 
     def __iter__(self) -> Iterator[ListedClip]:
         """Every row in the order of the table; values by our names.
@@ -146,7 +156,9 @@ class Listing:
         return next(filter(None, (windows_hint(row.values["file"]) for row in self)), "")
 
     def _ours(self, found: dict[str, str]) -> dict[str, str]:
-        return found | {ours: found[theirs] for ours, theirs in self._names.items()}
+        values = found | {ours: found[theirs] for ours, theirs in self._names.items()}
+        # A class or a speaker is one, however its accents are composed; a file is found as it is written.
+        return {name: text if name == "file" else composed(text) for name, text in values.items()}
 
     def _differs(self, row: ListedClip) -> bool:
         """Whether the length that a row tells of its file is another than that of the file."""
@@ -164,8 +176,7 @@ def file_row(root: Path, name: str) -> ListedClip:
 
 def portable_id(name: str) -> str:
     """A name as it stands in artifacts: accents composed (NFC), bytes that are not UTF-8 written as ``\\xfc``."""
-    plain = name if name.isascii() else unicodedata.normalize("NFC", name)
-    return plain.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return composed(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _is_last_channel(row: ListedClip) -> bool:

@@ -121,7 +121,12 @@ class Clips:
         if self._collide(twice):
             found = set(twice.tolist())
             first = next(utt_id for utt_id in self._ids() if hash(utt_id) in found)
-            raise InputError(f"{self.where}: {len(found)} clips stand more than once, first {first!r}.")
+            once = (
+                ""
+                if self._listed is None
+                else " Keep one row of each; parts of a recording need start and end."
+            )
+            raise InputError(f"{self.where}: {len(found)} clips stand more than once, first {first!r}.{once}")
         if need_audio and (faults := self.contradictions()):
             raise InputError(f"{self.where}: {' '.join(faults)}")
         if need_audio and self._listed is None and (others := passed_over(self.where)):

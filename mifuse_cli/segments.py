@@ -16,7 +16,9 @@ _ENDS = {f"{name}{unit}": scale for name in ("end", "stop") for unit, scale in _
 _OFFSETS = {f"offset{unit}": scale for unit, scale in _UNITS.items()}
 _LENGTHS = {f"duration{unit}": scale for unit, scale in _UNITS.items() if unit not in ("_s", "_time")}
 NAMES = (*_STARTS, *_ENDS, *_OFFSETS, *_LENGTHS, "channel")
-"""Columns that are looked for. ``duration_s`` is not among them: it is the length of the clip itself."""
+"""Columns that are looked for. ``duration_s`` is not among them: it is the length of the clip itself, and tells its
+end where nothing else does."""
+_BOUND_WORDS = {"start", "begin", "onset", "end", "stop", "offset", "xmin", "xmax", "tmin", "tmax"}
 
 _NOTHING = {"", "nat", "nan", "none", "null", "na", "<na>", "inf"}
 _CLOCK = re.compile(r"(?:(\d+) days?(?:,? |$))?(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)?")
@@ -75,6 +77,8 @@ class Segments:
         if offsets and starts and starts[0].startswith("onset") and not ends:
             ends, offsets = offsets, []  # of an onset the offset is the end
         starts += offsets
+        if starts and not ends and not lengths and "duration_s" in columns:
+            lengths = ["duration_s"]
         for what, names in (("beginning", starts), ("end", ends), ("length", lengths)):
             if len(names) > 1:
                 raise InputError(
@@ -83,7 +87,7 @@ class Segments:
                 )
 
         def found(names: list[str]) -> tuple[str, float] | None:
-            scales = _STARTS | _ENDS | _OFFSETS | _LENGTHS
+            scales = _STARTS | _ENDS | _OFFSETS | _LENGTHS | {"duration_s": 1.0}
             return (names[0], scales[names[0]]) if names else None
 
         return cls(found(starts), found(ends), found(lengths), "channel" in columns, 1, decimal_comma)
@@ -95,6 +99,17 @@ class Segments:
             {"channel"} if self.channel else set()
         )
         return frozenset(names | ({self.length[0]} if self.length and self.start else set()))
+
+    def unread(self, columns: Iterable[str]) -> list[str]:
+        """Other columns that sound like bounds, such as ``SegmentStart`` or ``end_frame``."""
+        return [
+            name
+            for name in columns
+            if name not in self.used
+            and not _BOUND_WORDS.isdisjoint(
+                word.casefold() for word in re.findall(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+", name)
+            )
+        ]
 
     def bounds(self, row: Mapping[str, str], where: str) -> Bounds:
         """Bounds of the clip of a row; ``where`` names the row.

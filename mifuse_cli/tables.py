@@ -30,6 +30,8 @@ _MARKS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
+_UNSEEN = "\ufeff\u00ad\u200b\u200e\u200f\u2060"
+"""Characters of no width that are copied along with text; the first is the byte order mark of a file."""
 _HEAD = 4096
 """Bytes by which an encoding is recognised."""
 
@@ -78,7 +80,7 @@ class Table:
             names = self._header(reader)
             twice = len(set(names) - {""}) < sum(map(bool, names))
             for cells in reader:
-                line, values = reader.line_num + above, [cell.strip() for cell in cells]
+                line, values = reader.line_num + above, [_stripped(cell) for cell in cells]
                 if not any(values):
                     continue
                 if any("\0" in value for value in values):  # no file name or artifact can hold one
@@ -110,7 +112,7 @@ class Table:
     def _header(self, reader: _Reader) -> list[str]:
         """Names of the columns as we call them; nameless ones at the end are left out."""
         names = next((row for row in reader if any(value.strip() for value in row)), [])
-        names = [name.strip().strip("\ufeff") for name in names]
+        names = [_stripped(name) for name in names]
         while names and not names[-1]:
             names.pop()
         return [name if name in self._needed else self._known.get(name.casefold(), name) for name in names]
@@ -130,7 +132,10 @@ class Table:
                     first, above = next(file, ""), above + 1
                 separator = given[1] if given else self._separator(first)
                 reader = csv.reader(
-                    chain([first], file), delimiter=separator, skipinitialspace=True, strict=True
+                    chain([first], (text.removeprefix("\ufeff") for text in file)),
+                    delimiter=separator,
+                    skipinitialspace=True,
+                    strict=True,
                 )
                 yield reader, above, separator
         except UnicodeDecodeError:
@@ -157,6 +162,11 @@ class Table:
             return sum(name in names for name in self._needed), len(cells)
 
         return max(_SEPARATORS, key=fits)
+
+
+def _stripped(cell: str) -> str:
+    """A cell without what cannot be seen around it."""
+    return cell.strip() if cell.isascii() else cell.strip().strip(_UNSEEN).strip()
 
 
 def written_name(directory: Path, name: str) -> str:

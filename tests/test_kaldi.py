@@ -228,7 +228,7 @@ class TestRead:
         assert paths == [
             directory.parent / "1.wav",
             directory.parent / "3.wav",
-            None,
+            directory.parent / "no.wav",
             directory.parent / "4.wav",
         ]
 

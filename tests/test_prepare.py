@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import re
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -127,6 +129,35 @@ class TestRefusals:
         sound(emodb / "wav/03a01Xa.wav")
         with pytest.raises(InputError, match="unknown labels 'X' of 03a01Xa"):
             prepare(emodb, tmp_path / "out")
+
+    @pytest.mark.parametrize("name", ["a%20b.wav", "~/a.wav", "C:\\data\\a.wav", "pipe.wav"])
+    def test_a_clip_without_audio_is_named_with_its_path(self, tmp_path, name):
+        os.mkfifo(tmp_path / "pipe.wav")
+        sound(tmp_path / "a.wav")
+        (tmp_path / "t.csv").write_text(f"file,emotion\na.wav,sad\n{name},sad\n")
+        with pytest.raises(InputError, match=re.escape(f"{tmp_path}/{name}".replace("\\", "/"))):
+            prepare(tmp_path / "t.csv", tmp_path / "out", corpus="generic")
+
+    def test_one_clip_with_two_labels(self, tmp_path):
+        sound(tmp_path / "a.wav")
+        (tmp_path / "t.csv").write_text("file,emotion\na.wav,sad\na.wav,happy\n")
+        with pytest.raises(InputError, match=r"first 'a', as 'sad' and 'happy' \(keep one row"):
+            prepare(tmp_path / "t.csv", tmp_path / "out", corpus="generic")
+
+    @pytest.mark.parametrize("form", ["NFC", "NFD"])
+    def test_a_class_is_one_however_its_accents_are_composed(self, tmp_path, form):
+        other = {"NFC": "NFD", "NFD": "NFC"}[form]
+        lines = ["file,emotion"]
+        for number, label in enumerate(
+            ["col\u00e8re", unicodedata.normalize("NFD", "Col\u00e8re"), "g\u00eane"]
+        ):
+            sound(tmp_path / f"{number}.wav")
+            lines.append(f"{number}.wav,{unicodedata.normalize(form, label) if number == 2 else label}")
+        (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+        classes, merge = (unicodedata.normalize(other, text) for text in ("col\u00e8re,sad", "g\u00eane=sad"))
+        prepare(tmp_path / "t.csv", tmp_path / "out", corpus="generic", classes=classes, merge=merge)
+        labels = [row["emotion"] for row in rows(tmp_path / "out/labels.csv")]
+        assert labels == ["col\u00e8re", "col\u00e8re", "sad"]
 
     def test_duplicates(self, emodb, tmp_path):
         shutil.copytree(emodb / "wav", emodb / "copy")

@@ -62,6 +62,10 @@ def test_a_comma_that_could_be_one_of_thousands():
         ({"end": "1.0"}, (0, 1, None)),
         ({"start": "0.5", "end": "1", "duration": "99"}, (0.5, 1, None)),
         ({"duration": "2.0"}, (0, None, None)),
+        ({"onset": "0.5", "duration_s": "0.5"}, (0.5, 1, None)),
+        ({"start": "0.5", "end": "", "duration_s": "0.5"}, (0.5, None, None)),
+        ({"start": "0.5", "duration": "0.5", "duration_s": "9"}, (0.5, 1, None)),
+        ({"duration_s": "2.0"}, (0, None, None)),
         ({"channel": "left"}, (0, None, 0)),
         ({"channel": "R"}, (0, None, 1)),
         ({"channel": "B"}, (0, None, 1)),
@@ -90,6 +94,22 @@ def test_bounds(row, expected):
 def test_two_columns_for_one_bound(names):
     with pytest.raises(InputError, match="all seem to be the"):
         Segments.of(names, "t.csv")
+
+
+def test_other_columns_that_sound_like_bounds():
+    names = [
+        "start",
+        "StartTime",
+        "segment_end",
+        "end-frame",
+        "xmin",
+        "BEGIN",
+        "gender",
+        "endearment",
+        "restarts",
+    ]
+    assert Segments.of(names, "t.csv").unread(names) == names[1:6]
+    assert Segments.of(["onset", "offset"], "t.csv").unread(["onset", "offset"]) == []
 
 
 def test_channels_count_from_zero_if_there_is_a_zero():

@@ -41,6 +41,8 @@ def path(tmp_path):
         "\n;;\nfile;speaker\n;\na/c0.wav;s0\n;\na/c1.wav;Jörg, der\n",
         ';file;speaker\n0;a/c0.wav;s0\n1;a/c1.wav;"Jörg, der"\n',
         "File;SPEAKER\na/c0.wav;s0\na/c1.wav;Jörg, der\n",
+        'file,speaker\na/c0.wav,s0\n\ufeffa/c1.wav,"J\u00f6rg, der"\n',  # as cat joins two files
+        '\ufefffile,speaker\n\u200ba/c0.wav,s0\u00a0\u200b\n\ufeff"a/c1.wav", "\u200eJ\u00f6rg, der"\n',
         "file;speaker;Speaker\na/c0.wav;s0;s0\na/c1.wav;Jörg, der; Jörg, der\n",
     ],
 )

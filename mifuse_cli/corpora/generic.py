@@ -66,7 +66,7 @@ def _listed(table: Path, columns: Mapping[str, str]) -> Iterator[Utterance]:
         gender = values["gender"].lower()
         yield Utterance(
             utt_id=row.given or (row.stem if unique else row.place),
-            path=row.path if row.path.is_file() else None,
+            path=row.path,
             speaker=values["speaker"],
             label=values["emotion"],
             session=values["session"],

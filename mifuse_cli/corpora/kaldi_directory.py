@@ -18,8 +18,7 @@ def read(root: Path) -> Iterator[Utterance]:
     """
     entries = kaldi.read(root)
     paths = [one.path for one in entries if one.path]
-    there = {path for path in paths if path.is_file()}
-    if paths and not there:
+    if paths and not any(path.is_file() for path in paths):
         raise InputError(
             f"{root}/wav.scp: none of {len(paths)} audio files is there, first {paths[0]}. Check the paths; "
             "relative ones are, as in Kaldi, relative to the directory that the command is run in."
@@ -27,7 +26,7 @@ def read(root: Path) -> Iterator[Utterance]:
     for one in entries:
         yield Utterance(
             utt_id=one.utt_id,
-            path=one.path if one.path in there else None,
+            path=one.path,
             speaker=one.speaker,
             label=one.emotion,
             gender=one.gender,

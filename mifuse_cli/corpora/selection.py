@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from mifuse_cli.corpora import Corpus, Known, Utterance
 from mifuse_cli.errors import InputError, UsageError, some
+from mifuse_cli.labels import composed
 
 UNLABELLED = "unlabelled"
 
@@ -118,10 +119,13 @@ def check_utterances(corpus: Corpus, utterances: Sequence[Utterance]) -> None:
     twice = [(first[u.utt_id], u) for u in utterances if first.setdefault(u.utt_id, u) is not u]
     if twice:
         one, other = twice[0]
-        problems.append(
-            f"{len(twice)} utterances stand more than once, first {one.utt_id!r}, at {one.path} and {other.path} "
-            "(give the directory that holds one copy, or remove the other)"
+        places = (
+            f"at {one.path} and {other.path} (give the directory that holds one copy, or remove the other)"
+            if one.path != other.path
+            else f"as {one.label!r} and {other.label!r} (keep one row for every clip, "
+            "for instance with the label of most listeners)"
         )
+        problems.append(f"{len(twice)} utterances stand more than once, first {one.utt_id!r}, {places}")
     if corpus.labels is not None:
         unknown = {u.label: u for u in reversed(utterances) if u.label and u.label not in corpus.labels}
         if unknown:
@@ -178,7 +182,7 @@ def select(corpus: Corpus, utterances: Iterable[Utterance], wanted: Wanted) -> S
 
 def emotion_of(corpus: Corpus, label: str) -> str:
     """The emotion that a label of the corpus means, before any is merged."""
-    return label if corpus.labels is None else corpus.labels[label]
+    return composed(label) if corpus.labels is None else corpus.labels[label]
 
 
 def compare(corpus: Corpus, utterances: Sequence[Utterance]) -> list[Comparison]:
@@ -208,7 +212,7 @@ def _member(corpus: Corpus, known: Known) -> Callable[[Utterance], bool]:
 
 def _merging(corpus: Corpus, labelled: Sequence[Utterance], wanted: Wanted) -> dict[str, str]:
     """The merges with names in lower case, since corpora without a fixed set of labels vary in spelling."""
-    merge = {name.casefold(): into for name, into in wanted.merge.items()}
+    merge = {composed(name).casefold(): composed(into) for name, into in wanted.merge.items()}
     there = {emotion_of(corpus, one.label) for one in labelled}
     if corpus.labels is None and (absent := merge.keys() - {name.casefold() for name in there}):
         raise UsageError(f"--merge {', '.join(sorted(absent))}: labels are {some(sorted(there))}")

@@ -50,8 +50,12 @@ def hear(
             if one.command and one.command not in made:
                 made[one.command] = _made(one, directory)
             path = made[one.command] if one.command else one.path
-            if path is None:
-                raise InputError(f"{one.utt_id}: has no audio file.")
+            if path is None or not path.is_file():
+                raise InputError(
+                    f"{one.utt_id}: has no audio file."
+                    if path is None
+                    else f"{one.utt_id}: {path} is no file."
+                )
             shown = path.relative_to(directory) if one.command else path
             if not str(shown).isascii() and portable_id(str(shown)) != unicodedata.normalize(
                 "NFC", str(shown)
@@ -80,7 +84,13 @@ def _made(one: Utterance, directory: Path) -> Path:
     path = directory / "audio" / f"{one.utt_id}.wav"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
-        done = subprocess.run(["sh", "-c", one.command], stdout=file, stderr=subprocess.PIPE, check=False)
+        done = subprocess.run(
+            ["sh", "-c", one.command],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [""]
         raise InputError(
