@@ -133,7 +133,7 @@ class TestIntents:
     def test_accounts(self, path, journal):
         intents = [journal.begin(f"k{i}", 1, asked=f"clip {i}", cost=1.0).result() for i in range(9)]
         for intent, key, cost in zip(intents, ("k0", "k1", "k2"), (0.25, None, 2.5), strict=False):
-            journal.store(intent, key, GOOD, http_status=200)
+            journal.store(intent, key, GOOD, http_status=201 if key == "k1" else 200)
             journal.settle(intent, key, decode(GOOD), cost=cost)
         journal.fail(intents[3], 500, "server error")
         journal.fail(intents[4], 429, "slow down")

@@ -14,6 +14,30 @@ from mifuse_cli.lalm.answers.response import MOST_TOKENS, Response, decode
         ({"content": [{"type": "text", "text": "sa"}, {"type": "text", "text": "d"}]}, "sad"),
         ({"content": None, "refusal": "I cannot help."}, "I cannot help."),
         ({"content": [{"type": "refusal", "refusal": "No."}]}, "No."),
+        ({"content": ["sa", "d"]}, "sad"),
+        ({"content": {"type": "text", "text": "sad"}}, "sad"),
+        ({"content": [{"type": "text", "text": {"value": "sad"}}]}, "sad"),
+        ({"content": [{"type": "message", "content": [{"type": "output_text", "text": "sad"}]}]}, "sad"),
+        (
+            {
+                "content": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+                    {"text": "sad"},
+                ]
+            },
+            "sad",
+        ),
+        ({"content": [{"type": "reasoning", "text": "happy"}, {"type": "text", "text": "sad"}]}, "sad"),
+        ({"content": {"sad": 100}}, '{"sad": 100}'),
+        ({"content": {"type": "image", "url": "x"}}, ""),
+        ({"content": None, "audio": {"id": "a", "transcript": "sad"}}, "sad"),
+        (
+            {"content": None, "tool_calls": [{"function": {"name": "f", "arguments": '{"sad": 100}'}}]},
+            '{"sad": 100}',
+        ),
+        ({"content": None, "function_call": {"arguments": {"sad": 100}}}, '{"sad": 100}'),
+        ({"content": None, "tool_calls": [7]}, ""),
+        ({"content": None, "reasoning_content": "sad"}, ""),
         ({"content": None}, ""),
         ("sad", ""),
         (None, ""),
@@ -26,6 +50,18 @@ def test_a_response_gives_the_text(message, text):
         dict.fromkeys(("prompt", "completion", "total", "audio", "cached"), -1),
     )
     assert decode(raw).choice(0).text == decode(raw).choice(2).text == decode(raw).choice(-1).text == ""
+
+
+@pytest.mark.parametrize("choice", [{"text": "sad"}, {"delta": {"content": "sad"}}])
+def test_a_choice_of_another_form_gives_its_text(choice):
+    assert Response.of({"choices": [choice]}).choice(0).text == "sad"
+
+
+def test_parts_without_end_give_no_text():
+    parts = "sad"
+    for _ in range(500):
+        parts = [{"content": parts}]
+    assert Response.of({"choices": [{"message": {"content": parts}}]}).choice(0).text == ""
 
 
 def test_a_response_gives_the_token_numbers():

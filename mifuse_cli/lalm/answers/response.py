@@ -19,6 +19,7 @@ _ONCE = (
 MOST_TOKENS = 16_000_000
 """More than any context window holds: a larger number in a usage is no count of tokens."""
 
+_DEPTH = 4  # of parts within parts
 _MOST_CHOICES = 4096  # that are looked at; nobody asks for more at once
 _BEGUN = "choices_begun"  # in what is made of a stream that broke off
 _LONGEST_NUMBER = 300  # digits of a number in a body; longer ones are infinite
@@ -29,7 +30,8 @@ class Choice:
     """One answer of a response, which may hold several.
 
     Attributes:
-        text: text of ``message.content``, else of ``message.refusal``, else "".
+        text: text of ``message.content``, else of what else services put an answer into: a refusal, the transcript
+            of spoken audio, the arguments of a tool, or ``text`` beside the message; never of thoughts; else "".
         refused: whether the service marks the answer as a refusal, or filtered it out.
         finish_reason: why the answer ends, such as "stop" or "length"; "" if the service does not say.
         tokens: tokens with their log-probabilities, as the service gives them; empty if it gives none.
@@ -43,13 +45,17 @@ class Choice:
     @classmethod
     def of(cls, choice: Any) -> Choice:
         """Read an entry of the list ``choices``; never raises."""
-        message = member(choice, "message")
+        message = member(choice, "message") or member(choice, "delta")
         content, refusal = member(message, "content"), member(message, "refusal")
         finish = member(choice, "finish_reason")
         tokens = member(member(choice, "logprobs"), "content")
         in_parts = isinstance(content, list) and any(member(part, "refusal") for part in content)
         return cls(
-            text=_text(content) or _text(refusal),
+            text=_text(content)
+            or _text(refusal)
+            or _text(member(member(message, "audio"), "transcript"))
+            or _arguments(message)
+            or _text(member(choice, "text")),
             refused=finish == "content_filter" or bool(refusal) or in_parts,
             finish_reason=_string(finish),
             tokens=tuple(tokens) if isinstance(tokens, list) else (),
@@ -256,11 +262,28 @@ def _usage(body: Any) -> dict[str, int]:
     }
 
 
-def _text(content: Any) -> str:
-    """Text of a message: a string, or a list of parts with a text or a refusal each."""
+def _text(content: Any, depth: int = 0) -> str:
+    """Text of a message: a string, or parts with a text, a refusal or parts of their own; thoughts are left out.
+
+    An object that is no part is the answer itself, decoded already.
+    """
+    if depth > _DEPTH:
+        return ""
     if isinstance(content, list):
-        return "".join(_string(member(part, "text")) or _string(member(part, "refusal")) for part in content)
-    return _string(content)
+        return "".join(_text(part, depth + 1) for part in content)
+    if not isinstance(content, dict):
+        return _string(content)
+    if re.search("reason|think", _string(content.get("type"))):
+        return ""
+    inner = (_text(content.get(name), depth + 1) for name in ("text", "value", "refusal", "content"))
+    return next(filter(None, inner), "") or ("" if depth or "type" in content else json.dumps(content))
+
+
+def _arguments(message: Any) -> str:
+    """Arguments of the last tool that a message calls, as JSON."""
+    calls = member(message, "tool_calls")
+    functions = [member(call, "function") for call in calls] if isinstance(calls, list) else []
+    return _text(member(next(reversed(functions), None) or member(message, "function_call"), "arguments"))
 
 
 def _string(value: Any) -> str:

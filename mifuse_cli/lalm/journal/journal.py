@@ -353,7 +353,7 @@ class Journal(Database):
             with what unresolved requests may cost.
         """
         sent, answered, limited, unresolved, waiting, rejected, spent = self.read(
-            "SELECT ifnull(sum(http_status IS NOT 0), 0), ifnull(sum(http_status IS 200), 0), "
+            "SELECT ifnull(sum(http_status IS NOT 0), 0), ifnull(sum(http_status BETWEEN 200 AND 299), 0), "
             "ifnull(sum(http_status IS 429), 0), ifnull(sum(http_status IS NULL AND batch IS NULL), 0), "
             "ifnull(sum(http_status IS NULL AND batch IS NOT NULL), 0), ifnull(sum(rejected), 0), "
             "total(est_cost) FROM intent"

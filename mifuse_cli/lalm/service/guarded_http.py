@@ -123,8 +123,12 @@ async def _unpacked(response: Any, most: int) -> AsyncIterator[bytes]:
             response.status_code,
             f"packs its answer as {packing[:40]!r}, which was not asked for.",
         )
-    unpacker, first = zlib.decompressobj(_KINDS[packing]), True
+    unpacker, first, plain = zlib.decompressobj(_KINDS[packing]), True, False
     async for part in response.aiter_raw():
+        if plain or (first and part.lstrip()[:1] == b"{"):
+            plain = True  # not packed at all, whatever the header says
+            yield part
+            continue
         try:
             data = unpacker.decompress(part, most + 1)
         except zlib.error:

@@ -191,7 +191,7 @@ def _run(
     if ended and ended.failed:
         raise RemoteError(
             f"{len(ended.failed)} of {volume.requests} questions got no answer, the last one because of: "
-            f"{list(ended.failed.values())[-1]} The {ended.answered} answers of this run are kept; "
+            f"{list(ended.failed.values())[-1].rstrip('.')}. The {ended.answered} answers of this run are kept; "
             "run the same command again to ask what is missing."
         )
     assert result is not None
