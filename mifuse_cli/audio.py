@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import mmap
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -50,6 +52,10 @@ _BEYOND_S = 0.1
 _SHORT = 0.01
 """Share of what the header tells of that may be missing: MP3 rounds to frames."""
 _BLOCK = 1 << 20
+_RATES = (1_000, 1_000_000)
+"""Sampling rates in Hz that are taken; with any other, a header is damaged, and a small file may be hours long."""
+_OPEN_END = 1 << 62
+"""Frames of a file whose header does not tell their number."""
 _SILENT_PEAK = 1e-4
 """Largest sample of what is silent: three steps of 16 bits."""
 _LARGEST_PEAK = 10.0
@@ -328,6 +334,11 @@ def _decoded(file: soundfile.SoundFile, path: Path, first: int, last: int) -> np
             break
         blocks.append(block)
         found += len(block)
+    if whole and file.format == "OGG" and _is_chained(path):
+        raise InputError(
+            f"{path}: is made of several Ogg streams one after another, of which only the first can be decoded. Make "
+            "one of them, for instance by ffmpeg -i IN.ogg OUT.flac."
+        )
     declared = _declared_frames(file) if whole else None
     if found < wanted * (1 - _SHORT) - 1 or (declared or 0) * (1 - _SHORT) > found + 1:
         raise InputError(
@@ -402,6 +413,15 @@ def _opened(excerpt: Excerpt) -> Iterator[soundfile.SoundFile]:
                 raise
             file = soundfile.SoundFile(io.BytesIO(_by_ffmpeg(path)))
         with file:
+            if not _RATES[0] <= file.samplerate <= _RATES[1]:
+                raise InputError(
+                    f"{path}: its header tells of a sampling rate of {file.samplerate:,} Hz, expected {_RATES[0]:,} to "
+                    f"{_RATES[1]:,} Hz. Correct the header, or leave the file out."
+                )
+            if file.frames < _OPEN_END:
+                yield file
+                return
+        with soundfile.SoundFile(_to_its_end(path)) as file:
             yield file
     except (soundfile.SoundFileError, OSError) as error:
         if not os.path.lexists(path):
@@ -419,6 +439,36 @@ def _opened(excerpt: Excerpt) -> Iterator[soundfile.SoundFile]:
             f"{path}: cannot be decoded as audio ({said}); expected {', '.join(one[1:] for one in suffixes())}. "
             "Replace the file or leave it out."
         ) from None
+
+
+def _to_its_end(path: Path) -> io.BytesIO:
+    """A file of unknown length, as programs write FLAC into a pipe, as WAV with its length."""
+    import soundfile
+
+    class ReadOnce(soundfile.SoundFile):  # type: ignore[misc]
+        """A file in which nothing is sought, since to seek its end fails."""
+
+        def seekable(self) -> bool:
+            return False
+
+    whole = io.BytesIO()
+    with (
+        ReadOnce(os.fsencode(path)) as file,
+        soundfile.SoundFile(
+            whole, "w", file.samplerate, file.channels, format="WAV", subtype="FLOAT"
+        ) as known,
+    ):
+        while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
+            known.write(block)
+    whole.seek(0)
+    return whole
+
+
+def _is_chained(path: Path) -> bool:
+    """Whether an Ogg file holds streams one after another: whether one begins behind a page of another."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        begins = [found[1][0] & 2 for found in re.finditer(rb"OggS\0([\0-\7])", content)]
+    return any(later and not earlier for earlier, later in pairwise(begins))
 
 
 def _by_ffmpeg(path: Path) -> bytes:

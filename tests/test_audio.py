@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mifuse_cli import audio
+from mifuse_cli.audio import Excerpt
 from mifuse_cli.errors import DependencyError, InputError
 
 
@@ -348,3 +349,31 @@ def test_m4a_where_none_is(tmp_path, monkeypatch):
     assert ".m4a" not in audio.suffixes()
     with pytest.raises(InputError, match=r"\.m4a files need ffmpeg, which is not on the PATH"):
         audio.read(tmp_path / "a.m4a")
+
+
+@pytest.mark.parametrize("rate", [1, 999, 2_000_000_000])
+def test_a_rate_that_no_recording_has(tmp_path, rate):
+    soundfile.write(tmp_path / "a.wav", tone(8_000), rate)
+    for reading in (audio.read, audio.seconds, audio.check, audio.channels):
+        with pytest.raises(InputError, match=f"a.wav: its header tells of a sampling rate of {rate:,} Hz"):
+            reading(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("name", ["a.ogg", "a.opus"])
+def test_streams_one_after_another_are_not_cut_to_the_first(tmp_path, name):
+    write(tmp_path / name, tone(16_000), 16_000)
+    assert len(audio.read(tmp_path / name)) == 8_000
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes() * 2)
+    with pytest.raises(InputError, match="several Ogg streams one after another"):
+        audio.read(tmp_path / name)
+
+
+def test_flac_of_a_pipe_is_read_to_its_end(tmp_path):
+    soundfile.write(tmp_path / "a.flac", tone(24_000), 24_000)
+    raw = bytearray((tmp_path / "a.flac").read_bytes())
+    raw[21:26] = (raw[21] & 0xF0, 0, 0, 0, 0)  # the number of frames is left open
+    (tmp_path / "b.flac").write_bytes(raw)
+    for bounds in ((), (0.1, 0.3)):
+        known, piped = (Excerpt(tmp_path / name, *bounds) for name in ("a.flac", "b.flac"))
+        np.testing.assert_array_equal(audio.read(*piped), audio.read(*known))
+        assert audio.seconds(*piped) == audio.seconds(*known)
