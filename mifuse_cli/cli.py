@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from math import isnan
 from typing import Any
 
 from mifuse_cli import console
-from mifuse_cli.errors import duration_of, number_of, size_of
+from mifuse_cli.errors import InputError, duration_of, number_of, size_of
 from mifuse_cli.fusion import FORECAST_ERROR
 from mifuse_cli.subcommand import app, command
 
@@ -462,4 +463,13 @@ def main() -> None:
     # OpenMP threads that busy-wait make small operations many times slower on a loaded machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     console.write_anything()
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        if not ended.code:
+            try:
+                console.check_written()
+            except InputError as error:
+                console.error(str(error), as_json="--log-json" in sys.argv)
+                raise SystemExit(error.exit_code) from None
+        raise

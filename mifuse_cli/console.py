@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import os
 import re
 import shutil
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mifuse_cli.config import Progress
+from mifuse_cli.errors import InputError
 
 _LINES = 10
 """Number of progress lines for one piece of work where stderr is not a terminal."""
@@ -155,12 +157,21 @@ def _rounded(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _WhileRead(io.FileIO):
-    """A stream of this process; once nobody reads it any more, as after ``| head``, what is written is dropped."""
+    """A stream of this process; what cannot be written, since nobody reads it any more or the disk is full, is dropped.
+
+    Attributes:
+        failure: why something was; None as long as all was written, or read by as many as wished, as after ``| head``.
+    """
+
+    failure: OSError | None = None
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data) or 0
         except BrokenPipeError:
+            return len(data)
+        except OSError as error:
+            self.failure = error
             return len(data)
 
 
@@ -168,6 +179,8 @@ def write_anything() -> None:
     """Let the streams take every character: what they cannot encode is written as its code; and bear to be closed."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
+        if stream is None:  # closed, as by 2>&-
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
         if not isinstance(stream, io.TextIOWrapper):
             continue
         try:
@@ -184,6 +197,21 @@ def write_anything() -> None:
             write_through=stream.write_through,
         )
         setattr(sys, name, made)
+
+
+def check_written() -> None:
+    """Write what is left to the standard output.
+
+    Raises:
+        InputError: some of it could not be written.
+    """
+    sys.stdout.flush()
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    if isinstance(raw, _WhileRead) and raw.failure:
+        raise InputError(
+            f"the standard output cannot be written ({raw.failure.strerror}), but all else is done. Make room, or send "
+            "it elsewhere."
+        )
 
 
 def note(text: str, *, as_json: bool = False) -> None:

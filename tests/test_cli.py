@@ -1,9 +1,11 @@
 import json
 import os
+import shlex
 import signal
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from mifuse_cli.artifacts import KINDS, Lalm, Training
 from mifuse_cli.errors import InputError
 from mifuse_cli.files import atomic_directory
 
+MIFUSE = [sys.executable, "-m", "mifuse_cli"]
 COMMANDS = (
     "prepare",
     "train-source",
@@ -181,6 +184,27 @@ class TestOutput:
                 assert out and not said
                 codes.append(process.returncode)
         assert codes[0] == codes[1] == (3 if arguments[0] == "validate" else 0)
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+    @pytest.mark.parametrize("arguments", [("--help",), ("validate", "none")])
+    def test_a_full_disk_for_what_is_printed(self, arguments):
+        full = Path("/dev/full").open("w")  # noqa: SIM115
+        with full:
+            out = subprocess.run(
+                [*MIFUSE, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            )
+            said = subprocess.run([*MIFUSE, *arguments], stdout=subprocess.PIPE, stderr=full, check=False)
+        assert out.returncode == 3 and "Traceback" not in out.stderr
+        assert ("cannot be written (No space left on device)" in out.stderr) == (arguments == ("--help",))
+        assert said.returncode == (0 if arguments == ("--help",) else 3)
+
+    @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+    def test_closed_streams(self, closed, tmp_path):
+        (tmp_path / "a").mkdir()
+        tone = tmp_path / "a/a.wav"
+        soundfile.write(tone, np.sin(np.arange(1600) / 5) / 2, 16_000)
+        command = shlex.join([*MIFUSE, "validate", str(tone.parent)])
+        assert subprocess.run(["bash", "-c", f"{command} {closed}"], check=False).returncode == 0
 
     def test_json(self, fuse_args, tmp_path):
         result = mifuse(*fuse_args, "--json")

@@ -1,6 +1,7 @@
 """What stops query-lalm before a clip is decoded, what it never writes over, and which error it ends with."""
 
 import re
+from pathlib import Path
 
 import h5py
 import pytest
@@ -92,6 +93,13 @@ class TestKey:
     def test_is_missed_before_clips_are_decoded(self, query, good, tmp_path):
         refused(query(good.url, key=None), 3, "there is no API key", "OPENAI_API_KEY", "--api-key-file")
         refused(query(good.url, "--api-key-file", tmp_path / "none"), 3, "none: cannot be read")
+        if Path("/dev/zero").exists():
+            refused(
+                query(good.url, "--api-key-file", "/dev/zero"),
+                3,
+                "/dev/zero: cannot be read",
+                "holds more than",
+            )
         assert list(tmp_path.iterdir()) == []
 
     def test_is_not_needed_where_nothing_is_asked(self, query, good):

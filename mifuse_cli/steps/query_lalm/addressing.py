@@ -8,6 +8,7 @@ from dataclasses import replace
 from mifuse_cli import lalm
 from mifuse_cli.config import words
 from mifuse_cli.errors import InputError, UsageError
+from mifuse_cli.files import read_text
 from mifuse_cli.steps.query_lalm.config import QueryLalmConfig, json_object
 
 
@@ -52,7 +53,7 @@ def api_key(config: QueryLalmConfig, profile: lalm.Profile) -> str:
     """
     if config.api_key_file is not None:
         try:
-            return config.api_key_file.read_text(encoding="utf-8").strip()
+            return read_text(config.api_key_file).strip()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--api-key-file {config.api_key_file}: cannot be read ({error}).") from None
     names = list(dict.fromkeys(name for name in (profile.key_variable, "OPENAI_API_KEY") if name))
