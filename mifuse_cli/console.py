@@ -33,6 +33,7 @@ _COLUMNS = 80
 """Width of what is printed where there is no terminal, as in a pipe."""
 _NUMERIC = re.compile(r"[-+]?\d[\d.,]*(?:[ %]|$)|-?$")
 """How a cell begins that is a number, perhaps with a unit, or that stands for none."""
+_CONTROL = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f]")
 _EIGHTHS = "▏▎▍▌▋▊▉█"
 
 
@@ -128,7 +129,9 @@ def _logged(write: Callable[[str], None]) -> Iterator[None]:
 
 
 def _print_above(console: Any) -> Callable[[str], None]:
-    return lambda text: console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+    return lambda text: console.print(
+        f"note: {harmless(text)}", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def _in_short(facts: Mapping[str, Any]) -> str:
@@ -199,6 +202,11 @@ def write_anything() -> None:
         setattr(sys, name, made)
 
 
+def harmless(text: str) -> str:
+    """Text with control characters as their codes: names and answers of others could steer the terminal by them."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 def check_written() -> None:
     """Write what is left to the standard output.
 
@@ -225,7 +233,7 @@ def error(text: str, *, as_json: bool = False) -> None:
 
 
 def _say(kind: str, text: str, as_json: bool) -> None:
-    print(json.dumps({kind: text}) if as_json else f"{kind}: {text}", file=sys.stderr, flush=True)
+    print(json.dumps({kind: text}) if as_json else f"{kind}: {harmless(text)}", file=sys.stderr, flush=True)
 
 
 def as_json(result: Any) -> str:

@@ -96,7 +96,7 @@ class Listing:
             self.segments = replace(self.segments, first_channel=numbering(texts))
         if unread := self.segments.unread(ours):
             _log.info(
-                "%s: the columns %s are not read as bounds of the clips; if they are that, call them start and end, in "
+                "%s: not read as bounds of the clips: the columns %s; if they are that, call them start and end, in "
                 "seconds",
                 path,
                 some(map(repr, unread)),

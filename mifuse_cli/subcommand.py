@@ -149,7 +149,7 @@ def command(name: str, example: str) -> Callable[[Callable[[Any], str]], None]:
             elif not quiet:
                 if getattr(result, "up_to_date", False):
                     console.note(f"{result.out} is up to date", as_json=log_json)
-                print(report(result))
+                print(console.harmless(report(result)))
             if code := getattr(result, "exit_code", 0):
                 raise typer.Exit(code)
 

@@ -195,6 +195,10 @@ def _encoding(path: Path) -> str:
     Raises:
         InputError: the file cannot be read.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(
+            f"{path}: is a device or a pipe, but a table is read more than once. Write it to a file."
+        )
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD)

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+import soundfile
 from conftest import mifuse
 from test_artifacts import MAKERS
 
@@ -109,6 +111,14 @@ class TestWidth:
 )
 def test_sizes(count, text):
     assert size_of(count) == text
+
+
+def test_names_of_others_do_not_steer_the_terminal(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.sin(np.arange(1600) / 5) / 2, 16_000)
+    (tmp_path / "t.csv").write_text("file,emotion,\x1b]0;n\x07_start\na.wav,s\x1b[31mad \u00e9,1\n")
+    result = mifuse("validate", tmp_path / "t.csv")
+    assert "s\\x1b[31mad \u00e9 1" in result.stdout and "\\x1b]0;n\\x07_start" in result.stderr
+    assert "\x1b" not in result.stdout + result.stderr
 
 
 def test_show_fits_a_terminal(pipeline, corpora, tmp_path):

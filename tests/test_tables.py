@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +93,14 @@ def test_every_iteration_reads_anew(path):
 def test_what_is_not_is_named(path, content, message):
     with pytest.raises(InputError, match=message):
         read(path, content)
+
+
+def test_what_has_no_end_is_not_read(path):
+    os.mkfifo(path)
+    for endless in (path, Path("/dev/zero")):
+        if endless.exists():
+            with pytest.raises(InputError, match="is a device or a pipe"):
+                Table(endless, ("file",))
 
 
 def test_no_file(path):
