@@ -76,6 +76,29 @@ class TestWithinAResponse:
         failed = failure_within(Response.of(body), "", {})
         assert (failed.http_status, failed.kind, failed.billed) == (200, FailureKind.TRANSIENT, True)
 
+    @pytest.mark.parametrize(
+        ("body", "name"),
+        [
+            ({"candidates": [{"content": {"parts": [{"text": "{}"}]}}], "usageMetadata": {}}, "candidates"),
+            (
+                {"type": "message", "role": "assistant", "content": [{"type": "text", "text": "{}"}]},
+                "content",
+            ),
+            ({"object": "response", "status": "completed", "output": [{"type": "message"}]}, "output"),
+            ({"model": "m", "message": {"role": "assistant", "content": "{}"}, "done": True}, "message"),
+        ],
+    )
+    def test_of_another_kind_of_interface_ends_the_run(self, body, name):
+        failed = failure_within(Response.of(body), "words", {})
+        assert (failed.http_status, failed.kind, failed.billed) == (200, FailureKind.FATAL, True)
+        assert f"{name!r} instead of 'choices'" in failed.message and "--base-url" in failed.message
+
+    @pytest.mark.parametrize(
+        "body", [{"message": "try later"}, {"choices": [], "content": []}, {"output": ""}]
+    )
+    def test_that_only_looks_like_one_does_not(self, body):
+        assert failure_within(Response.of(body), "", {}).kind is FailureKind.TRANSIENT
+
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),

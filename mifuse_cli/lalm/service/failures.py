@@ -169,6 +169,9 @@ _STATUS_OF_NAME = {
 }
 
 
+_OTHER_FORMS = {"candidates": list, "content": list, "output": list, "message": dict}
+
+
 def failure_within(response: Response, message: str, headers: Mapping[str, str]) -> RequestFailed:
     """The failure that a 200 response stands for whose body holds an error, or nothing, instead of an answer.
 
@@ -184,12 +187,24 @@ def failure_within(response: Response, message: str, headers: Mapping[str, str])
     status = status_in(error) or status_in(response.error) or _named_status(error)
     billed = response.begun or status is None
     said = message or "nothing"
+    if status is None and (name := _other_form(response.error)):
+        text = (
+            f"an answer in another form, with {name!r} instead of 'choices'. Give --base-url the address at which the "
+            "service speaks as OpenAI's chat completions do."
+        )
+        return RequestFailed(FailureKind.FATAL, 200, text, None, headers, billed=billed)
     if status is None:
         text = f"an answer without choices: {said}"
         return RequestFailed(FailureKind.TRANSIENT, 200, text, wait_of(headers), headers, billed=billed)
     kind = failure_kind(status, response.error)
     text = f"{said} (error {status} within an answer)"
     return RequestFailed(kind, status, text, wait_of(headers), headers, billed=billed)
+
+
+def _other_form(body: Any) -> str:
+    """Under which name another kind of interface, such as Gemini's or Ollama's own, gives its answer; else ""."""
+    found = body if isinstance(body, dict) and "choices" not in body else {}
+    return next((name for name, kind in _OTHER_FORMS.items() if isinstance(found.get(name), kind)), "")
 
 
 def _named_status(error: Any) -> int | None:
