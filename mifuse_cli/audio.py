@@ -435,6 +435,8 @@ def _opened(excerpt: Excerpt) -> Iterator[soundfile.SoundFile]:
         said = str(error).replace(repr(os.fsencode(path)), repr(str(path)))
         if isinstance(error, soundfile.LibsndfileError) and not error.error_string.strip("\0"):
             said = f"its content is damaged or cut off, code {error.code} of libsndfile"
+        elif "does not exist" in said and path.is_file():  # as libsndfile says of what it takes for MP3
+            said = "its content is nothing of the kind" if path.stat().st_size else "it is empty"
         raise InputError(
             f"{path}: cannot be decoded as audio ({said}); expected {', '.join(one[1:] for one in suffixes())}. "
             "Replace the file or leave it out."

@@ -159,6 +159,10 @@ def _rounded(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+_ENDLESS = re.compile(r"\S{2000,}")
+"""What is longer than any path: the cell of a table, say, that an error quotes."""
+
+
 class _WhileRead(io.FileIO):
     """A stream of this process; what cannot be written, since nobody reads it any more or the disk is full, is dropped.
 
@@ -233,6 +237,7 @@ def error(text: str, *, as_json: bool = False) -> None:
 
 
 def _say(kind: str, text: str, as_json: bool) -> None:
+    text = _ENDLESS.sub(lambda word: f"{word[0][:100]}...{word[0][-50:]}", text)
     print(json.dumps({kind: text}) if as_json else f"{kind}: {harmless(text)}", file=sys.stderr, flush=True)
 
 

@@ -128,6 +128,16 @@ def test_corrupt_files_are_refused(tmp_path, content):
             opened(tmp_path / "a.wav")
 
 
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "it is empty"), (b"<html>no</html>", "nothing of the kind")]
+)
+def test_what_is_no_mp3_is_there_all_the_same(tmp_path, content, said):
+    (tmp_path / "a.mp3").write_bytes(content)
+    with pytest.raises(InputError, match=said) as raised:
+        audio.read(tmp_path / "a.mp3")
+    assert "exist" not in str(raised.value)
+
+
 @pytest.mark.parametrize("opened", [audio.read, audio.seconds, audio.file_sha256])
 def test_a_missing_file_is_refused(tmp_path, opened):
     with pytest.raises(InputError, match=r"none\.wav"):

@@ -169,6 +169,12 @@ class TestOutput:
         wrong = mifuse(*fuse_args, "-c", tmp_path / "c.yaml", MIFUSE_FUSE_LOG_JSON="true")
         assert wrong.exit_code == 2 and "'nonsense'" in json.loads(wrong.stderr)["error"]
 
+    def test_a_message_quotes_no_endless_word(self, tmp_path):
+        (tmp_path / "m.csv").write_text(f"file,emotion\n{'x' * 50_000},angry\n")
+        wrong = mifuse("train-source", "--manifest", tmp_path / "m.csv", "--encoder", "logmel", "--out",
+                       tmp_path / "o", "--classes", "a,b")  # fmt: skip
+        assert wrong.exit_code == 3 and "xxx..." in wrong.stderr and len(wrong.stderr) < 1000
+
     @pytest.mark.parametrize("arguments", [("--help",), ("validate", "none")])
     def test_a_reader_that_goes_away(self, arguments):
         """As after `| head`: what it does not read is dropped, and the exit code is that of the command."""
