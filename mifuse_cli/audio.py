@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -443,8 +444,8 @@ def _opened(excerpt: Excerpt) -> Iterator[soundfile.SoundFile]:
         ) from None
 
 
-def _to_its_end(path: Path) -> io.BytesIO:
-    """A file of unknown length, as programs write FLAC into a pipe, as WAV with its length."""
+def _to_its_end(path: Path) -> IO[bytes]:
+    """A temporary WAV with the content of a file of unknown length, such as FLAC that was written into a pipe."""
     import soundfile
 
     class ReadOnce(soundfile.SoundFile):  # type: ignore[misc]
@@ -453,11 +454,11 @@ def _to_its_end(path: Path) -> io.BytesIO:
         def seekable(self) -> bool:
             return False
 
-    whole = io.BytesIO()
+    whole = TemporaryFile()  # noqa: SIM115 - it is deleted once nobody holds it; hours of audio may not fit into memory
     with (
         ReadOnce(os.fsencode(path)) as file,
         soundfile.SoundFile(
-            whole, "w", file.samplerate, file.channels, format="WAV", subtype="FLOAT"
+            whole, "w", file.samplerate, file.channels, format="RF64", subtype="FLOAT"
         ) as known,
     ):
         while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):

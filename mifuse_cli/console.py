@@ -33,6 +33,8 @@ _COLUMNS = 80
 """Width of what is printed where there is no terminal, as in a pipe."""
 _NUMERIC = re.compile(r"[-+]?\d[\d.,]*(?:[ %]|$)|-?$")
 """How a cell begins that is a number, perhaps with a unit, or that stands for none."""
+_ENDLESS = re.compile(r"\S{2000,}")
+"""A word that is too long to be shown, such as the cell of a table that an error quotes."""
 _CONTROL = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f]")
 _EIGHTHS = "▏▎▍▌▋▊▉█"
 
@@ -159,15 +161,11 @@ def _rounded(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_ENDLESS = re.compile(r"\S{2000,}")
-"""What is longer than any path: the cell of a table, say, that an error quotes."""
-
-
 class _WhileRead(io.FileIO):
-    """A stream of this process; what cannot be written, since nobody reads it any more or the disk is full, is dropped.
+    """A stream of this process that drops what cannot be written, instead of an error in the middle of the work.
 
     Attributes:
-        failure: why something was; None as long as all was written, or read by as many as wished, as after ``| head``.
+        failure: the error, such as a full disk; None if there was none, or the reader went away, as with ``| head``.
     """
 
     failure: OSError | None = None

@@ -72,7 +72,7 @@ class Encoder(nn.Module, ABC):
         layers: L, the number of hidden states returned, including the input to the first block.
         width: D, the length of each.
         precision: "fp32", or "bf16" for matrix products in bfloat16; outputs stay float32, and so do weights until
-            `halve`.
+            `to_bfloat16`.
         pooling: of frames over time, one of `shape.POOLINGS`.
         query: (S, D) of attentive pooling, for each of all S hidden states; None without it.
         padding: share of a batch that may be padding; 0 where the architecture would see it.
@@ -86,22 +86,22 @@ class Encoder(nn.Module, ABC):
     query: nn.Parameter | None
     padding: float = MOST_PADDING
     window: int | None = None
-    _throughout = False
+    _all_bfloat16 = False
 
     def __init__(self) -> None:
         super().__init__()
         self.register_parameter("query", None)
 
-    def halve(self) -> None:
-        """Let weights that are not trained be bfloat16, which autocast would convert for every batch."""
+    def to_bfloat16(self) -> None:
+        """Convert the weights of matrix products, of a frozen encoder; autocast would do so for every batch."""
         for module in self.modules():
             if type(module) in (nn.Linear, nn.Conv1d, ChannelsLast):
                 module.to(torch.bfloat16)
 
-    def _halve_throughout(self, network: nn.Module) -> None:
-        """Let all weights of a network be bfloat16, and what is between its matrix products too."""
+    def _all_to_bfloat16(self, network: nn.Module) -> None:
+        """Convert all weights of a network, so that what is between its matrix products is bfloat16 too."""
         network.to(torch.bfloat16)
-        self._throughout = True
+        self._all_bfloat16 = True
 
     @property
     @abstractmethod
@@ -178,7 +178,7 @@ class Encoder(nn.Module, ABC):
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context with the encoder's precision; within one, trained weights are converted only once."""
-        if self.precision == "fp32" or self._throughout:
+        if self.precision == "fp32" or self._all_bfloat16:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
@@ -215,8 +215,8 @@ class WhisperEncoder(Encoder):
     def all_blocks(self) -> nn.ModuleList:
         return self.wrapper.encoder.layers
 
-    def halve(self) -> None:
-        self._halve_throughout(self.wrapper)
+    def to_bfloat16(self) -> None:
+        self._all_to_bfloat16(self.wrapper)
 
     def states_of_alike(self, clips: Sequence[Tensor]) -> Tensor:
         encoder = self.wrapper.encoder
@@ -309,11 +309,11 @@ class AudioModel(Encoder):
     def all_blocks(self) -> nn.ModuleList:
         return self.network.get_submodule(self.place)
 
-    def halve(self) -> None:
+    def to_bfloat16(self) -> None:
         if self.masked:
-            self._halve_throughout(self.model)
+            self._all_to_bfloat16(self.model)
         else:  # there may be parts that are not made for it
-            super().halve()
+            super().to_bfloat16()
 
     def states_of_alike(self, clips: Sequence[Tensor]) -> Tensor:
         if self.takes_waveforms:

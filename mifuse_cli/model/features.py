@@ -51,7 +51,7 @@ class FrozenEncoder:
         if self.states:
             encoder.stop_at(self.states - 1)
         if self.precision == "bf16" and device.type == "cuda":
-            encoder.halve()
+            encoder.to_bfloat16()
         return encoder
 
 

@@ -51,11 +51,8 @@ def hear(
                 made[one.command] = _made(one, directory)
             path = made[one.command] if one.command else one.path
             if path is None or not path.is_file():
-                raise InputError(
-                    f"{one.utt_id}: has no audio file."
-                    if path is None
-                    else f"{one.utt_id}: {path} is no file."
-                )
+                found = "has no audio file" if path is None else f"{path} is no file"
+                raise InputError(f"{one.utt_id}: {found}. Correct its path, or leave the clip out.")
             shown = path.relative_to(directory) if one.command else path
             if not str(shown).isascii() and portable_id(str(shown)) != unicodedata.normalize(
                 "NFC", str(shown)
