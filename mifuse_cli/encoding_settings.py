@@ -11,7 +11,7 @@ CACHE_DTYPES = ("float32", "float16")
 ENGINES = ("local", "ray")
 WORKERS = (
     "Processes that read and encode audio with a frozen encoder; 0: one for each free core. On a GPU, threads that "
-    "read, at most 4."
+    "read, never more than 4."
 )
 """Help of ``--workers``."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(|[kMGT])B")

@@ -96,8 +96,8 @@ class Listing:
             self.segments = replace(self.segments, first_channel=numbering(texts))
         if unread := self.segments.unread(ours):
             _log.info(
-                "%s: not read as bounds of the clips: the columns %s; if they are that, call them start and end, in "
-                "seconds",
+                "%s: the columns %s are not read: if they bound the clips, call them start and end, in seconds "
+                "(prepare generic: --columns start=NAME,end=NAME)",
                 path,
                 some(map(repr, unread)),
             )

@@ -122,7 +122,7 @@ class Clips:
             found = set(twice.tolist())
             first = next(utt_id for utt_id in self._ids() if hash(utt_id) in found)
             once = (
-                ""
+                " Its name without suffix is that of another; rename or remove one."
                 if self._listed is None
                 else " Keep one row of each; parts of a recording need start and end."
             )

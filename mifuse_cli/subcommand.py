@@ -40,14 +40,14 @@ app = typer.Typer(
 
 
 _AS_JSON = "mifuse.log_json"
-"""What a context knows while the file of --config is read, before the options are."""
+"""Key in ``ctx.meta``: whether errors are JSON, known before the options are parsed."""
 
 
 class _Command(typer.core.TyperCommand):
-    """A command whose errors tell which values are not of the command line, where nobody would look for them."""
+    """A command whose errors tell if a wrong value is from the environment or the file of --config."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As the parent does."""
+        """As the parent does, with errors as JSON where they are wanted so."""
         told = (os.environ.get(name, "").lower() for name in _variables(ctx.command.name or "", "log_json"))
         as_json = ctx.meta[_AS_JSON] = "--log-json" in args or not {"1", "true", "yes", "on"}.isdisjoint(told)
         try:

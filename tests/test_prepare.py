@@ -159,6 +159,23 @@ class TestRefusals:
         labels = [row["emotion"] for row in rows(tmp_path / "out/labels.csv")]
         assert labels == ["col\u00e8re", "col\u00e8re", "sad"]
 
+    def test_nothing_is_proposed_for_a_class_that_is_taken_in_another_form(self, tmp_path):
+        joy = tmp_path / "d" / "joie"
+        for number, form in enumerate(("NFC", "NFD")):
+            folder = tmp_path / "d" / unicodedata.normalize(form, "col\u00e8re")
+            folder.mkdir(parents=True)
+            sound(folder / f"{number}.wav")
+        joy.mkdir()
+        sound(joy / "2.wav")
+        result = prepare(tmp_path / "d", tmp_path / "o", corpus="generic", classes="col\u00e8re,joie")
+        assert result.classes == {"col\u00e8re": 2, "joie": 1}
+        assert not [text for text in result.notes if "--merge" in text]
+        merged = prepare(
+            tmp_path / "d", tmp_path / "m", corpus="generic", classes="angry,joie", merge="col\u00e8re=angry"
+        )
+        assert merged.classes == {"angry": 2, "joie": 1}
+        assert not [text for text in merged.notes if "--merge" in text]
+
     def test_duplicates(self, emodb, tmp_path):
         shutil.copytree(emodb / "wav", emodb / "copy")
         with pytest.raises(InputError, match="20 utterances stand more than once"):

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from mifuse_cli.corpora import Corpus, Utterance
 from mifuse_cli.errors import InputError, UsageError, listed
+from mifuse_cli.labels import composed
 from mifuse_cli.listing import Listing, portable_id
 from mifuse_cli.manifest import audio_below
 
@@ -91,7 +92,7 @@ def _in_folders(root: Path) -> Iterator[Utterance]:
         )
     ids = _ids(root, names)
     for name in names:
-        yield Utterance(utt_id=ids[name], path=root / name, label=name.parts[0].strip().lower())
+        yield Utterance(utt_id=ids[name], path=root / name, label=composed(name.parts[0].strip().lower()))
 
 
 def _ids(root: Path, names: list[PurePosixPath]) -> dict[PurePosixPath, str]:

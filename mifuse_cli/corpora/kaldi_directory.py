@@ -8,6 +8,7 @@ from pathlib import Path
 from mifuse_cli import kaldi
 from mifuse_cli.corpora import Corpus, Utterance
 from mifuse_cli.errors import InputError
+from mifuse_cli.labels import composed
 
 
 def read(root: Path) -> Iterator[Utterance]:
@@ -28,7 +29,7 @@ def read(root: Path) -> Iterator[Utterance]:
             utt_id=one.utt_id,
             path=one.path,
             speaker=one.speaker,
-            label=one.emotion,
+            label=composed(one.emotion),
             gender=one.gender,
             text=one.text,
             command=one.command,

@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 
 class ChannelsLast(nn.Conv1d):
-    """The same weights and the same output (B, C, T), which lies in memory as (B, T, C)."""
+    """A convolution whose output (B, C, T) lies in memory as (B, T, C); without padding, dilation and groups."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Output (B, C, T) of input (B, I, S), without padding."""
+        """Output (B, C, T) of input (B, I, S)."""
         one_row = input[:, :, None].contiguous(memory_format=torch.channels_last)
-        # A clone, since a single channel counts as contiguous in any layout, and its strides would tell torch of none.
+        # A clone: with a single channel, `contiguous` would return the weight itself, and torch take the other layout.
         weight = self.weight[:, :, None].clone(memory_format=torch.channels_last)
         return nn.functional.conv2d(one_row, weight, self.bias, (1, *self.stride))[:, :, 0]
 
 
 def keep_channels_last(convolutions: Iterable[nn.Module]) -> None:
-    """Let these convolutions of a loaded model be computed so; names and values of their weights stay."""
+    """Turn those of a loaded model that can be into `ChannelsLast`, in place; names and values of weights stay."""
     for module in convolutions:
-        if type(module) is nn.Conv1d:
+        if type(module) is nn.Conv1d and (module.padding, module.dilation, module.groups) == ((0,), (1,), 1):
             module.__class__ = ChannelsLast

@@ -93,7 +93,10 @@ class Encoder(nn.Module, ABC):
         self.register_parameter("query", None)
 
     def to_bfloat16(self) -> None:
-        """Convert the weights of matrix products, of a frozen encoder; autocast would do so for every batch."""
+        """Store weights as bfloat16, in place, which autocast would convert for every batch; for frozen encoders alone.
+
+        Here those of linear layers and convolutions; all weights where the architecture is known to be made for it.
+        """
         for module in self.modules():
             if type(module) in (nn.Linear, nn.Conv1d, ChannelsLast):
                 module.to(torch.bfloat16)

@@ -284,7 +284,11 @@ def _fed(network: LoadedNetwork, read: Iterable[tuple[_Batch, list[np.ndarray | 
 
 
 def _under_way(network: LoadedNetwork, read: _Waveforms) -> Callable[[], _Matrices]:
-    """Function that waits for what a network makes of waveforms, and for nothing that is computed afterwards."""
+    """Start a network on waveforms without waiting for a GPU.
+
+    Returns:
+        function that waits until what it makes of them is on the CPU, and for no later batch.
+    """
     waveforms, faults = read
     if not waveforms:
         return lambda: _Matrices(np.zeros(0, np.float32), faults, False)
@@ -292,7 +296,7 @@ def _under_way(network: LoadedNetwork, read: _Waveforms) -> Callable[[], _Matric
         values = network(list(map(torch.from_numpy, waveforms)))
     done = None
     if values.is_cuda:
-        # An event by itself would be of the current GPU, which may be another.
+        # Without a stream, an event would be of the current GPU, which may be another one.
         stream = torch.cuda.current_stream(values.device)
         values = values.to("cpu", non_blocking=True)
         done = stream.record_event()

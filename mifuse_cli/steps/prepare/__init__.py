@@ -21,10 +21,12 @@ from mifuse_cli.corpora.selection import (
     check_utterances,
     check_wanted,
     compare,
+    emotion_of,
     select,
 )
 from mifuse_cli.errors import InputError, UsageError, listed, some
 from mifuse_cli.files import atomic_directory, remove_leftovers
+from mifuse_cli.labels import composed
 from mifuse_cli.steps.prepare.config import PrepareConfig, PrepareResult, pairs
 from mifuse_cli.steps.prepare.hearing import hear
 from mifuse_cli.steps.prepare.writing import SUMMARY, Row, count, write_files, write_kaldi
@@ -154,16 +156,17 @@ def _merge_proposal(corpus: Corpus, utterances: Sequence[Utterance], wanted: Wan
         return ""
     from mifuse_cli import lalm
 
-    meant, taken = (
-        lalm.resolver(wanted.classes),
-        {name.casefold() for name in (*wanted.merge, *wanted.classes)},
-    )
-    labels = sorted({one.label for one in utterances if one.label and one.label.casefold() not in taken})
+    meant = lalm.resolver(wanted.classes)
+    taken = {composed(name).casefold() for name in (*wanted.merge, *wanted.classes)}
+    there = {emotion_of(corpus, one.label) for one in utterances if one.label}
+    labels = sorted(label for label in there if label.casefold() not in taken)
     other = {label: name for label in labels if not set(label) & {",", "="} and (name := meant(label))}
     if not other:
         return ""
     merge = ",".join(f"{label}={name}" for label, name in {**wanted.merge, **other}.items())
-    return f"{some(other)} seem to name classes that were asked for; --merge {shlex.quote(merge)} takes them."
+    return (
+        f"{some(other)}: other names of classes that were asked for? --merge {shlex.quote(merge)} takes them."
+    )
 
 
 def _notes(
